@@ -1,0 +1,25 @@
+# The CUDA engine, or the stub that stands in for it, so that no other source needs an #ifdef.
+if(NOT LAMPFAST_CUDA STREQUAL "OFF")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_STANDARD 17)
+    set(CMAKE_CUDA_ARCHITECTURES
+        "75-real;80-real;86-real;89-real;90-real;100-real;120"
+        CACHE STRING "CUDA architectures; the last one also carries PTX")
+    enable_language(CUDA)
+  elseif(LAMPFAST_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "LAMPFAST_CUDA=ON, but no CUDA compiler was found: set CUDACXX to nvcc")
+  endif()
+endif()
+
+if(CMAKE_CUDA_COMPILER AND NOT LAMPFAST_CUDA STREQUAL "OFF")
+  file(GLOB LAMPFAST_CUDA_ENGINE CONFIGURE_DEPENDS csrc/cuda/*.cu)
+  target_sources(_core PRIVATE ${LAMPFAST_CUDA_ENGINE})
+  set_target_properties(_core PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_compile_options(_core PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+    $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LAMPFAST_WERROR}>>:--Werror=all-warnings>)
+else()
+  target_sources(_core PRIVATE csrc/cuda/stub.cpp)
+endif()

@@ -1,0 +1,73 @@
+#include "census.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "chunks.h"
+#include "magnitude.h"
+#include "walk.h"
+
+namespace lampfast {
+
+std::vector<Cut> census(const std::vector<Layer>& layers, int threads) {
+  std::vector<Cut> cuts;
+  cuts.reserve(layers.size());
+  for (const Layer& layer : layers) cuts.push_back({not_finite_key(layer.dtype), 0, 0, 0.0});
+  std::mutex mutex;
+  for_each_chunk(whole(layers), threads, [&](const Chunk& chunk, int) {
+    const Layer& layer = layers[chunk.layer];
+    with_format(layer.dtype, [&](auto format) {
+      using Format = decltype(format);
+      using Key = typename Format::Storage;
+      const auto* data = reinterpret_cast<const Key*>(layer.data);
+      std::int64_t zeros = 0;
+      Key smallest = Format::not_finite;
+      Key largest = 0;
+      Walk<1>(layer.shape, {&layer.strides}, Order::memory)
+          .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
+            for (std::int64_t i = 0; i < length; ++i) {
+              const Key key = Format::key(data[offsets[0] + i]);
+              zeros += key == 0;
+              smallest = std::min(smallest, key == 0 ? Format::not_finite : key);
+              largest = std::max(largest, key);
+            }
+          });
+      if (largest >= Format::not_finite) throw NotFinite();
+      const std::lock_guard<std::mutex> lock(mutex);
+      Cut& cut = cuts[chunk.layer];
+      cut.key = std::min<std::uint64_t>(cut.key, smallest);
+      cut.pruned += zeros;
+    });
+  });
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    cuts[i].threshold = magnitude_of(layers[i].dtype, cuts[i].key);
+  }
+  return cuts;
+}
+
+std::optional<Element> first_not_finite(const std::vector<Layer>& layers, int threads) {
+  std::optional<Element> first;
+  std::mutex mutex;
+  for_each_chunk(whole(layers), threads, [&](const Chunk& chunk, int) {
+    const Layer& layer = layers[chunk.layer];
+    const Strides indices = row_major_strides(layer.shape);
+    with_format(layer.dtype, [&](auto format) {
+      using Format = decltype(format);
+      const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
+      const Walk<2, 1> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+      walk.runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
+        for (std::int64_t i = 0; i < length; ++i) {
+          if (Format::key(data[offsets[0] + i]) < Format::not_finite) continue;
+          const Element found{chunk.layer, offsets[1] + i * walk.step()[1]};
+          const std::lock_guard<std::mutex> lock(mutex);
+          const bool earlier = !first || found.layer < first->layer ||
+                               (found.layer == first->layer && found.index < first->index);
+          if (earlier) first = found;
+        }
+      });
+    });
+  });
+  return first;
+}
+
+}  // namespace lampfast

@@ -1,0 +1,60 @@
+// Cuts layers into chunks of about equal work, so that one huge layer and a thousand small ones both
+// keep every thread busy.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <numeric>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "layer.h"
+
+namespace lampfast {
+
+// The positions [begin, end) of a layer, in the visiting order of walk.h.
+struct Chunk {
+  std::size_t layer;
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+constexpr std::int64_t chunk_size = 1 << 17;
+// Below this many weights a second thread costs more than it saves.
+constexpr std::int64_t least_parallel_size = 1 << 16;
+
+inline std::vector<Chunk> whole(const std::vector<Layer>& layers,
+                                const std::vector<std::size_t>& chosen) {
+  std::vector<Chunk> ranges;
+  ranges.reserve(chosen.size());
+  for (const std::size_t i : chosen) ranges.push_back({i, 0, layers[i].size});
+  return ranges;
+}
+
+inline std::vector<Chunk> whole(const std::vector<Layer>& layers) {
+  std::vector<std::size_t> all(layers.size());
+  std::iota(all.begin(), all.end(), std::size_t{0});
+  return whole(layers, all);
+}
+
+// Calls body(chunk, worker) for chunks that make up the ranges.
+inline void for_each_chunk(const std::vector<Chunk>& ranges, int threads,
+                           const std::function<void(const Chunk&, int)>& body) {
+  std::vector<Chunk> chunks;
+  std::int64_t total = 0;
+  for (const Chunk& range : ranges) {
+    total += range.end - range.begin;
+    for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_size) {
+      chunks.push_back({range.layer, begin, std::min(begin + chunk_size, range.end)});
+    }
+  }
+  if (total < least_parallel_size) threads = 1;
+  cpu::parallel_for(threads, static_cast<std::int64_t>(chunks.size()),
+                    [&](std::int64_t chunk, int worker) {
+                      body(chunks[static_cast<std::size_t>(chunk)], worker);
+                    });
+}
+
+}  // namespace lampfast

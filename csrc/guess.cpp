@@ -1,0 +1,280 @@
+#include "guess.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "cpu/parallel.h"
+#include "magnitude.h"
+#include "walk.h"
+
+namespace lampfast {
+namespace {
+
+// Elements are drawn in blocks of a cache line, and the blocks dealt to groups: how much the groups
+// differ tells how far the guess may be off, also where neighbouring weights are alike.
+constexpr std::int64_t block = 16;
+constexpr std::int64_t groups = 8;
+constexpr std::int64_t least_sample = 128;
+constexpr std::int64_t most_sample = 1 << 17;
+constexpr double deviations = 6.0;   // half a bracket, in standard deviations
+constexpr std::int64_t least_ranks = 4;  // and at least that many ranks of the sample
+
+// The sample's share of a layer: the keys below take 8 bytes whatever the dtype, and may in all
+// take about as much memory as the candidates later do.
+std::int64_t sample_size(const Layer& layer) {
+  const auto bytes = with_format(layer.dtype, [](auto format) {
+    return std::int64_t{sizeof(typename decltype(format)::Storage)};
+  });
+  const std::int64_t share = layer.size * bytes / 512;
+  return std::min(layer.size, std::clamp(share, least_sample, most_sample));
+}
+
+// A number that looks random but depends on `seed` alone (a splitmix64 step).
+std::uint64_t scramble(std::uint64_t seed) {
+  seed += 0x9e3779b97f4a7c15;
+  seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;
+  seed = (seed ^ (seed >> 27)) * 0x94d049bb133111eb;
+  return seed ^ (seed >> 31);
+}
+
+// How a layer's threshold answers to the errors of its sample, linearised around the guess.
+struct Response {
+  std::array<double, groups> count_error{};    // of elements below the threshold, by group
+  std::array<double, groups> log_sum_error{};  // of the sum of squares above it, by group
+  double density = 0.0;    // elements per unit of log magnitude at the threshold
+  double steepness = 2.0;  // d log score / d log magnitude there
+
+  double shift(std::size_t group, double log_score_error) const {
+    return (log_sum_error[group] + log_score_error) / steepness;
+  }
+};
+
+class Sample {
+ public:
+  Sample() = default;
+  Sample(const Layer& layer, double scale) : dtype_(layer.dtype), scale_(scale) {
+    const std::int64_t blocks = (sample_size(layer) + block - 1) / block;
+    entries_.reserve(static_cast<std::size_t>(blocks * block));
+    with_format(layer.dtype, [&](auto format) { draw<decltype(format)>(layer, blocks); });
+    std::sort(entries_.begin(), entries_.end());
+    suffix_.resize(entries_.size() + 1);
+    for (std::int64_t i = size(); i-- > 0;) suffix_[index(i)] = suffix_[index(i + 1)] + square(i);
+    weight_ = size() > 0 ? static_cast<double>(layer.size) / static_cast<double>(size()) : 0.0;
+    complete_ = size() == layer.size;
+  }
+
+  std::int64_t size() const { return static_cast<std::int64_t>(entries_.size()); }
+
+  // Ranks of the sample whose estimated score is at most t.
+  std::int64_t at_most(double t) const {
+    std::int64_t low = 0;
+    for (std::int64_t high = size(); low < high;) {
+      const std::int64_t middle = low + (high - low) / 2;
+      const bool holds = square(middle) <= t * weight_ * suffix_[index(middle)];
+      (holds ? low : high) = holds ? middle + 1 : middle;
+    }
+    return low;
+  }
+
+  double elements(std::int64_t rank) const { return weight_ * static_cast<double>(rank); }
+
+  Response response(std::int64_t rank) const {
+    std::array<double, groups> below{};
+    std::array<double, groups> drawn{};
+    std::array<double, groups> sum{};
+    // Equal magnitudes at the threshold count in proportion, or else their order, which is by
+    // group, would look like a difference between groups.
+    const auto [first_tie, end_tie] = ties(rank);
+    const double tied = static_cast<double>(rank - first_tie) /
+                        static_cast<double>(std::max<std::int64_t>(end_tie - first_tie, 1));
+    for (std::int64_t i = 0; i < size(); ++i) {
+      const std::size_t group = entries_[index(i)] % groups;
+      const double share = i < first_tie ? 1.0 : i < end_tie ? tied : 0.0;
+      drawn[group] += 1.0;
+      below[group] += share;
+      sum[group] += (1.0 - share) * square(i);
+    }
+    Response result;
+    const auto total = static_cast<double>(size());
+    const double mean_sum = suffix_[index(rank)] / total;
+    for (std::size_t g = 0; g < groups; ++g) {
+      if (drawn[g] == 0.0) continue;
+      result.count_error[g] =
+          weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total);
+      if (mean_sum > 0.0) result.log_sum_error[g] = sum[g] / drawn[g] / mean_sum - 1.0;
+    }
+    const std::int64_t reach = std::max(least_ranks, size() / 64);
+    const std::int64_t to = std::min(rank + reach, size() - 1);
+    const std::int64_t from = std::min(std::max(rank - reach, first_above_zero()), to);
+    const double low = value(from);
+    const double high = value(to);
+    if (low > 0.0 && high > low) {
+      result.density = elements(to - from) / std::log(high / low);
+      result.steepness += square(std::min(rank, to)) * result.density /
+                          std::max(weight_ * suffix_[index(rank)], square(to));
+    }
+    return result;
+  }
+
+  // The keys within `log_margin` of the threshold, and a few ranks of the sample on either side.
+  Bracket bracket(std::int64_t rank, double log_margin) const {
+    std::uint64_t low = 1;  // zeros are told apart by being below every bracket
+    std::uint64_t high = not_finite_key(dtype_);
+    if (!complete_) {
+      const std::int64_t low_rank = rank - least_ranks;
+      const std::int64_t high_rank = rank + least_ranks;
+      if (low_rank >= 0) {
+        low = std::max(low, std::min(key(low_rank), shifted(rank, -log_margin)));
+      }
+      if (high_rank < size()) {
+        high = std::min(high, std::max(key(high_rank), shifted(rank, log_margin)) + 1);
+      }
+    }
+    high = std::max(low, high);
+    return {low, high, low - 1, high};
+  }
+
+ private:
+  // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
+  std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
+    if (rank >= size()) return {rank, rank};
+    return {first_not_less(key(rank)), first_not_less(key(rank) + 1)};
+  }
+
+  std::int64_t first_above_zero() const { return first_not_less(1); }
+
+  std::int64_t first_not_less(std::uint64_t wanted) const {
+    const auto found = std::partition_point(
+        entries_.begin(), entries_.end(),
+        [&](std::uint64_t entry) { return entry_key(entry) < wanted; });
+    return found - entries_.begin();
+  }
+
+  static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+  template <class Format>
+  void draw(const Layer& layer, std::int64_t blocks) {
+    const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
+    const Walk<1> walk(layer.shape, {&layer.strides}, Order::memory);
+    const auto part = [&](std::int64_t b) {
+      return layer.size / blocks * b + layer.size % blocks * b / blocks;
+    };
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      // One block from each of as many equal parts, at a scrambled place in it, so that no period
+      // of the weights can hide from the sample.
+      const std::int64_t slack = std::max<std::int64_t>(part(b + 1) - part(b) - block, 0);
+      const std::int64_t begin =
+          part(b) + static_cast<std::int64_t>(scramble(static_cast<std::uint64_t>(b)) %
+                                              static_cast<std::uint64_t>(slack + 1));
+      const auto group = static_cast<std::uint64_t>(b % groups);
+      walk.runs(begin, std::min(begin + block, part(b + 1)),
+                [&](auto, const auto& offsets, std::int64_t length) {
+                  for (std::int64_t i = 0; i < length; ++i) {
+                    // What is not finite is the survey's to report.
+                    const std::uint64_t magnitude = std::min<std::uint64_t>(
+                        Format::key(data[offsets[0] + i]), Format::not_finite - 1);
+                    entries_.push_back(magnitude << key_shift() >> rounding() << rounding() |
+                                       group);
+                  }
+                });
+    }
+  }
+
+  // An entry is a key with the group in the three bits below it; float64 gives up three of its own.
+  int key_shift() const { return dtype_ == Dtype::float64 ? 0 : 3; }
+  static int rounding() { return 3; }
+
+  std::uint64_t entry_key(std::uint64_t entry) const {
+    return entry >> rounding() << rounding() >> key_shift();
+  }
+  std::uint64_t key(std::int64_t i) const { return entry_key(entries_[index(i)]); }
+  double square(std::int64_t i) const { return scaled_square_of(dtype_, key(i), scale_); }
+  double value(std::int64_t i) const { return magnitude_of(dtype_, key(i)); }
+
+  // The key whose magnitude is about e^distance times that of a rank: near a key, each step of the
+  // key moves the magnitude by 1 in as many as its mantissa counts.
+  std::uint64_t shifted(std::int64_t rank, double distance) const {
+    const std::uint64_t at = key(std::clamp<std::int64_t>(rank, 0, size() - 1));
+    const double steps = distance * static_cast<double>(decompose(dtype_, at).mantissa);
+    const double moved = static_cast<double>(at) + steps + std::copysign(1.0, distance);
+    return static_cast<std::uint64_t>(
+        std::clamp(moved, 0.0, static_cast<double>(not_finite_key(dtype_) - 1)));
+  }
+
+  Dtype dtype_ = Dtype::float32;
+  double scale_ = 1.0;
+  double weight_ = 0.0;  // elements of the layer for each of the sample
+  bool complete_ = false;
+  std::vector<std::uint64_t> entries_;
+  std::vector<double> suffix_;  // sums of squares from each rank on
+};
+
+// The score at which the samples, scaled up, have `count` elements.
+double guess_score(const std::vector<Sample>& samples, std::int64_t count) {
+  double low = -2000.0;  // of log2(score)
+  double high = 1.0;
+  for (int step = 0; step < 44; ++step) {
+    const double middle = (low + high) / 2.0;
+    double fewer = 0.0;
+    for (const Sample& sample : samples) {
+      fewer += sample.elements(sample.at_most(std::exp2(middle)));
+    }
+    (fewer < static_cast<double>(count) ? low : high) = middle;
+  }
+  return std::exp2(high);
+}
+
+// How far, in standard deviations, each layer's log threshold may lie from the guess. In a group's
+// own sample the layers' counts and sums differ from the whole's; the score moves until the counts
+// add up again, and each layer's threshold with it.
+std::vector<double> log_margins(const std::vector<Response>& responses) {
+  double flow = 0.0;  // elements per unit of log score
+  for (const Response& layer : responses) flow += layer.density / layer.steepness;
+  std::vector<double> variances(responses.size(), 0.0);
+  for (std::size_t g = 0; g < groups; ++g) {
+    double surplus = 0.0;
+    for (const Response& layer : responses) {
+      surplus += layer.count_error[g] + layer.density * layer.shift(g, 0.0);
+    }
+    const double log_score_error = flow > 0.0 ? -surplus / flow : 0.0;
+    for (std::size_t i = 0; i < responses.size(); ++i) {
+      const double shift = responses[i].shift(g, log_score_error);
+      variances[i] += shift * shift / static_cast<double>(groups * (groups - 1));
+    }
+  }
+  for (double& variance : variances) {
+    const double margin = deviations * std::sqrt(variance);
+    variance = std::isfinite(margin) ? margin : std::numeric_limits<double>::infinity();
+  }
+  return variances;
+}
+
+}  // namespace
+
+std::vector<Bracket> guess(const std::vector<Layer>& layers, const std::vector<double>& scales,
+                           std::int64_t count, int threads) {
+  std::vector<Sample> samples(layers.size());
+  cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()), [&](std::int64_t i, int) {
+    const auto layer = static_cast<std::size_t>(i);
+    samples[layer] = Sample(layers[layer], scales[layer]);
+  });
+  const double score = guess_score(samples, count);
+  std::vector<std::int64_t> ranks(layers.size());
+  std::vector<Response> responses(layers.size());
+  cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()), [&](std::int64_t i, int) {
+    const auto layer = static_cast<std::size_t>(i);
+    ranks[layer] = samples[layer].at_most(score);
+    if (samples[layer].size() > 0) responses[layer] = samples[layer].response(ranks[layer]);
+  });
+  const std::vector<double> margins = log_margins(responses);
+  std::vector<Bracket> brackets(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    brackets[i] = samples[i].bracket(ranks[i], margins[i]);
+  }
+  return brackets;
+}
+
+}  // namespace lampfast

@@ -1,0 +1,53 @@
+// The types that every stage passes: a layer, and what is decided about it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+namespace lampfast {
+
+enum class Dtype : std::uint8_t {
+  float32,
+  float16,
+  bfloat16,
+  float64,
+  float8_e4m3fn,
+  float8_e5m2,
+  boolean,
+};
+
+// A strided tensor by its address. Strides count elements; the caller keeps the memory alive.
+struct Layer {
+  std::byte* data;
+  Dtype dtype;
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> strides;
+  std::int64_t size;  // the product of the shape
+};
+
+// A layer's answer. Magnitudes whose key (magnitude.h) is smaller are pruned, and of those equal to
+// it the first `ties` in row-major order; `key` is that of the smallest kept element, or the first
+// key that is not finite where none is kept.
+struct Cut {
+  std::uint64_t key;
+  std::int64_t ties;
+  std::int64_t pruned;
+  double threshold;  // the magnitude that the key stands for; infinity where none is kept
+};
+
+// Where a layer's answer is looked for: magnitude keys in [low, high). The layer's other elements
+// are known to have keys up to `below_last` or from `above_first` on.
+struct Bracket {
+  std::uint64_t low;
+  std::uint64_t high;
+  std::uint64_t below_last;
+  std::uint64_t above_first;
+};
+
+struct NotFinite : std::invalid_argument {
+  NotFinite() : std::invalid_argument("a layer has an element that is NaN or infinite") {}
+};
+
+}  // namespace lampfast

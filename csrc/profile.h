@@ -1,0 +1,69 @@
+// A layer's elements in order of magnitude, as steps between which the score is bounded rigorously.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layer.h"
+#include "survey.h"
+
+namespace lampfast {
+
+// Equal magnitudes and how many there are.
+struct Run {
+  std::uint64_t key;
+  std::int64_t count;
+};
+
+// Elements with keys in [first, last], consecutive in the layer's order.
+struct Step {
+  std::uint64_t first;
+  std::uint64_t last;
+  std::int64_t before;  // elements of the layer that come earlier
+  std::int64_t count;
+  double after;  // the sum of the scaled squares of all that come later
+  double from;   // the same, and the step's own added
+
+  bool is_run() const { return first == last; }  // equal magnitudes: nothing is left to find out
+  std::int64_t end() const { return before + count; }
+};
+
+class Profile {
+ public:
+  Profile() = default;
+
+  // From the survey's slots or, once the candidates have been sorted, from their runs.
+  Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs);
+
+  // Bounds on how many elements score at most t; these are the first in the layer's order.
+  // For t >= least_score.
+  std::int64_t surely_at_most(double t) const;
+  std::int64_t possibly_at_most(double t) const;
+
+  // The step that holds a position of the layer's order; the position must be less than the size.
+  const Step* step_at(std::int64_t position) const;
+
+  double square(std::uint64_t key) const;  // scaled, as the sums are
+  Dtype dtype() const { return dtype_; }
+  const std::vector<Step>& steps() const { return steps_; }
+
+  // Below every score of a float32 layer. Smaller ones, which a float64 layer may have, are not
+  // told apart by the bounds.
+  static constexpr double least_score = 0x1p-800;
+
+ private:
+  Dtype dtype_{};
+  double scale_ = 1.0;
+  std::vector<Step> steps_;
+};
+
+// Scores between which the last pruned element must lie: fewer than `count` elements score at most
+// `low` (which is 0 where nothing is known), and at least `count` score at most `high`.
+struct ScoreRange {
+  double low;
+  double high;
+};
+
+ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count);
+
+}  // namespace lampfast

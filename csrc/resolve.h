@@ -1,0 +1,26 @@
+// Resolve: among the few elements that the bounds leave open, find the last pruned one exactly.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layer.h"
+#include "profile.h"
+
+namespace lampfast {
+
+// The positions [begin, end) of a layer's order whose place in the global order is still open. The
+// steps that hold them are runs.
+struct Window {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+// How many elements of each window are among the first `count` of all windows in the order of the
+// contract: exact score, then layer position, then the layer's own order.
+std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
+                                  const std::vector<Profile>& profiles,
+                                  const std::vector<Window>& windows, std::int64_t count,
+                                  int threads);
+
+}  // namespace lampfast
