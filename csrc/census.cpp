@@ -4,12 +4,14 @@
 #include <mutex>
 
 #include "chunks.h"
+#include "cpu/parallel.h"
 #include "magnitude.h"
 #include "walk.h"
 
 namespace lampfast {
 
 std::vector<Cut> census(const std::vector<Layer>& layers, int threads) {
+  const cpu::DefaultFloatEnvironment environment;
   std::vector<Cut> cuts;
   cuts.reserve(layers.size());
   for (const Layer& layer : layers) cuts.push_back({not_finite_key(layer.dtype), 0, 0, 0.0});

@@ -16,10 +16,10 @@ namespace {
 // Elements are drawn in blocks of a cache line, and the blocks dealt to groups: how much the groups
 // differ tells how far the guess may be off, also where neighbouring weights are alike.
 constexpr std::int64_t block = 16;
-constexpr std::int64_t groups = 8;
+constexpr std::int64_t groups = 16;
 constexpr std::int64_t least_sample = 128;
 constexpr std::int64_t most_sample = 1 << 17;
-constexpr double deviations = 6.0;   // half a bracket, in standard deviations
+constexpr double deviations = 4.0;   // half a bracket, in standard deviations
 constexpr std::int64_t least_ranks = 4;  // and at least that many ranks of the sample
 
 // The sample's share of a layer: the keys below take 8 bytes whatever the dtype, and may in all
@@ -183,9 +183,9 @@ class Sample {
     }
   }
 
-  // An entry is a key with the group in the three bits below it; float64 gives up three of its own.
-  int key_shift() const { return dtype_ == Dtype::float64 ? 0 : 3; }
-  static int rounding() { return 3; }
+  // An entry is a key with the group in the four bits below it; float64 gives up four of its own.
+  int key_shift() const { return dtype_ == Dtype::float64 ? 0 : 4; }
+  static int rounding() { return 4; }
 
   std::uint64_t entry_key(std::uint64_t entry) const {
     return entry >> rounding() << rounding() >> key_shift();

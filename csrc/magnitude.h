@@ -28,6 +28,12 @@ struct Decomposed {
   int exponent;
 };
 
+constexpr float power_of_two(int exponent) {
+  float power = 1.0F;
+  for (int i = 0; i < exponent; ++i) power *= 2.0F;
+  return power;
+}
+
 template <class StorageType, int ExponentBits, int MantissaBits, std::uint64_t NotFiniteKey>
 struct FloatFormat {
   using Storage = StorageType;
@@ -39,6 +45,9 @@ struct FloatFormat {
       static_cast<Storage>((Storage{1} << (ExponentBits + MantissaBits)) - 1);
   // The weight of the last mantissa bit of the smallest normal number, and of all subnormals.
   static constexpr int least_exponent = 1 - bias - MantissaBits;
+
+  // 2^(127 - bias): from a narrow format's exponent to float32's. (float64 has no use for it.)
+  static constexpr float rebias = bias > 127 ? 0.0F : power_of_two(127 - bias);
 
   static Storage key(Storage bits) { return static_cast<Storage>(bits & magnitude_mask); }
 
@@ -66,7 +75,6 @@ struct FloatFormat {
     } else if constexpr (sizeof(Storage) == 4) {
       return static_cast<double>(bit_cast<float>(key));
     } else {
-      constexpr float rebias = bit_cast_power(127 - bias);
       const auto widened = static_cast<std::uint32_t>(key) << (23 - MantissaBits);
       const float finite = bit_cast<float>(widened) * rebias;
       return key < not_finite ? static_cast<double>(finite)
@@ -74,12 +82,6 @@ struct FloatFormat {
     }
   }
 
- private:
-  static constexpr float bit_cast_power(int exponent) {
-    float power = 1.0F;
-    for (int i = 0; i < exponent; ++i) power *= 2.0F;
-    return power;
-  }
 };
 
 using Float32 = FloatFormat<std::uint32_t, 8, 23, 0x7f800000>;

@@ -27,16 +27,6 @@ double between(double low, double high) {
   return bit_cast<double>(a + (b - a) / 2);
 }
 
-// Narrows [low, high] around the point where the predicate turns from true to false.
-template <class Predicate>
-void bisect(double& low, double& high, Predicate&& holds) {
-  constexpr double close_enough = 1.0 + 0x1p-37;
-  while (high > low * close_enough) {
-    const double middle = between(low, high);
-    (holds(middle) ? low : high) = middle;
-  }
-}
-
 }  // namespace
 
 Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs)
@@ -50,7 +40,9 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
     if (count == 0) return;
     const double after = sum.value();
     sum.add(own);
-    steps_.push_back({first, last, 0, count, after, sum.value()});
+    const double least = square(first) > 0.0 ? square(first) / sum.value() : 0.0;
+    const double most = last > 0 ? square(last) / (square(last) + after) : 0.0;
+    steps_.push_back({first, last, 0, count, after, least * (1.0 - margin), most * (1.0 + margin)});
   };
   push(above_first, not_finite_key(dtype) - 1, survey.above, survey.above_sum);
   if (runs.empty()) {
@@ -81,8 +73,7 @@ double Profile::square(std::uint64_t key) const { return scaled_square_of(dtype_
 
 std::int64_t Profile::surely_at_most(double t) const {
   const auto next = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
-    const double largest = square(step.last);
-    return largest * (1.0 + margin) <= t * (largest + step.after);
+    return step.most_score <= t;
   });
   if (next == steps_.end()) return steps_.empty() ? 0 : steps_.back().end();
   if (!next->is_run()) return next->before;
@@ -92,7 +83,7 @@ std::int64_t Profile::surely_at_most(double t) const {
 
 std::int64_t Profile::possibly_at_most(double t) const {
   const auto next = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
-    return square(step.first) * (1.0 - margin) <= t * step.from;
+    return step.least_score <= t;
   });
   if (next == steps_.begin()) return 0;
   const Step& step = *(next - 1);
@@ -108,7 +99,7 @@ const Step* Profile::step_at(std::int64_t position) const {
   return &*next;
 }
 
-ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count) {
+ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange known) {
   const auto surely_fewer = [&](double t) {
     std::int64_t most = 0;
     for (const Profile& profile : profiles) most += profile.possibly_at_most(t);
@@ -119,15 +110,35 @@ ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count) {
     for (const Profile& profile : profiles) least += profile.surely_at_most(t);
     return least < count;
   };
-  // Every score is at most 1, and 2 leaves room for the bounds' margin.
-  double low = Profile::least_score;
-  double high = 2.0;
-  if (!possibly_fewer(low)) return {0.0, low};
-  ScoreRange range{low, high};
-  bisect(range.low, high, surely_fewer);
-  if (!surely_fewer(range.low)) range.low = 0.0;
-  bisect(low, range.high, possibly_fewer);
-  return range;
+  constexpr double close_enough = 1.0 + 0x1p-37;
+  double low = std::max(known.low, Profile::all_scores.low);
+  double high = known.high;
+  // One search for both ends for as long as the bounds decide, then one for each.
+  double undecided = high;
+  while (high > low * close_enough) {
+    const double middle = between(low, high);
+    if (surely_fewer(middle)) {
+      low = middle;
+    } else if (!possibly_fewer(middle)) {
+      high = undecided = middle;
+    } else {
+      undecided = middle;
+      break;
+    }
+  }
+  for (double end = undecided; end > low * close_enough;) {
+    const double middle = between(low, end);
+    (surely_fewer(middle) ? low : end) = middle;
+  }
+  for (double begin = undecided; high > begin * close_enough;) {
+    const double middle = between(begin, high);
+    (possibly_fewer(middle) ? begin : high) = middle;
+  }
+  if (low == Profile::all_scores.low) {
+    if (!possibly_fewer(low)) return {0.0, low};
+    if (!surely_fewer(low)) low = 0.0;
+  }
+  return {low, high};
 }
 
 }  // namespace lampfast

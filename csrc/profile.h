@@ -21,11 +21,19 @@ struct Step {
   std::uint64_t last;
   std::int64_t before;  // elements of the layer that come earlier
   std::int64_t count;
-  double after;  // the sum of the scaled squares of all that come later
-  double from;   // the same, and the step's own added
+  double after;        // the sum of the scaled squares of all that come later
+  double least_score;  // rigorous bounds on the scores of its elements
+  double most_score;
 
   bool is_run() const { return first == last; }  // equal magnitudes: nothing is left to find out
   std::int64_t end() const { return before + count; }
+};
+
+// Scores between which the last pruned element must lie: fewer than `count` elements score at most
+// `low` (which is 0 where nothing is known), and at least `count` score at most `high`.
+struct ScoreRange {
+  double low;
+  double high;
 };
 
 class Profile {
@@ -36,7 +44,7 @@ class Profile {
   Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs);
 
   // Bounds on how many elements score at most t; these are the first in the layer's order.
-  // For t >= least_score.
+  // For t >= all_scores.low.
   std::int64_t surely_at_most(double t) const;
   std::int64_t possibly_at_most(double t) const;
 
@@ -47,9 +55,9 @@ class Profile {
   Dtype dtype() const { return dtype_; }
   const std::vector<Step>& steps() const { return steps_; }
 
-  // Below every score of a float32 layer. Smaller ones, which a float64 layer may have, are not
-  // told apart by the bounds.
-  static constexpr double least_score = 0x1p-800;
+  // The low end is below every score of a float32 layer. Smaller ones, which a float64 layer may
+  // have, are not told apart by the bounds.
+  static constexpr ScoreRange all_scores{0x1p-800, 2.0};
 
  private:
   Dtype dtype_{};
@@ -57,13 +65,7 @@ class Profile {
   std::vector<Step> steps_;
 };
 
-// Scores between which the last pruned element must lie: fewer than `count` elements score at most
-// `low` (which is 0 where nothing is known), and at least `count` score at most `high`.
-struct ScoreRange {
-  double low;
-  double high;
-};
-
-ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count);
+// Narrows a range that is known to hold: Profile::all_scores, or one from coarser profiles.
+ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange known);
 
 }  // namespace lampfast

@@ -16,9 +16,9 @@ namespace lampfast {
 namespace {
 
 // Candidates of a layer that are sorted rather than narrowed further.
-constexpr std::int64_t few = 512;
+constexpr std::int64_t few = 64;
 
-// Memory for candidates: 3% of the weights' bytes, and what small models need.
+// Memory for candidates: 4% of the weights' bytes, and what small models need.
 constexpr std::int64_t least_budget = 1 << 19;
 
 std::int64_t candidate_budget(const std::vector<Layer>& layers) {
@@ -28,7 +28,7 @@ std::int64_t candidate_budget(const std::vector<Layer>& layers) {
       return std::int64_t{sizeof(typename decltype(format)::Storage)};
     });
   }
-  return least_budget + bytes / 100 * 3;
+  return least_budget + bytes / 25;
 }
 
 std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
@@ -87,13 +87,13 @@ class Selection {
 
   // Bounds the cut, and reads again what the bounds leave open. True when nothing is.
   bool settled() {
-    const ScoreRange range = locate(profiles_, count_);
+    range_ = locate(profiles_, count_, range_);
     std::vector<Bracket> needed(layers_.size());
     std::vector<std::size_t> candidates;
     std::vector<std::size_t> weights;
     std::vector<std::size_t> stuck;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (layers_[i].size == 0 || !look_up(i, range, needed[i])) continue;
+      if (layers_[i].size == 0 || !look_up(i, needed[i])) continue;
       const Bracket known = surveys_[i].bracket;
       const bool within = needed[i].low >= known.low && needed[i].high <= known.high;
       const bool narrower = needed[i].high - needed[i].low < known.high - known.low;
@@ -116,11 +116,11 @@ class Selection {
 
   // Sets a layer's window. True when not all of its elements are told apart; `needed` then brackets
   // them, and the first element that is kept, which names the cut.
-  bool look_up(std::size_t i, const ScoreRange& range, Bracket& needed) {
+  bool look_up(std::size_t i, Bracket& needed) {
     const Profile& profile = profiles_[i];
     Window& window = windows_[i];
-    window.begin = range.low > 0.0 ? profile.surely_at_most(range.low) : 0;
-    window.end = profile.possibly_at_most(range.high);
+    window.begin = range_.low > 0.0 ? profile.surely_at_most(range_.low) : 0;
+    window.end = profile.possibly_at_most(range_.high);
     const std::int64_t last = std::min(window.end, layers_[i].size - 1);
     const Step* from = profile.step_at(std::min(window.begin, last));
     const Step* to = profile.step_at(last);
@@ -173,7 +173,11 @@ class Selection {
       const std::size_t i = chosen[static_cast<std::size_t>(c)];
       Survey& survey = surveys_[i];
       std::vector<Run> runs;
-      if (survey.stored && survey.inside() <= few_) runs = sorted_runs(layers_[i], survey);
+      if (survey.stored && survey.inside() <= few_) {
+        runs = sorted_runs(layers_[i], survey);
+        survey.candidates.clear();
+        survey.stored = false;
+      }
       profiles_[i] = Profile(layers_[i].dtype, survey, runs);
       survey.slots = {};
     });
@@ -200,6 +204,7 @@ class Selection {
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;
+  ScoreRange range_ = Profile::all_scores;
 };
 
 }  // namespace

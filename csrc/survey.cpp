@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <mutex>
 
 #include "chunks.h"
 #include "cpu/parallel.h"
+#include "lanes.h"
 #include "magnitude.h"
 #include "walk.h"
 
@@ -60,58 +62,79 @@ class Classifier {
         scale_(survey.scale),
         slot_bits_(survey.slot_bits) {}
 
-  // Calls sink(keys, count) with the keys inside the bracket, which may stand where they were read.
+  // Calls sink(keys, count) with the keys inside the bracket; the data may be overwritten then.
   template <class Sink>
   void read(const Key* data, std::int64_t length, Tally& tally, Sink&& sink) {
     for (std::int64_t begin = 0; begin < length; begin += block) {
       const auto count = static_cast<int>(std::min<std::int64_t>(block, length - begin));
-      outside(data + begin, count, tally);
-      const int inside = compact(data + begin, count);
+      read_keys(data + begin, count);
+      tally_outside(tally);
+      const int inside = compact();
       if (inside == 0) continue;
       for (int i = 0; i < inside; ++i) {
         Slot& slot = tally.slots[static_cast<std::size_t>((inside_[i] - low_) >> slot_bits_)];
         ++slot.count;
         slot.sum.add(scaled_square<Format>(inside_[i], scale_));
       }
-      sink(inside_.data(), inside);
+      sink(inside_, inside);
     }
   }
 
  private:
   static constexpr int block = 2048;
-  static constexpr int lanes = 8;
+  static constexpr int unit = 2 * lane_count;
   static_assert(block <= Sum::leaf_terms);
 
-  void outside(const Key* data, int count, Tally& tally) const {
-    std::array<double, lanes> sums{};
+  // Short plain loops, each of a form that compilers vectorise.
+
+  void read_keys(const Key* data, int count) {
+    for (int i = 0; i < count; ++i) keys_[i] = Format::key(data[i]);
+    for (count_ = count; count % unit != 0; ++count) keys_[count] = 0;
+  }
+
+  void tally_outside(Tally& tally) const {
     int below = 0;
     int above = 0;
-    const auto take = [&](Key bits, double& sum) {
-      const Key key = Format::key(bits);
-      below += key < low_;
-      above += key >= high_;
-      sum += key >= high_ ? scaled_square<Format>(key, scale_) : 0.0;
-    };
-    int i = 0;
-    for (; i + lanes <= count; i += lanes) {
-      for (int lane = 0; lane < lanes; ++lane) {
-        take(data[i + lane], sums[static_cast<std::size_t>(lane)]);
-      }
+    for (int i = 0; i < count_; ++i) {
+      below += keys_[i] < low_;
+      above += keys_[i] >= high_;
     }
-    for (; i < count; ++i) take(data[i], sums[0]);
-    double sum = 0.0;
-    for (const double lane : sums) sum += lane;
     tally.below += below;
     tally.above += above;
+    // Two sums for every lane, so that an addition need not wait for the one before it.
+    std::array<Lanes<double>, 2> sums{};
+    for (int i = 0; i < count_; i += unit) {
+      for (int half = 0; half < 2; ++half) {
+        Lanes<Key> keys;
+        load(keys, keys_ + i + half * lane_count);
+        keys = keys >= high_ ? keys : keys ^ keys;
+        Lanes<double> value;
+        values<Format>(value, keys);
+        if constexpr (sizeof(Key) == 8) value *= scale_;
+        sums[static_cast<std::size_t>(half)] += value * value;
+      }
+    }
+    const Lanes<double> both = sums[0] + sums[1];
+    double sum = 0.0;
+    for (int lane = 0; lane < lane_count; ++lane) sum += both[lane];
     tally.above_sum.add(sum);
   }
 
-  int compact(const Key* data, int count) {
+  int compact() {
+    const auto width = static_cast<Key>(high_ - low_);
+    for (int i = 0; i < count_; ++i) {
+      flags_[i] = static_cast<Key>(keys_[i] - low_) < width ? 1 : 0;
+    }
     int inside = 0;
-    for (int i = 0; i < count; ++i) {
-      const Key key = Format::key(data[i]);
-      inside_[static_cast<std::size_t>(inside)] = key;
-      inside += (key >= low_) & (key < high_);
+    for (int i = 0; i < count_; i += 8) {
+      std::uint64_t any;
+      std::memcpy(&any, &flags_[i], sizeof(any));
+      if (any == 0) continue;
+      const int end = std::min(i + 8, count_);
+      for (int j = i; j < end; ++j) {
+        inside_[inside] = keys_[j];
+        inside += flags_[j];
+      }
     }
     return inside;
   }
@@ -120,7 +143,10 @@ class Classifier {
   Key high_;
   double scale_;
   int slot_bits_;
-  std::array<Key, block> inside_;
+  int count_ = 0;
+  alignas(64) Key keys_[block];
+  alignas(64) std::uint8_t flags_[block];
+  alignas(64) Key inside_[block];
 };
 
 }  // namespace

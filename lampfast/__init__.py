@@ -1,0 +1,21 @@
+"""lampfast prunes any torch model by the LAMP score: exactly, in place, at the speed of memory.
+
+The score rescales each weight's magnitude by what pruning it, and nothing larger, would cost its
+layer. One global threshold on the score then gives every layer its own sparsity, with no
+hyper-parameter (Lee et al., Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR 2021,
+arXiv 2010.07611).
+
+Example:
+    >>> import torch, lampfast
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 10))
+    >>> lampfast.prune(model, 0.9)
+    Report(numel=4736, kept=474, sparsity=0.8999, layers=2)
+"""
+
+from importlib.metadata import version
+
+from lampfast._report import Report
+from lampfast.pruning import masks, prune, report, scores
+
+__all__ = ["Report", "__version__", "masks", "prune", "report", "scores"]
+__version__ = version("lampfast")

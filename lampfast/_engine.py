@@ -1,0 +1,72 @@
+"""The engine's stages in order: decide on every layer, then act; and name what stopped it.
+
+`sources` are what is scored in the layers' place: their importances, or the layers themselves.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from lampfast import _core
+from lampfast.views import View
+
+
+def prune(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
+    """Zero the `count` weights of `layers` that score lowest, in place."""
+    cuts = _select(layers, sources, count)
+    _core.zero(_pointers(sources), _pointers(layers), cuts, torch.get_num_threads())
+    return cuts
+
+
+def masks(
+    layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], count: int
+) -> None:
+    """Write False to `outputs` for the `count` weights that score lowest, else True."""
+    cuts = _select(layers, sources, count)
+    _core.mask(_pointers(sources), _pointers(outputs), cuts, torch.get_num_threads())
+
+
+def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
+    """Write the score of every weight to `outputs`."""
+    with _naming_nonfinite(layers, sources):
+        _core.score(_pointers(sources), _pointers(outputs), torch.get_num_threads())
+
+
+def census(layers: Sequence[View]) -> list[_core.Cut]:
+    """The cuts that describe what is zero now."""
+    with _naming_nonfinite(layers, layers):
+        return _core.census(_pointers(layers), torch.get_num_threads())
+
+
+def _select(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
+    with _naming_nonfinite(layers, sources):
+        return _core.select(_pointers(sources), count, torch.get_num_threads())
+
+
+@contextmanager
+def _naming_nonfinite(layers: Sequence[View], sources: Sequence[View]) -> Iterator[None]:
+    """Check what the engine does not read, and say where it found a NaN or an infinity."""
+    if sources is not layers and (error := _nonfinite(layers)):
+        raise error
+    try:
+        yield
+    except ValueError as error:
+        raise _nonfinite(sources) or error from None
+
+
+def _nonfinite(views: Sequence[View]) -> ValueError | None:
+    found = _core.first_nonfinite(_pointers(views), torch.get_num_threads())
+    if found is None:
+        return None
+    view, flat = views[found[0]], found[1]
+    index = tuple(map(int, np.unravel_index(flat, view.weight.shape)))
+    return ValueError(
+        f"{view.what} {view.name!r} has {view.weight[index].item()} at index {index}, and only "
+        "finite values can be ordered; repair it first, or leave the layer out with exclude="
+    )
+
+
+def _pointers(views: Sequence[View]) -> list[_core.Layer]:
+    return [view.pointer for view in views]

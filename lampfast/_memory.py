@@ -1,0 +1,106 @@
+"""Who shares memory with whom: exactly, from addresses, shapes and strides; nothing is read."""
+
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def array(
+    address: int, itemsize: int, shape: Sequence[int], strides: Sequence[int]
+) -> npt.NDArray[np.void]:
+    """An array over any tensor's memory, whatever its dtype, for the questions below.
+
+    Args:
+        address: Of the first element.
+        itemsize: Bytes an element.
+        shape: Its shape.
+        strides: Its strides, in elements.
+
+    Returns:
+        An array of opaque elements. It does not keep the memory alive, and is never read.
+    """
+    interface = {
+        "version": 3,
+        "data": (address, True),
+        "typestr": f"|V{itemsize}",
+        "shape": tuple(shape),
+        "strides": tuple(step * itemsize for step in strides),
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
+
+
+def reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """Offsets of the lowest and the highest element from the first, in elements.
+
+    Example:
+        >>> reach((3, 4), (-4, 1))
+        (-8, 3)
+    """
+    ends = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
+    return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
+
+
+def clusters(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Which [start, stop) spans of addresses overlap, directly or through others.
+
+    Example:
+        >>> list(clusters([(0, 8), (20, 28), (4, 12), (8, 20)]))
+        [[0, 2, 3]]
+
+    Args:
+        spans: Any number of them; an empty one overlaps nothing.
+
+    Yields:
+        Ascending positions of two or more spans; most models yield nothing.
+    """
+    cluster: list[int] = []
+    end = 0
+    for i in sorted(range(len(spans)), key=spans.__getitem__):
+        start, stop = spans[i]
+        if start >= end:
+            if len(cluster) > 1:
+                yield sorted(cluster)
+            cluster = []
+        if start < stop:
+            cluster.append(i)
+            end = max(end, stop)
+    if len(cluster) > 1:
+        yield sorted(cluster)
+
+
+def runs(of: npt.NDArray[Any]) -> tuple[tuple[int, int], ...]:
+    """The (step in bytes, count) of an array's dimensions, in an order that no view changes.
+
+    Views that permute, flip, split or flatten dimensions have equal runs; a dense array has one.
+
+    Example:
+        >>> w = np.zeros((3, 4, 5), np.float32)
+        >>> runs(w), runs(w.T), runs(w[::-1].reshape(3, 20)), runs(w[:, :2])
+        (((4, 60),), ((4, 60),), ((4, 60),), ((4, 10), (80, 3)))
+    """
+    found = [(of.itemsize, 1)]
+    dims = zip(of.strides, of.shape, strict=True)
+    for step, n in sorted((abs(step), n) for step, n in dims if n > 1):
+        inner, count = found[-1]
+        if step == inner * count:
+            found[-1] = inner, count * n
+        else:
+            found.append((step, n))
+    return tuple(found)
+
+
+def repeats(array: npt.NDArray[Any]) -> bool:
+    """Whether two elements of an array are the same memory, or overlap.
+
+    Example:
+        >>> repeats(np.broadcast_to(np.zeros(3), (2, 3)))
+        True
+    """
+    if len(runs(array)) == 1 or not array.size:
+        return False
+    # Two elements that meet first differ in some dimension d: there one is at 0, the other later.
+    fixed = (array[(0,) * d] for d in range(array.ndim))
+    return any(np.shares_memory(part[:1], part[1:]) for part in fixed)

@@ -1,0 +1,126 @@
+"""What a pruning left: a table for people, attributes and a dict for programs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+
+class LayerReport(NamedTuple):
+    """One layer's row of a `Report`.
+
+    Attributes:
+        name: The layer's name in the model.
+        shape: The shape of its weight.
+        numel: How many weights it has.
+        kept: How many of them remain.
+        threshold: The smallest magnitude that remains (of the importance, where one was given);
+            None if none remains.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    kept: int
+    threshold: float | None
+
+    @property
+    def sparsity(self) -> float:
+        """The pruned fraction of the layer, 0.0 to 1.0; 0.0 if it has no weights."""
+        return _sparsity(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """The sparsity of a model, overall and layer by layer; print it for a table.
+
+    After `lampfast.prune` exactly the weights that it pruned count as pruned. From
+    `lampfast.report` every weight that is zero does.
+
+    Attributes:
+        layers: One `LayerReport` per layer, in the model's order.
+
+    Example:
+        >>> print(Report((LayerReport("fc.weight", (2, 50), 100, 10, 0.25),)))
+        layer      shape    weights  kept  sparsity  threshold
+        fc.weight  (2, 50)      100    10    90.00%       0.25
+        total                   100    10    90.00%
+    """
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many weights all layers have together."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def kept(self) -> int:
+        """How many weights remain in all layers together."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """The pruned fraction of all weights, 0.0 to 1.0; 0.0 if there are none."""
+        return _sparsity(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report in plain dicts, lists and numbers, ready for `json.dumps`.
+
+        Example:
+            >>> Report((LayerReport("fc", (4,), 4, 1, 0.5),)).to_dict()["layers"][0]["sparsity"]
+            0.75
+        """
+        return {
+            "numel": self.numel,
+            "kept": self.kept,
+            "sparsity": self.sparsity,
+            "layers": [
+                {**layer._asdict(), "shape": list(layer.shape), "sparsity": layer.sparsity}
+                for layer in self.layers
+            ],
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Report(numel={self.numel}, kept={self.kept}, sparsity={self.sparsity:.4f}, "
+            f"layers={len(self.layers)})"
+        )
+
+    def __str__(self) -> str:
+        rows = list(self._rows())
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        align: tuple[Callable[[str, int], str], ...] = (str.ljust, str.ljust, *[str.rjust] * 4)
+        return "\n".join(
+            "  ".join(
+                put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)
+            ).rstrip()
+            for row in rows
+        )
+
+    def _repr_html_(self) -> str:
+        head, *body = self._rows()
+        return (
+            f"<table><thead>{_html_row(head, 'th')}</thead>"
+            f"<tbody>{''.join(_html_row(row, 'td') for row in body)}</tbody></table>"
+        )
+
+    def _rows(self) -> Iterable[tuple[str, ...]]:
+        """The table as text: a heading, the layers, the total."""
+        yield "layer", "shape", "weights", "kept", "sparsity", "threshold"
+        for layer in self.layers:
+            threshold = "" if layer.threshold is None else f"{layer.threshold:.4g}"
+            yield layer.name, str(layer.shape), *_counts(layer), threshold
+        yield "total", "", *_counts(self), ""
+
+
+def _sparsity(part: LayerReport | Report) -> float:
+    return (part.numel - part.kept) / part.numel if part.numel else 0.0
+
+
+def _counts(part: LayerReport | Report) -> tuple[str, str, str]:
+    return f"{part.numel:,}", f"{part.kept:,}", f"{part.sparsity:.2%}"
+
+
+def _html_row(cells: Iterable[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"

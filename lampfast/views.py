@@ -1,0 +1,335 @@
+"""From tensors to addresses: everything is checked here, once, and trusted below."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.parameter import is_lazy
+
+from lampfast import _core, _memory
+from lampfast._core import Dtype
+
+Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
+
+_DTYPES: dict[object, Dtype] = {
+    torch.float32: Dtype.float32,
+    torch.float16: Dtype.float16,
+    torch.bfloat16: Dtype.bfloat16,
+    torch.float64: Dtype.float64,
+    torch.float8_e4m3fn: Dtype.float8_e4m3fn,
+    torch.float8_e5m2: Dtype.float8_e5m2,
+    np.dtype(np.float32): Dtype.float32,
+    np.dtype(np.float16): Dtype.float16,
+    np.dtype(np.float64): Dtype.float64,
+}
+
+
+class View(NamedTuple):
+    """A checked weight, as the engine reads or writes it; keeps its memory alive.
+
+    Attributes:
+        what: What a message calls it: "layer" or "importance of layer".
+        name: Its name in the model.
+        weight: The tensor or array itself.
+        dtype: How its elements are stored.
+        size: How many elements it has.
+        pointer: What the engine sees of it.
+        span: The addresses [start, stop) that its elements lie in.
+    """
+
+    what: str
+    name: str
+    weight: Weight
+    dtype: Dtype
+    size: int
+    pointer: _core.Layer
+    span: tuple[int, int]
+
+
+def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
+    """Check the weights of a model and find their addresses.
+
+    Example:
+        >>> encoder = torch.ones(3)
+        >>> [view.name for view in layers({"encoder": encoder, "decoder": encoder.detach()})]
+        ['encoder']
+
+    Args:
+        weights: Tensors or arrays of any shape and strides, by name.
+        write: Whether they are to be changed in place.
+
+    Returns:
+        The distinct weights: one that is tied counts once, under its first name.
+
+    Raises:
+        TypeError: A weight's type, dtype, layout or device is not one that is pruned.
+        ValueError: Two weights share part of their memory; or one that is to be written is
+            read-only, or has elements that share memory.
+    """
+    views = [_checked("layer", name, weight) for name, weight in weights.items()]
+    if write:
+        for view in views:
+            _check_writable(view)
+    tied = _tied(views)
+    return [view for i, view in enumerate(views) if i not in tied] if tied else views
+
+
+def importances(
+    importance: Mapping[str, Weight], layers: Sequence[View], *, write: bool = False
+) -> list[View]:
+    """Check the importances of layers and put them in the layers' order.
+
+    Args:
+        importance: For the name of every layer, a tensor or array of its shape and of any
+            floating-point dtype that is pruned.
+        layers: What they are the importances of.
+        write: Whether the layers are to be changed in place.
+
+    Returns:
+        The importances.
+
+    Raises:
+        TypeError: It is not a mapping, or an importance is what a weight may not be.
+        ValueError: A name is missing or unknown, a shape differs, or writing the layers would
+            change an importance.
+    """
+    if not isinstance(importance, Mapping):
+        raise TypeError(
+            f"importance is a {type(importance).__name__}; pass a mapping {{name: tensor}} that "
+            "names the layers"
+        )
+    names = [layer.name for layer in layers]
+    missing = [name for name in names if name not in importance]
+    unknown = importance.keys() - names
+    if missing or unknown:
+        raise ValueError(
+            "importance must name exactly the layers that are pruned, tied ones by the first name "
+            f"(missing: {missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); take the names "
+            "from lampfast.report(model).layers"
+        )
+    views = [_checked("importance of layer", name, importance[name]) for name in names]
+    for view, layer in zip(views, layers, strict=True):
+        if view.weight.shape != layer.weight.shape:
+            raise ValueError(
+                f"importance of layer {layer.name!r} has shape {tuple(view.weight.shape)}, the "
+                f"layer has shape {tuple(layer.weight.shape)}; pass one value for every weight"
+            )
+    if write:
+        _check_apart(views, layers)
+    return views
+
+
+def count(s: float, numel: int) -> int:
+    """How many of `numel` weights a sparsity means.
+
+    Example:
+        >>> count(0.9, 1000), count(900, 1000)
+        (900, 900)
+
+    Args:
+        s: A float is the fraction to prune, 0.0 to 1.0; an int is the number of weights itself.
+        numel: How many weights there are.
+
+    Returns:
+        `round(s * numel)` for a float, `s` for an int.
+
+    Raises:
+        TypeError: s is neither, or a bool.
+        ValueError: s is out of range.
+    """
+    if isinstance(s, bool) or not isinstance(s, Real):
+        raise TypeError(
+            f"s is a {type(s).__name__}; pass a float for the fraction of weights to prune, such "
+            "as 0.9, or an int for their number"
+        )
+    if isinstance(s, Integral):
+        if not 0 <= s <= numel:
+            raise ValueError(
+                f"s is {s}, but an int is the number of weights to prune, 0 to {numel} here; for a "
+                "fraction pass a float, such as 0.9 for 90 %"
+            )
+        return int(s)
+    fraction = float(s)
+    if not 0 <= fraction <= 1:
+        raise ValueError(
+            f"s is {fraction}, but a float is the fraction of weights to prune, 0.0 to 1.0, such "
+            "as 0.9 for 90 %; for a number of weights pass an int"
+        )
+    return round(fraction * numel)
+
+
+def empty_masks(layers: Sequence[View]) -> list[View]:
+    """New bool tensors or arrays of the layers' shapes, to write masks to."""
+    masks: list[Weight] = [
+        torch.empty_like(layer.weight, dtype=torch.bool)
+        if isinstance(layer.weight, torch.Tensor)
+        else np.empty_like(layer.weight, dtype=bool, subok=False)
+        for layer in layers
+    ]
+    return [
+        _view("mask", layer.name, mask, Dtype.boolean)
+        for layer, mask in zip(layers, masks, strict=True)
+    ]
+
+
+def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
+    """New tensors or arrays of the layers' shapes, to write the scores of `sources` to.
+
+    They are float64 where the source is, else float32.
+    """
+    views = []
+    for layer, source in zip(layers, sources, strict=True):
+        dtype = Dtype.float64 if source.dtype == Dtype.float64 else Dtype.float32
+        like, shape = layer.weight, layer.weight.shape
+        scores: Weight
+        if isinstance(like, torch.Tensor):
+            scores = torch.empty(shape, dtype=getattr(torch, dtype.name), device=like.device)
+        else:
+            scores = np.empty(shape, dtype.name)
+        views.append(_view("scores", layer.name, scores, dtype))
+    return views
+
+
+def _checked(what: str, name: str, weight: Weight) -> View:
+    """The view of a weight that the caller gave."""
+    if isinstance(weight, torch.Tensor):
+        problem = _tensor_problem(weight)
+    elif isinstance(weight, np.ndarray):
+        problem = _array_problem(weight)
+    else:
+        problem = (
+            f"is a {type(weight).__name__}; pass a torch tensor or a numpy array, or leave it "
+            "out with exclude="
+        )
+    if problem:
+        raise TypeError(f"{what} {name!r} {problem}")
+    return _view(what, name, weight, _DTYPES[weight.dtype])
+
+
+def _view(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
+    """The view of a weight that is known to be good."""
+    shape, itemsize = weight.shape, weight.itemsize
+    if isinstance(weight, torch.Tensor):
+        address, strides = weight.data_ptr(), weight.stride()
+        size, dense = weight.numel(), weight.is_contiguous()
+    else:
+        address = weight.__array_interface__["data"][0]
+        strides = tuple(step // itemsize for step in weight.strides)
+        size, dense = weight.size, weight.flags.c_contiguous
+    pointer = _core.Layer(address, dtype, shape, strides)
+    first, last = (0, size - 1) if dense else _memory.reach(shape, strides)
+    span = address + first * itemsize, address + (last + 1) * itemsize
+    return View(what, name, weight, dtype, size, pointer, span)
+
+
+def _tensor_problem(tensor: torch.Tensor) -> str | None:
+    """Why a tensor's values are not floats to be found at its address, and the way out."""
+    if is_lazy(tensor):
+        return "is not initialised yet; run its lazy module once first"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"is a {type(tensor).__name__}, which wraps other tensors; pass plain tensors"
+    if tensor.dtype not in _DTYPES:
+        return _dtype_problem(tensor.dtype)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return "is sparse or nested, not strided; convert it with .to_dense() first"
+    if not tensor.is_cpu:
+        if tensor.is_meta:
+            return "is on the meta device and has no values; load them first"
+        return f"is on {tensor.device}; this version prunes on the CPU: move it with .cpu() first"
+    if tensor.is_neg():
+        return "is a lazily negated view; call .resolve_neg() first"
+    if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
+        return "has no memory, its storage was freed; restore it first"
+    return None
+
+
+def _array_problem(array: npt.NDArray[Any]) -> str | None:
+    """Why an array's values are not floats to be found at its address, and the way out."""
+    if array.dtype not in _DTYPES:
+        return _dtype_problem(array.dtype)
+    if not array.flags.aligned or any(step % array.itemsize for step in array.strides):
+        return "does not lie in memory as whole, aligned elements; pass a copy of it"
+    return None
+
+
+def _dtype_problem(dtype: object) -> str:
+    good = ", ".join(dict.fromkeys(good.name for good in _DTYPES.values()))
+    return (
+        f"has dtype {dtype}, not one that is pruned ({good}); convert it first, or choose the "
+        "layers with include= or exclude="
+    )
+
+
+def _check_writable(view: View) -> None:
+    """Check that a weight can be changed in place, each element by itself."""
+    weight = view.weight
+    if isinstance(weight, torch.Tensor):
+        dense = weight.is_contiguous()
+    else:
+        dense = weight.flags.c_contiguous
+        if not weight.flags.writeable:
+            raise ValueError(f"layer {view.name!r} is a read-only array; prune a copy of it")
+    if not dense and _memory.repeats(_array(weight)):
+        raise ValueError(
+            f"layer {view.name!r} has elements that share memory, as an expanded tensor does; "
+            "prune the tensor that it was expanded from, or a copy"
+        )
+
+
+def _tied(views: Sequence[View]) -> set[int]:
+    """Positions of views of the same memory as an earlier one, elements and dtype alike.
+
+    Raises:
+        ValueError: Two views share memory in any other way.
+    """
+    tied = set()
+    for cluster in _memory.clusters([view.span for view in views]):
+        distinct: dict[object, int] = {}
+        arrays = {i: _array(views[i].weight) for i in cluster}
+        for i in cluster:
+            same = views[i].dtype, views[i].span, _memory.runs(arrays[i])
+            if same in distinct:
+                tied.add(i)
+                continue
+            for j in distinct.values():
+                if np.shares_memory(arrays[i], arrays[j]):
+                    raise ValueError(
+                        f"layers {views[j].name!r} and {views[i].name!r} share part of their "
+                        "memory; copy one of them first, or leave it out with exclude="
+                    )
+            distinct[same] = i
+    return tied
+
+
+def _check_apart(sources: Sequence[View], layers: Sequence[View]) -> None:
+    """Check that no importance changes while the layers are pruned in place.
+
+    A layer's own weight may be its importance: each element is read before it is written.
+    """
+    n = len(layers)
+    views = [*layers, *sources]
+    for cluster in _memory.clusters([view.span for view in views]):
+        arrays = {i: _array(views[i].weight) for i in cluster}
+        for i, j in itertools.product(cluster, repeat=2):
+            if not i < n <= j:
+                continue
+            layer, source = views[i], views[j]
+            own = i == j - n and (layer.dtype, layer.span) == (source.dtype, source.span)
+            if own and arrays[i].strides == arrays[j].strides:
+                continue
+            if np.shares_memory(arrays[i], arrays[j]):
+                raise ValueError(
+                    f"importance of layer {source.name!r} shares memory with layer {layer.name!r}, "
+                    "which is pruned in place; pass a copy of it"
+                )
+
+
+def _array(weight: Weight) -> npt.NDArray[Any]:
+    """The weight's memory for the questions of `_memory`."""
+    if isinstance(weight, torch.Tensor):
+        return _memory.array(weight.data_ptr(), weight.itemsize, weight.shape, weight.stride())
+    return weight
