@@ -135,9 +135,8 @@ void for_each_cut(const std::vector<Layer>& sources, const std::vector<Cut>& cut
   for (std::size_t i = 0; i < sources.size(); ++i) {
     first_kept_ties[i] = TieBoundary(sources[i], cuts[i], threads).find();
   }
-  for_each_chunk(whole(sources), threads, [&](const Chunk& chunk, int) {
-    visit(chunk, first_kept_ties[chunk.layer]);
-  });
+  for_each_chunk(whole(sources), threads,
+                 [&](const Chunk& chunk, int) { visit(chunk, first_kept_ties[chunk.layer]); });
 }
 
 template <class Element>

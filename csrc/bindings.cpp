@@ -54,11 +54,12 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("threshold", &Cut::threshold);
 
   const py::call_guard<py::gil_scoped_release> released;
-  m.def("select", &lampfast::select, py::arg("layers"), py::arg("count"), py::arg("threads"), released);
-  m.def("zero", &zero, py::arg("sources"), py::arg("targets"), py::arg("cuts"),
-        py::arg("threads"), released);
-  m.def("mask", &mask, py::arg("sources"), py::arg("targets"), py::arg("cuts"),
-        py::arg("threads"), released);
+  m.def("select", &lampfast::select, py::arg("layers"), py::arg("count"), py::arg("threads"),
+        released);
+  m.def("zero", &zero, py::arg("sources"), py::arg("targets"), py::arg("cuts"), py::arg("threads"),
+        released);
+  m.def("mask", &mask, py::arg("sources"), py::arg("targets"), py::arg("cuts"), py::arg("threads"),
+        released);
   m.def("score", &score, py::arg("layers"), py::arg("outputs"), py::arg("threads"), released);
   m.def("census", &census, py::arg("layers"), py::arg("threads"), released);
   m.def(

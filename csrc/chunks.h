@@ -1,5 +1,5 @@
-// Cuts layers into chunks of about equal work, so that one huge layer and a thousand small ones both
-// keep every thread busy.
+// Cuts layers into chunks of about equal work, so that one huge layer and a thousand small ones
+// both keep every thread busy.
 #pragma once
 
 #include <algorithm>

@@ -16,19 +16,17 @@ namespace {
 // Elements are drawn in blocks of a cache line, and the blocks dealt to groups: how much the groups
 // differ tells how far the guess may be off, also where neighbouring weights are alike.
 constexpr std::int64_t block = 16;
-constexpr std::int64_t groups = 16;
-constexpr std::int64_t least_sample = 128;
+constexpr int group_bits = 4;
+constexpr std::int64_t groups = 1 << group_bits;
+constexpr std::int64_t least_sample = 64;
 constexpr std::int64_t most_sample = 1 << 17;
-constexpr double deviations = 4.0;   // half a bracket, in standard deviations
+constexpr double deviations = 4.0;       // half a bracket, in standard deviations
 constexpr std::int64_t least_ranks = 4;  // and at least that many ranks of the sample
 
-// The sample's share of a layer: the keys below take 8 bytes whatever the dtype, and may in all
-// take about as much memory as the candidates later do.
+// The sample's share of a layer: its entries take 8 bytes each whatever the dtype, and in all no
+// more memory than the candidates may take later.
 std::int64_t sample_size(const Layer& layer) {
-  const auto bytes = with_format(layer.dtype, [](auto format) {
-    return std::int64_t{sizeof(typename decltype(format)::Storage)};
-  });
-  const std::int64_t share = layer.size * bytes / 512;
+  const std::int64_t share = layer.size * item_size(layer.dtype) / 512;
   return std::min(layer.size, std::clamp(share, least_sample, most_sample));
 }
 
@@ -42,10 +40,10 @@ std::uint64_t scramble(std::uint64_t seed) {
 
 // How a layer's threshold answers to the errors of its sample, linearised around the guess.
 struct Response {
-  std::array<double, groups> count_error{};    // of elements below the threshold, by group
-  std::array<double, groups> log_sum_error{};  // of the sum of squares above it, by group
-  double density = 0.0;    // elements per unit of log magnitude at the threshold
-  double steepness = 2.0;  // d log score / d log magnitude there
+  std::array<float, groups> count_error{};    // of elements below the threshold, by group
+  std::array<float, groups> log_sum_error{};  // of the sum of squares above it, by group
+  double density = 0.0;                       // elements per unit of log magnitude at the threshold
+  double steepness = 2.0;                     // d log score / d log magnitude there
 
   double shift(std::size_t group, double log_score_error) const {
     return (log_sum_error[group] + log_score_error) / steepness;
@@ -57,11 +55,18 @@ class Sample {
   Sample() = default;
   Sample(const Layer& layer, double scale) : dtype_(layer.dtype), scale_(scale) {
     const std::int64_t blocks = (sample_size(layer) + block - 1) / block;
-    entries_.reserve(static_cast<std::size_t>(blocks * block));
+    const std::uint64_t end = not_finite_key(layer.dtype);
+    while (end >> dropped_bits_ >> (32 - group_bits) != 0) ++dropped_bits_;
+    entries_.reserve(static_cast<std::size_t>(std::min(blocks * block, layer.size)));
     with_format(layer.dtype, [&](auto format) { draw<decltype(format)>(layer, blocks); });
     std::sort(entries_.begin(), entries_.end());
-    suffix_.resize(entries_.size() + 1);
-    for (std::int64_t i = size(); i-- > 0;) suffix_[index(i)] = suffix_[index(i + 1)] + square(i);
+    for (std::int64_t i = 0; i < size(); ++i) total_ += square(i);
+    tails_.resize(entries_.size() + 1);
+    double sum = 0.0;
+    for (std::int64_t i = size(); i-- > 0;) {
+      sum += square(i);
+      tails_[index(i)] = static_cast<float>(sum / total_);
+    }
     weight_ = size() > 0 ? static_cast<double>(layer.size) / static_cast<double>(size()) : 0.0;
     complete_ = size() == layer.size;
   }
@@ -73,7 +78,7 @@ class Sample {
     std::int64_t low = 0;
     for (std::int64_t high = size(); low < high;) {
       const std::int64_t middle = low + (high - low) / 2;
-      const bool holds = square(middle) <= t * weight_ * suffix_[index(middle)];
+      const bool holds = square(middle) <= t * weight_ * sum_from(middle);
       (holds ? low : high) = holds ? middle + 1 : middle;
     }
     return low;
@@ -99,12 +104,14 @@ class Sample {
     }
     Response result;
     const auto total = static_cast<double>(size());
-    const double mean_sum = suffix_[index(rank)] / total;
+    const double mean_sum = sum_from(rank) / total;
     for (std::size_t g = 0; g < groups; ++g) {
       if (drawn[g] == 0.0) continue;
-      result.count_error[g] =
-          weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total);
-      if (mean_sum > 0.0) result.log_sum_error[g] = sum[g] / drawn[g] / mean_sum - 1.0;
+      result.count_error[g] = static_cast<float>(
+          weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total));
+      if (mean_sum > 0.0) {
+        result.log_sum_error[g] = static_cast<float>(sum[g] / drawn[g] / mean_sum - 1.0);
+      }
     }
     const std::int64_t reach = std::max(least_ranks, size() / 64);
     const std::int64_t to = std::min(rank + reach, size() - 1);
@@ -114,7 +121,7 @@ class Sample {
     if (low > 0.0 && high > low) {
       result.density = elements(to - from) / std::log(high / low);
       result.steepness += square(std::min(rank, to)) * result.density /
-                          std::max(weight_ * suffix_[index(rank)], square(to));
+                          std::max(weight_ * sum_from(rank), square(to));
     }
     return result;
   }
@@ -130,7 +137,7 @@ class Sample {
         low = std::max(low, std::min(key(low_rank), shifted(rank, -log_margin)));
       }
       if (high_rank < size()) {
-        high = std::min(high, std::max(key(high_rank), shifted(rank, log_margin)) + 1);
+        high = std::min(high, std::max(key(high_rank), shifted(rank, log_margin)) + cell());
       }
     }
     high = std::max(low, high);
@@ -141,15 +148,15 @@ class Sample {
   // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
   std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
     if (rank >= size()) return {rank, rank};
-    return {first_not_less(key(rank)), first_not_less(key(rank) + 1)};
+    return {first_not_less(key(rank)), first_not_less(key(rank) + cell())};
   }
 
-  std::int64_t first_above_zero() const { return first_not_less(1); }
+  std::int64_t first_above_zero() const { return first_not_less(cell()); }
 
   std::int64_t first_not_less(std::uint64_t wanted) const {
-    const auto found = std::partition_point(
-        entries_.begin(), entries_.end(),
-        [&](std::uint64_t entry) { return entry_key(entry) < wanted; });
+    const auto found =
+        std::partition_point(entries_.begin(), entries_.end(),
+                             [&](std::uint32_t entry) { return entry_key(entry) < wanted; });
     return found - entries_.begin();
   }
 
@@ -169,28 +176,28 @@ class Sample {
       const std::int64_t begin =
           part(b) + static_cast<std::int64_t>(scramble(static_cast<std::uint64_t>(b)) %
                                               static_cast<std::uint64_t>(slack + 1));
-      const auto group = static_cast<std::uint64_t>(b % groups);
-      walk.runs(begin, std::min(begin + block, part(b + 1)),
-                [&](auto, const auto& offsets, std::int64_t length) {
-                  for (std::int64_t i = 0; i < length; ++i) {
-                    // What is not finite is the survey's to report.
-                    const std::uint64_t magnitude = std::min<std::uint64_t>(
-                        Format::key(data[offsets[0] + i]), Format::not_finite - 1);
-                    entries_.push_back(magnitude << key_shift() >> rounding() << rounding() |
-                                       group);
-                  }
-                });
+      const auto group = static_cast<std::uint32_t>(b % groups);
+      walk.runs(
+          begin, std::min(begin + block, part(b + 1)),
+          [&](auto, const auto& offsets, std::int64_t length) {
+            for (std::int64_t i = 0; i < length; ++i) {
+              // What is not finite is the survey's to report.
+              const std::uint64_t magnitude = std::min<std::uint64_t>(
+                  Format::key(data[offsets[0] + i]), Format::not_finite - 1);
+              entries_.push_back(
+                  static_cast<std::uint32_t>(magnitude >> dropped_bits_ << group_bits) | group);
+            }
+          });
     }
   }
 
-  // An entry is a key with the group in the four bits below it; float64 gives up four of its own.
-  int key_shift() const { return dtype_ == Dtype::float64 ? 0 : 4; }
-  static int rounding() { return 4; }
-
-  std::uint64_t entry_key(std::uint64_t entry) const {
-    return entry >> rounding() << rounding() >> key_shift();
+  // How many keys share an entry.
+  std::uint64_t cell() const { return std::uint64_t{1} << dropped_bits_; }
+  std::uint64_t entry_key(std::uint32_t entry) const {
+    return std::uint64_t{entry >> group_bits} << dropped_bits_;
   }
   std::uint64_t key(std::int64_t i) const { return entry_key(entries_[index(i)]); }
+  double sum_from(std::int64_t rank) const { return total_ * tails_[index(rank)]; }
   double square(std::int64_t i) const { return scaled_square_of(dtype_, key(i), scale_); }
   double value(std::int64_t i) const { return magnitude_of(dtype_, key(i)); }
 
@@ -207,9 +214,11 @@ class Sample {
   Dtype dtype_ = Dtype::float32;
   double scale_ = 1.0;
   double weight_ = 0.0;  // elements of the layer for each of the sample
+  double total_ = 0.0;   // of the sample's squares
   bool complete_ = false;
-  std::vector<std::uint64_t> entries_;
-  std::vector<double> suffix_;  // sums of squares from each rank on
+  int dropped_bits_ = 0;
+  std::vector<std::uint32_t> entries_;  // the key's leading bits, and the group below them
+  std::vector<float> tails_;            // the share of the total from each rank on
 };
 
 // The score at which the samples, scaled up, have `count` elements.

@@ -81,7 +81,6 @@ struct FloatFormat {
                               : std::numeric_limits<double>::quiet_NaN();
     }
   }
-
 };
 
 using Float32 = FloatFormat<std::uint32_t, 8, 23, 0x7f800000>;
@@ -122,8 +121,14 @@ double scaled_square(typename Format::Storage key, double scale) {
   return value * value;
 }
 
+inline std::int64_t item_size(Dtype dtype) {
+  return with_format(
+      dtype, [](auto format) { return std::int64_t{sizeof(typename decltype(format)::Storage)}; });
+}
+
 inline std::uint64_t not_finite_key(Dtype dtype) {
-  return with_format(dtype, [](auto format) { return std::uint64_t{decltype(format)::not_finite}; });
+  return with_format(dtype,
+                     [](auto format) { return std::uint64_t{decltype(format)::not_finite}; });
 }
 
 inline double magnitude_of(Dtype dtype, std::uint64_t key) {

@@ -32,7 +32,6 @@ double between(double low, double high) {
 Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs)
     : dtype_(dtype), scale_(survey.scale) {
   const auto [low, high, below_last, above_first] = survey.bracket;
-  steps_.reserve(2 + (runs.empty() ? survey.slots.size() : runs.size()));
   // From the top down, since a step needs the sum of all that come later.
   Sum sum;
   const auto push = [&](std::uint64_t first, std::uint64_t last, std::int64_t count,
@@ -61,6 +60,7 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
   // What lies below has a lower bound of 0 on its score, so that its sum is not needed.
   push(0, below_last, survey.below, Sum{});
 
+  steps_.shrink_to_fit();
   std::reverse(steps_.begin(), steps_.end());
   std::int64_t before = 0;
   for (Step& step : steps_) {
@@ -72,9 +72,8 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
 double Profile::square(std::uint64_t key) const { return scaled_square_of(dtype_, key, scale_); }
 
 std::int64_t Profile::surely_at_most(double t) const {
-  const auto next = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
-    return step.most_score <= t;
-  });
+  const auto next = std::partition_point(steps_.begin(), steps_.end(),
+                                         [&](const Step& step) { return step.most_score <= t; });
   if (next == steps_.end()) return steps_.empty() ? 0 : steps_.back().end();
   if (!next->is_run()) return next->before;
   const double ratio = next->after / square(next->first);
@@ -82,9 +81,8 @@ std::int64_t Profile::surely_at_most(double t) const {
 }
 
 std::int64_t Profile::possibly_at_most(double t) const {
-  const auto next = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
-    return step.least_score <= t;
-  });
+  const auto next = std::partition_point(steps_.begin(), steps_.end(),
+                                         [&](const Step& step) { return step.least_score <= t; });
   if (next == steps_.begin()) return 0;
   const Step& step = *(next - 1);
   if (!step.is_run()) return step.end();
@@ -93,9 +91,8 @@ std::int64_t Profile::possibly_at_most(double t) const {
 }
 
 const Step* Profile::step_at(std::int64_t position) const {
-  const auto next = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
-    return step.end() <= position;
-  });
+  const auto next = std::partition_point(steps_.begin(), steps_.end(),
+                                         [&](const Step& step) { return step.end() <= position; });
   return &*next;
 }
 

@@ -107,7 +107,8 @@ class Sequence {
   std::vector<Natural> exact_after_;  // by run, from first_ on
 };
 
-// Negative, zero or positive as the score of `a` is less than, equal to or greater than that of `b`.
+// Negative, zero or positive as the score of `a` is less than, equal to or greater than that of
+// `b`.
 int compare_scores(Sequence& a, const Sequence::Element& x, Sequence& b,
                    const Sequence::Element& y) {
   if (x.key == 0 || y.key == 0) return (x.key != 0) - (y.key != 0);

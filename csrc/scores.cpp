@@ -103,8 +103,7 @@ void write_scores(const Entries& sorted, float* output) {
   for (std::size_t i = sorted.size(); i-- > 0;) {
     const double square = scaled_square<Float32>(sorted[i].key, 1.0);
     sum.add(square);
-    output[sorted[i].index] =
-        sorted[i].key == 0 ? 0.0F : static_cast<float>(square / sum.value());
+    output[sorted[i].index] = sorted[i].key == 0 ? 0.0F : static_cast<float>(square / sum.value());
   }
 }
 
@@ -146,9 +145,8 @@ void score_by_sort(const Layer& layer, Score* output) {
 void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs, int threads) {
   std::vector<std::size_t> largest_first(layers.size());
   std::iota(largest_first.begin(), largest_first.end(), std::size_t{0});
-  std::stable_sort(largest_first.begin(), largest_first.end(), [&](std::size_t a, std::size_t b) {
-    return layers[a].size > layers[b].size;
-  });
+  std::stable_sort(largest_first.begin(), largest_first.end(),
+                   [&](std::size_t a, std::size_t b) { return layers[a].size > layers[b].size; });
   cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()), [&](std::int64_t t, int) {
     const std::size_t i = largest_first[static_cast<std::size_t>(t)];
     const Layer& layer = layers[i];

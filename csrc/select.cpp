@@ -16,19 +16,17 @@ namespace lampfast {
 namespace {
 
 // Candidates of a layer that are sorted rather than narrowed further.
-constexpr std::int64_t few = 64;
+constexpr std::int64_t few = 24;
 
-// Memory for candidates: 4% of the weights' bytes, and what small models need.
-constexpr std::int64_t least_budget = 1 << 19;
+// Memory for candidates: 3% of the weights' bytes, and what small models need.
+constexpr std::int64_t least_budget = 1 << 17;
 
 std::int64_t candidate_budget(const std::vector<Layer>& layers) {
   std::int64_t bytes = 0;
   for (const Layer& layer : layers) {
-    bytes += layer.size * with_format(layer.dtype, [](auto format) {
-      return std::int64_t{sizeof(typename decltype(format)::Storage)};
-    });
+    bytes += layer.size * item_size(layer.dtype);
   }
-  return least_budget + bytes / 25;
+  return least_budget + bytes / 100 * 3;
 }
 
 std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
@@ -97,7 +95,9 @@ class Selection {
       const Bracket known = surveys_[i].bracket;
       const bool within = needed[i].low >= known.low && needed[i].high <= known.high;
       const bool narrower = needed[i].high - needed[i].low < known.high - known.low;
-      auto& list = within && !narrower ? stuck : within && surveys_[i].stored ? candidates : weights;
+      auto& list = within && !narrower            ? stuck
+                   : within && surveys_[i].stored ? candidates
+                                                  : weights;
       list.push_back(i);
     }
     if (candidates.empty() && weights.empty()) {

@@ -15,9 +15,9 @@
 namespace lampfast {
 namespace {
 
-constexpr std::int64_t most_slots = 1024;
+constexpr std::int64_t most_slots = 512;
 constexpr std::int64_t least_slots = 8;
-constexpr std::int64_t weights_per_slot = 64;  // keeps the slots of small layers small
+constexpr std::int64_t weights_per_slot = 256;  // keeps the slots of small layers small
 
 // As many slots as the layer's size allows, each a power of two of keys wide.
 void lay_out_slots(std::int64_t size, Survey& survey) {
@@ -149,6 +149,30 @@ class Classifier {
   alignas(64) Key inside_[block];
 };
 
+// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long,
+// else copies of many runs together.
+template <class Element, class Body>
+void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
+  constexpr std::int64_t long_run = 256;
+  std::array<Element, 4 * long_run> gathered;
+  std::int64_t count = 0;
+  const auto flush = [&] {
+    if (count > 0) body(gathered.data(), count);
+    count = 0;
+  };
+  Walk<1>(layer.shape, {&layer.strides}, Order::memory)
+      .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
+        if (length >= long_run) {
+          body(data + offsets[0], length);
+          return;
+        }
+        if (count + length > static_cast<std::int64_t>(gathered.size())) flush();
+        std::copy_n(data + offsets[0], length, gathered.data() + count);
+        count += length;
+      });
+  flush();
+}
+
 }  // namespace
 
 std::vector<double> scales(const std::vector<Layer>& layers, int threads) {
@@ -210,10 +234,9 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<std::siz
       const auto keep = [&](const Key* keys, std::int64_t count) {
         tally.stored = tally.stored && writer.append(keys, count, tally.candidates);
       };
-      Walk<1>(layer.shape, {&layer.strides}, Order::memory)
-          .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-            classifier.read(data + offsets[0], length, tally, keep);
-          });
+      for_each_stretch(layer, data, chunk, [&](const Key* keys, std::int64_t length) {
+        classifier.read(keys, length, tally, keep);
+      });
     });
     const std::lock_guard<std::mutex> lock(mutex);
     tally.merge_into(survey);

@@ -35,8 +35,8 @@ class Walk {
  public:
   using Offsets = std::array<std::int64_t, Tensors>;
 
-  Walk(const std::vector<std::int64_t>& shape,
-       const std::array<const Strides*, Tensors>& strides, Order order) {
+  Walk(const std::vector<std::int64_t>& shape, const std::array<const Strides*, Tensors>& strides,
+       Order order) {
     std::vector<std::size_t> visited;
     for (std::size_t i = 0; i < shape.size(); ++i) {
       if (shape[i] != 1) visited.push_back(i);
