@@ -3,7 +3,6 @@ if(NOT LAMPFAST_CUDA STREQUAL "OFF")
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    set(CMAKE_CUDA_STANDARD 17)
     set(CMAKE_CUDA_ARCHITECTURES
         "75-real;80-real;86-real;89-real;90-real;100-real;120"
         CACHE STRING "CUDA architectures; the last one also carries PTX")
@@ -16,7 +15,11 @@ endif()
 if(CMAKE_CUDA_COMPILER AND NOT LAMPFAST_CUDA STREQUAL "OFF")
   file(GLOB LAMPFAST_CUDA_ENGINE CONFIGURE_DEPENDS csrc/cuda/*.cu)
   target_sources(_core PRIVATE ${LAMPFAST_CUDA_ENGINE})
-  set_target_properties(_core PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  # The target is older than the language, so these are not taken over from CMAKE_CUDA_*.
+  set_target_properties(_core PROPERTIES
+    CUDA_RUNTIME_LIBRARY Static
+    CUDA_STANDARD 17
+    CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_options(_core PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LAMPFAST_WERROR}>>:--Werror=all-warnings>)

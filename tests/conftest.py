@@ -1,0 +1,26 @@
+"""Settings of the whole suite: hypothesis profiles, and threads put back after each test."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Examples vary in cost with the machine's load: no deadlines. CI repeats the same examples.
+settings.register_profile(
+    "default", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=5000)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A test may call torch.set_num_threads; the next one starts as it would alone."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,145 @@
+"""Calls every entry of the extension, from many threads at once, without torch.
+
+.ci/sanitize runs it under the sanitizers. Every thread must get what a single one gets.
+"""
+
+import importlib.util
+import sysconfig
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+CALLERS = 4
+
+
+def load() -> ModuleType:
+    """Loads the installed extension by itself, so that nothing imports torch."""
+    (path,) = Path(sysconfig.get_path("platlib"), "lampfast").glob("_core*.so")
+    spec = importlib.util.spec_from_file_location("_core", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def layers(dtype: str) -> list[Array]:
+    """Layers of a dtype, as the bits that torch would have: large, tiny, strided, tied, zero."""
+    random = np.random.default_rng(0)
+    if dtype.startswith(("float8", "bfloat")):
+        integer, finite = {
+            "bfloat16": (np.uint16, 0x7F80),
+            "float8_e4m3fn": (np.uint8, 0x7F),
+            "float8_e5m2": (np.uint8, 0x7C),
+        }[dtype]
+        bits = 8 * np.dtype(integer).itemsize
+
+        def make(*shape: int) -> Array:
+            sign = random.integers(0, 2, shape) << (bits - 1)
+            return (random.integers(0, finite, shape) | sign).astype(integer)
+    else:
+
+        def make(*shape: int) -> Array:
+            return random.standard_normal(shape).astype(dtype)
+
+    return [
+        make(700, 431),
+        make(300, 200).T,
+        make(64, 3, 9)[::2, :, ::-2],
+        np.broadcast_to(make(1, 50), (40, 50)),
+        make(5),
+        np.zeros((20, 20), make(1).dtype),
+        make(0, 3),
+        make(1).reshape(()),
+    ]
+
+
+def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) -> list[bytes]:
+    """Calls everything once on shared inputs and returns every result as bytes."""
+    kind = getattr(core.Dtype, dtype)
+    wide = dtype == "float64"
+
+    def views(arrays: list[Array], kind: object) -> list[object]:
+        return [
+            core.Layer(
+                array.__array_interface__["data"][0],
+                kind,
+                array.shape,
+                [stride // array.itemsize for stride in array.strides],
+            )
+            for array in arrays
+        ]
+
+    sources = views(arrays, kind)
+    total = sum(array.size for array in arrays)
+    results = []
+    for count in (0, 1, total // 3, total * 9 // 10, total):
+        cuts = core.select(sources, count, threads)
+        assert sum(cut.pruned for cut in cuts) == count
+        masks = [np.empty(array.shape, bool) for array in arrays]
+        core.mask(sources, views(masks, core.Dtype.boolean), cuts, threads)
+        assert sum(int(mask.sum()) for mask in masks) == total - count
+        pruned = [array.copy("K") for array in arrays]
+        targets = views(pruned, kind)
+        core.zero(targets, targets, cuts, threads)
+        assert sum(cut.pruned for cut in core.census(targets, threads)) >= count
+        results += [array.tobytes() for array in masks + pruned]
+    scores = [np.empty(array.shape, "float64" if wide else "float32") for array in arrays]
+    score_kind = core.Dtype.float64 if wide else core.Dtype.float32
+    core.score(sources, views(scores, score_kind), threads)
+    assert core.first_nonfinite(sources, threads) is None
+    return results + [score.tobytes() for score in scores]
+
+
+def refuse(core: ModuleType, threads: int) -> None:
+    """A NaN is found wherever it is, and every verb throws."""
+    weight = np.ones((500, 300), np.float32)
+    weight[321, 123] = np.nan
+    view = core.Layer(weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1))
+    assert core.first_nonfinite([view], threads) == (0, 321 * 300 + 123)
+    calls: list[Callable[[], object]] = [
+        lambda: core.select([view], 5, threads),
+        lambda: core.census([view], threads),
+        lambda: core.score([view], [view], threads),
+    ]
+    for call in calls:
+        try:
+            call()
+        except ValueError:
+            continue
+        raise AssertionError("a NaN was not refused")
+
+
+def together(core: ModuleType, dtype: str, arrays: list[Array]) -> list[list[bytes]]:
+    """Exercises the extension from several threads that start at once."""
+    barrier = threading.Barrier(CALLERS)
+
+    def call(caller: int) -> list[bytes]:
+        barrier.wait()
+        refuse(core, caller + 1)
+        return exercise(core, dtype, arrays, caller + 1)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        return list(pool.map(call, range(CALLERS)))
+
+
+def main() -> None:
+    """Runs everything alone, then from several threads at once, and compares."""
+    core = load()
+    for dtype in ("float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        arrays = layers(dtype)
+        alone = exercise(core, dtype, arrays, 1)
+        assert all(results == alone for results in together(core, dtype, arrays))
+        print(f"{dtype}: {CALLERS} callers at once get what one gets")
+
+
+if __name__ == "__main__":
+    main()
