@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <mutex>
-#include <type_traits>
 
 #include "chunks.h"
+#include "cpu/kernels.h"
 #include "magnitude.h"
 #include "walk.h"
 
@@ -29,7 +29,7 @@ class TieBoundary {
       bits -= digit_bits;
       const std::vector<std::int64_t> counts = count_ties(prefix, bits, digit_bits);
       std::size_t digit = 0;
-      for (; wanted >= counts[digit]; ++digit) wanted -= counts[digit];
+      for (; wanted >= counts[digit] && digit + 1 < counts.size(); ++digit) wanted -= counts[digit];
       prefix = prefix << digit_bits | static_cast<std::int64_t>(digit);
     }
     return prefix;
@@ -78,52 +78,27 @@ class TieBoundary {
   Strides indices_;
 };
 
-template <class Format, class Target, class Write>
-void apply_run(const typename Format::Storage* source, Target* target, std::int64_t length,
-               typename Format::Storage threshold, Write write) {
-  if constexpr (std::is_same_v<Target, typename Format::Storage>) {
-    // The same loop through one pointer, which the compiler can vectorise.
-    if (source == target) {
-      for (std::int64_t i = 0; i < length; ++i) {
-        write(target[i], Format::key(target[i]) < threshold);
-      }
-      return;
-    }
+// Calls body(source offset, target offset, length, threshold) for runs that make up the chunk:
+// their elements with a key below the threshold are pruned.
+template <class Body>
+void for_each_run(const Layer& source, const Layer& target, const Cut& cut,
+                  std::int64_t first_kept_tie, const Chunk& chunk, Body&& body) {
+  if (cut.ties == 0) {
+    Walk<2>(source.shape, {&source.strides, &target.strides}, Order::memory)
+        .runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+          body(at[0], at[1], length, cut.key);
+        });
+    return;
   }
-  for (std::int64_t i = 0; i < length; ++i) {
-    write(target[i], Format::key(source[i]) < threshold);
-  }
-}
-
-// Calls write(element of the target, whether it is pruned) for all elements.
-template <class Target, class Write>
-void apply(const Layer& source, const Layer& target, const Cut& cut, std::int64_t first_kept_tie,
-           const Chunk& chunk, Write write) {
+  // Indices rise along a run, so that the ties that go are at its beginning.
   const Strides indices = row_major_strides(source.shape);
-  with_format(source.dtype, [&](auto format) {
-    using Format = decltype(format);
-    using Key = typename Format::Storage;
-    const auto* keys = reinterpret_cast<const Key*>(source.data);
-    auto* out = reinterpret_cast<Target*>(target.data);
-    const auto key = static_cast<Key>(cut.key);
-    if (cut.ties == 0) {
-      Walk<2>(source.shape, {&source.strides, &target.strides}, Order::memory)
-          .runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
-            apply_run<Format>(keys + at[0], out + at[1], length, key, write);
-          });
-      return;
-    }
-    // Indices rise along a run, so that the ties that go are at its beginning.
-    const Walk<3, 2> walk(source.shape, {&source.strides, &target.strides, &indices},
-                          Order::memory);
-    const std::int64_t step = walk.step()[2];
-    walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
-      const std::int64_t ties_go =
-          std::clamp<std::int64_t>((first_kept_tie - at[2] + step - 1) / step, 0, length);
-      apply_run<Format>(keys + at[0], out + at[1], ties_go, static_cast<Key>(key + 1), write);
-      apply_run<Format>(keys + at[0] + ties_go, out + at[1] + ties_go, length - ties_go, key,
-                        write);
-    });
+  const Walk<3, 2> walk(source.shape, {&source.strides, &target.strides, &indices}, Order::memory);
+  const std::int64_t step = walk.step()[2];
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+    const std::int64_t ties_go =
+        std::clamp<std::int64_t>((first_kept_tie - at[2] + step - 1) / step, 0, length);
+    if (ties_go > 0) body(at[0], at[1], ties_go, cut.key + 1);
+    if (ties_go < length) body(at[0] + ties_go, at[1] + ties_go, length - ties_go, cut.key);
   });
 }
 
@@ -139,11 +114,14 @@ void for_each_cut(const std::vector<Layer>& sources, const std::vector<Cut>& cut
                  [&](const Chunk& chunk, int) { visit(chunk, first_kept_ties[chunk.layer]); });
 }
 
-template <class Element>
-void zero_chunk(const Layer& source, const Layer& target, const Cut& cut,
-                std::int64_t first_kept_tie, const Chunk& chunk) {
-  apply<Element>(source, target, cut, first_kept_tie, chunk,
-                 [](Element& weight, bool pruned) { weight = pruned ? Element{0} : weight; });
+// Zeroes weights by the magnitudes of their importances.
+template <class Format, class Element>
+void zero_run(const typename Format::Storage* importance, Element* weights, std::int64_t length,
+              std::uint64_t threshold) {
+  const auto bound = static_cast<typename Format::Storage>(threshold);
+  for (std::int64_t i = 0; i < length; ++i) {
+    weights[i] = Format::key(importance[i]) < bound ? Element{0} : weights[i];
+  }
 }
 
 }  // namespace
@@ -151,11 +129,30 @@ void zero_chunk(const Layer& source, const Layer& target, const Cut& cut,
 void zero(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
           const std::vector<Cut>& cuts, int threads) {
   for_each_cut(sources, cuts, threads, [&](const Chunk& chunk, std::int64_t first_kept_tie) {
-    const std::size_t i = chunk.layer;
-    if (cuts[i].pruned == 0) return;
-    with_format(targets[i].dtype, [&](auto format) {
-      zero_chunk<typename decltype(format)::Storage>(sources[i], targets[i], cuts[i],
-                                                     first_kept_tie, chunk);
+    const Layer& source = sources[chunk.layer];
+    const Layer& target = targets[chunk.layer];
+    const Cut& cut = cuts[chunk.layer];
+    if (cut.pruned == 0) return;
+    with_format(target.dtype, [&](auto target_format) {
+      using Element = typename decltype(target_format)::Storage;
+      auto* weights = reinterpret_cast<Element*>(target.data);
+      if (source.data == target.data) {
+        const cpu::Kernels& kernels = cpu::kernels(target.dtype);
+        for_each_run(source, target, cut, first_kept_tie, chunk,
+                     [&](auto, std::int64_t at, std::int64_t length, std::uint64_t threshold) {
+                       kernels.zero(weights + at, length, threshold);
+                     });
+        return;
+      }
+      with_format(source.dtype, [&](auto format) {
+        using Format = decltype(format);
+        const auto* importance = reinterpret_cast<const typename Format::Storage*>(source.data);
+        for_each_run(
+            source, target, cut, first_kept_tie, chunk,
+            [&](std::int64_t from, std::int64_t to, std::int64_t length, std::uint64_t threshold) {
+              zero_run<Format>(importance + from, weights + to, length, threshold);
+            });
+      });
     });
   });
 }
@@ -163,9 +160,16 @@ void zero(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
 void mask(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
           const std::vector<Cut>& cuts, int threads) {
   for_each_cut(sources, cuts, threads, [&](const Chunk& chunk, std::int64_t first_kept_tie) {
-    const std::size_t i = chunk.layer;
-    apply<std::uint8_t>(sources[i], targets[i], cuts[i], first_kept_tie, chunk,
-                        [](std::uint8_t& kept, bool pruned) { kept = pruned ? 0 : 1; });
+    const Layer& source = sources[chunk.layer];
+    const Layer& target = targets[chunk.layer];
+    const cpu::Kernels& kernels = cpu::kernels(source.dtype);
+    const std::int64_t width = item_size(source.dtype);
+    auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
+    for_each_run(
+        source, target, cuts[chunk.layer], first_kept_tie, chunk,
+        [&](std::int64_t from, std::int64_t to, std::int64_t length, std::uint64_t threshold) {
+          kernels.mask(source.data + from * width, length, threshold, kept + to);
+        });
   });
 }
 

@@ -7,6 +7,7 @@
 
 #include "apply.h"
 #include "census.h"
+#include "cpu/kernels.h"
 #include "cuda/devices.h"
 #include "layer.h"
 #include "scores.h"
@@ -54,6 +55,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("threshold", &Cut::threshold);
 
   const py::call_guard<py::gil_scoped_release> released;
+  m.def("instruction_set", &cpu::instruction_set);
   m.def("select", &lampfast::select, py::arg("layers"), py::arg("count"), py::arg("threads"),
         released);
   m.def("zero", &zero, py::arg("sources"), py::arg("targets"), py::arg("cuts"), py::arg("threads"),

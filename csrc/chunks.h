@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -11,6 +12,7 @@
 
 #include "cpu/parallel.h"
 #include "layer.h"
+#include "walk.h"
 
 namespace lampfast {
 
@@ -55,6 +57,30 @@ inline void for_each_chunk(const std::vector<Chunk>& ranges, int threads,
                     [&](std::int64_t chunk, int worker) {
                       body(chunks[static_cast<std::size_t>(chunk)], worker);
                     });
+}
+
+// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long,
+// else copies of many runs together.
+template <class Element, class Body>
+void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
+  constexpr std::int64_t long_run = 256;
+  std::array<Element, 4 * long_run> gathered;
+  std::int64_t count = 0;
+  const auto flush = [&] {
+    if (count > 0) body(gathered.data(), count);
+    count = 0;
+  };
+  Walk<1>(layer.shape, {&layer.strides}, Order::memory)
+      .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
+        if (length >= long_run) {
+          body(data + offsets[0], length);
+          return;
+        }
+        if (count + length > static_cast<std::int64_t>(gathered.size())) flush();
+        std::copy_n(data + offsets[0], length, gathered.data() + count);
+        count += length;
+      });
+  flush();
 }
 
 }  // namespace lampfast

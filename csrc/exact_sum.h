@@ -16,10 +16,10 @@ namespace lampfast {
 __extension__ typedef unsigned __int128 Uint128;
 
 // A sum of non-negative doubles, each of which may itself be the plain sum of at most `leaf_terms`
-// squares. Compensation keeps what the additions lose, so that however many are added and merged in
-// whatever order, the relative error stays below `relative_error`: 2^-41 from a leaf's plain
-// additions, 2^-52 from float64's rounded squares, and the rest from the compensation's own
-// rounding, below 2^-60 for 2^40 terms.
+// squares. Compensation keeps what the additions lose, so that the relative error stays below
+// `relative_error` in whatever order sums are merged: 2^-41 from a leaf's plain additions, 2^-52
+// from float64's rounded squares, and (n * 2^-53)^2 from the compensation's own rounding along a
+// chain of n additions, below 2^-42 up to n = 2^32.
 struct Sum {
   static constexpr int leaf_terms = 1 << 12;
   static constexpr double relative_error = 0x1p-40;

@@ -4,285 +4,149 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <utility>
 
+#include "chunks.h"
+#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "exact_sum.h"
 #include "magnitude.h"
+#include "sample.h"
 #include "walk.h"
 
 namespace lampfast {
 namespace {
 
-// Elements are drawn in blocks of a cache line, and the blocks dealt to groups: how much the groups
-// differ tells how far the guess may be off, also where neighbouring weights are alike.
-constexpr std::int64_t block = 16;
-constexpr int group_bits = 4;
-constexpr std::int64_t groups = 1 << group_bits;
-constexpr std::int64_t least_sample = 64;
-constexpr std::int64_t most_sample = 1 << 17;
-constexpr double deviations = 4.0;       // half a bracket, in standard deviations
-constexpr std::int64_t least_ranks = 4;  // and at least that many ranks of the sample
+constexpr double deviations = 4.0;  // half a bracket, in standard deviations
 
-// The sample's share of a layer: its entries take 8 bytes each whatever the dtype, and in all no
-// more memory than the candidates may take later.
-std::int64_t sample_size(const Layer& layer) {
-  const std::int64_t share = layer.size * item_size(layer.dtype) / 512;
-  return std::min(layer.size, std::clamp(share, least_sample, most_sample));
-}
+// Up to this size a layer stays in the cache between the guess and the survey.
+constexpr std::int64_t small_layer = 1 << 14;
 
-// A number that looks random but depends on `seed` alone (a splitmix64 step).
-std::uint64_t scramble(std::uint64_t seed) {
-  seed += 0x9e3779b97f4a7c15;
-  seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;
-  seed = (seed ^ (seed >> 27)) * 0x94d049bb133111eb;
-  return seed ^ (seed >> 31);
-}
-
-// How a layer's threshold answers to the errors of its sample, linearised around the guess.
-struct Response {
-  std::array<float, groups> count_error{};    // of elements below the threshold, by group
-  std::array<float, groups> log_sum_error{};  // of the sum of squares above it, by group
-  double density = 0.0;                       // elements per unit of log magnitude at the threshold
-  double steepness = 2.0;                     // d log score / d log magnitude there
-
-  double shift(std::size_t group, double log_score_error) const {
-    return (log_sum_error[group] + log_score_error) / steepness;
-  }
-};
-
-class Sample {
- public:
-  Sample() = default;
-  Sample(const Layer& layer, double scale) : dtype_(layer.dtype), scale_(scale) {
-    const std::int64_t blocks = (sample_size(layer) + block - 1) / block;
-    const std::uint64_t end = not_finite_key(layer.dtype);
-    while (end >> dropped_bits_ >> (32 - group_bits) != 0) ++dropped_bits_;
-    entries_.reserve(static_cast<std::size_t>(std::min(blocks * block, layer.size)));
-    with_format(layer.dtype, [&](auto format) { draw<decltype(format)>(layer, blocks); });
-    std::sort(entries_.begin(), entries_.end());
-    for (std::int64_t i = 0; i < size(); ++i) total_ += square(i);
-    tails_.resize(entries_.size() + 1);
-    double sum = 0.0;
-    for (std::int64_t i = size(); i-- > 0;) {
-      sum += square(i);
-      tails_[index(i)] = static_cast<float>(sum / total_);
-    }
-    weight_ = size() > 0 ? static_cast<double>(layer.size) / static_cast<double>(size()) : 0.0;
-    complete_ = size() == layer.size;
-  }
-
-  std::int64_t size() const { return static_cast<std::int64_t>(entries_.size()); }
-
-  // Ranks of the sample whose estimated score is at most t.
-  std::int64_t at_most(double t) const {
-    std::int64_t low = 0;
-    for (std::int64_t high = size(); low < high;) {
-      const std::int64_t middle = low + (high - low) / 2;
-      const bool holds = square(middle) <= t * weight_ * sum_from(middle);
-      (holds ? low : high) = holds ? middle + 1 : middle;
-    }
-    return low;
-  }
-
-  double elements(std::int64_t rank) const { return weight_ * static_cast<double>(rank); }
-
-  Response response(std::int64_t rank) const {
-    std::array<double, groups> below{};
-    std::array<double, groups> drawn{};
-    std::array<double, groups> sum{};
-    // Equal magnitudes at the threshold count in proportion, or else their order, which is by
-    // group, would look like a difference between groups.
-    const auto [first_tie, end_tie] = ties(rank);
-    const double tied = static_cast<double>(rank - first_tie) /
-                        static_cast<double>(std::max<std::int64_t>(end_tie - first_tie, 1));
-    for (std::int64_t i = 0; i < size(); ++i) {
-      const std::size_t group = entries_[index(i)] % groups;
-      const double share = i < first_tie ? 1.0 : i < end_tie ? tied : 0.0;
-      drawn[group] += 1.0;
-      below[group] += share;
-      sum[group] += (1.0 - share) * square(i);
-    }
-    Response result;
-    const auto total = static_cast<double>(size());
-    const double mean_sum = sum_from(rank) / total;
-    for (std::size_t g = 0; g < groups; ++g) {
-      if (drawn[g] == 0.0) continue;
-      result.count_error[g] = static_cast<float>(
-          weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total));
-      if (mean_sum > 0.0) {
-        result.log_sum_error[g] = static_cast<float>(sum[g] / drawn[g] / mean_sum - 1.0);
-      }
-    }
-    const std::int64_t reach = std::max(least_ranks, size() / 64);
-    const std::int64_t to = std::min(rank + reach, size() - 1);
-    const std::int64_t from = std::min(std::max(rank - reach, first_above_zero()), to);
-    const double low = value(from);
-    const double high = value(to);
-    if (low > 0.0 && high > low) {
-      result.density = elements(to - from) / std::log(high / low);
-      result.steepness += square(std::min(rank, to)) * result.density /
-                          std::max(weight_ * sum_from(rank), square(to));
-    }
-    return result;
-  }
-
-  // The keys within `log_margin` of the threshold, and a few ranks of the sample on either side.
-  Bracket bracket(std::int64_t rank, double log_margin) const {
-    std::uint64_t low = 1;  // zeros are told apart by being below every bracket
-    std::uint64_t high = not_finite_key(dtype_);
-    if (!complete_) {
-      const std::int64_t low_rank = rank - least_ranks;
-      const std::int64_t high_rank = rank + least_ranks;
-      if (low_rank >= 0) {
-        low = std::max(low, std::min(key(low_rank), shifted(rank, -log_margin)));
-      }
-      if (high_rank < size()) {
-        high = std::min(high, std::max(key(high_rank), shifted(rank, log_margin)) + cell());
-      }
-    }
-    high = std::max(low, high);
-    return {low, high, low - 1, high};
-  }
-
- private:
-  // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
-  std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
-    if (rank >= size()) return {rank, rank};
-    return {first_not_less(key(rank)), first_not_less(key(rank) + cell())};
-  }
-
-  std::int64_t first_above_zero() const { return first_not_less(cell()); }
-
-  std::int64_t first_not_less(std::uint64_t wanted) const {
-    const auto found =
-        std::partition_point(entries_.begin(), entries_.end(),
-                             [&](std::uint32_t entry) { return entry_key(entry) < wanted; });
-    return found - entries_.begin();
-  }
-
-  static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-  template <class Format>
-  void draw(const Layer& layer, std::int64_t blocks) {
-    const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
-    const Walk<1> walk(layer.shape, {&layer.strides}, Order::memory);
-    const auto part = [&](std::int64_t b) {
-      return layer.size / blocks * b + layer.size % blocks * b / blocks;
-    };
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      // One block from each of as many equal parts, at a scrambled place in it, so that no period
-      // of the weights can hide from the sample.
-      const std::int64_t slack = std::max<std::int64_t>(part(b + 1) - part(b) - block, 0);
-      const std::int64_t begin =
-          part(b) + static_cast<std::int64_t>(scramble(static_cast<std::uint64_t>(b)) %
-                                              static_cast<std::uint64_t>(slack + 1));
-      const auto group = static_cast<std::uint32_t>(b % groups);
-      walk.runs(
-          begin, std::min(begin + block, part(b + 1)),
-          [&](auto, const auto& offsets, std::int64_t length) {
-            for (std::int64_t i = 0; i < length; ++i) {
-              // What is not finite is the survey's to report.
-              const std::uint64_t magnitude = std::min<std::uint64_t>(
-                  Format::key(data[offsets[0] + i]), Format::not_finite - 1);
-              entries_.push_back(
-                  static_cast<std::uint32_t>(magnitude >> dropped_bits_ << group_bits) | group);
-            }
-          });
-    }
-  }
-
-  // How many keys share an entry.
-  std::uint64_t cell() const { return std::uint64_t{1} << dropped_bits_; }
-  std::uint64_t entry_key(std::uint32_t entry) const {
-    return std::uint64_t{entry >> group_bits} << dropped_bits_;
-  }
-  std::uint64_t key(std::int64_t i) const { return entry_key(entries_[index(i)]); }
-  double sum_from(std::int64_t rank) const { return total_ * tails_[index(rank)]; }
-  double square(std::int64_t i) const { return scaled_square_of(dtype_, key(i), scale_); }
-  double value(std::int64_t i) const { return magnitude_of(dtype_, key(i)); }
-
-  // The key whose magnitude is about e^distance times that of a rank: near a key, each step of the
-  // key moves the magnitude by 1 in as many as its mantissa counts.
-  std::uint64_t shifted(std::int64_t rank, double distance) const {
-    const std::uint64_t at = key(std::clamp<std::int64_t>(rank, 0, size() - 1));
-    const double steps = distance * static_cast<double>(decompose(dtype_, at).mantissa);
-    const double moved = static_cast<double>(at) + steps + std::copysign(1.0, distance);
-    return static_cast<std::uint64_t>(
-        std::clamp(moved, 0.0, static_cast<double>(not_finite_key(dtype_) - 1)));
-  }
-
-  Dtype dtype_ = Dtype::float32;
-  double scale_ = 1.0;
-  double weight_ = 0.0;  // elements of the layer for each of the sample
-  double total_ = 0.0;   // of the sample's squares
-  bool complete_ = false;
-  int dropped_bits_ = 0;
-  std::vector<std::uint32_t> entries_;  // the key's leading bits, and the group below them
-  std::vector<float> tails_;            // the share of the total from each rank on
+struct Guess {
+  double log2_score;                // at which the pruned elements end
+  std::vector<std::int64_t> ranks;  // of the samples, up to that score
 };
 
 // The score at which the samples, scaled up, have `count` elements.
-double guess_score(const std::vector<Sample>& samples, std::int64_t count) {
-  double low = -2000.0;  // of log2(score)
-  double high = 1.0;
+Guess guess_score(const std::vector<Sample>& samples, std::int64_t count) {
+  std::vector<std::int64_t> low(samples.size(), 0);
+  std::vector<std::int64_t> high;
+  for (const Sample& sample : samples) high.push_back(sample.size());
+  double low_score = -2000.0;  // as a power of two
+  double high_score = 1.0;
+  std::vector<std::int64_t> ranks(samples.size());
   for (int step = 0; step < 44; ++step) {
-    const double middle = (low + high) / 2.0;
+    const double score = (low_score + high_score) / 2.0;
     double fewer = 0.0;
-    for (const Sample& sample : samples) {
-      fewer += sample.elements(sample.at_most(std::exp2(middle)));
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      ranks[i] = samples[i].at_most(std::exp2(score), low[i], high[i]);
+      fewer += samples[i].elements(ranks[i]);
     }
-    (fewer < static_cast<double>(count) ? low : high) = middle;
+    const bool too_low = fewer < static_cast<double>(count);
+    (too_low ? low : high) = ranks;
+    (too_low ? low_score : high_score) = score;
   }
-  return std::exp2(high);
+  return {high_score, std::move(high)};
 }
 
-// How far, in standard deviations, each layer's log threshold may lie from the guess. In a group's
-// own sample the layers' counts and sums differ from the whole's; the score moves until the counts
-// add up again, and each layer's threshold with it.
-std::vector<double> log_margins(const std::vector<Response>& responses) {
+// How far the score and each layer's threshold may lie from the guess.
+struct Margins {
+  double log_score = 0.0;
+  std::vector<double> log_thresholds;
+};
+
+// In a group's own sample the layers' counts and sums differ from the whole's; the score moves
+// until the counts add up again, and each layer's threshold with it.
+Margins margins(const std::vector<Response>& responses) {
   double flow = 0.0;  // elements per unit of log score
   for (const Response& layer : responses) flow += layer.density / layer.steepness;
-  std::vector<double> variances(responses.size(), 0.0);
+  Margins result;
+  result.log_thresholds.resize(responses.size(), 0.0);
   for (std::size_t g = 0; g < groups; ++g) {
     double surplus = 0.0;
     for (const Response& layer : responses) {
       surplus += layer.count_error[g] + layer.density * layer.shift(g, 0.0);
     }
     const double log_score_error = flow > 0.0 ? -surplus / flow : 0.0;
+    result.log_score += log_score_error * log_score_error;
     for (std::size_t i = 0; i < responses.size(); ++i) {
       const double shift = responses[i].shift(g, log_score_error);
-      variances[i] += shift * shift / static_cast<double>(groups * (groups - 1));
+      result.log_thresholds[i] += shift * shift;
     }
   }
-  for (double& variance : variances) {
-    const double margin = deviations * std::sqrt(variance);
-    variance = std::isfinite(margin) ? margin : std::numeric_limits<double>::infinity();
-  }
-  return variances;
+  const auto margin = [](double squares) {
+    const double reach =
+        deviations * std::sqrt(squares / static_cast<double>(groups * (groups - 1)));
+    return std::isfinite(reach) ? reach : std::numeric_limits<double>::infinity();
+  };
+  result.log_score = margin(result.log_score);
+  for (double& squares : result.log_thresholds) squares = margin(squares);
+  return result;
+}
+
+// Narrows the bracket of a small layer, by all of its weights, to the magnitudes that score within
+// the range of scores that was guessed.
+Bracket refine(const Layer& layer, const Bracket& bracket, double scale, double low_score,
+               double high_score) {
+  return with_format(layer.dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Key = typename Format::Storage;
+    std::vector<Key> inside;
+    Sum above;
+    const cpu::Kernels& kernels = cpu::kernels(layer.dtype);
+    std::array<Key, cpu::classify_block + cpu::classify_slack> found;
+    for_each_stretch(
+        layer, reinterpret_cast<const Key*>(layer.data), {0, 0, layer.size},
+        [&](const Key* keys, std::int64_t length) {
+          for (std::int64_t i = 0; i < length; i += cpu::classify_block) {
+            const auto count =
+                static_cast<int>(std::min<std::int64_t>(cpu::classify_block, length - i));
+            const auto block = kernels.classify(keys + i, count, bracket, scale, found.data());
+            above.add(block.above_sum);
+            inside.insert(inside.end(), found.begin(), found.begin() + block.inside);
+          }
+        });
+    std::sort(inside.begin(), inside.end());
+    Bracket result = bracket;
+    double sum = above.value();
+    for (std::size_t i = inside.size(); i-- > 0;) {
+      const double square = scaled_square<Format>(inside[i], scale);
+      sum += square;
+      if (square > high_score * sum) result.high = std::uint64_t{inside[i]} + 1;
+      if (square < low_score * sum) {
+        result.low = inside[i];
+        break;
+      }
+    }
+    return result;
+  });
 }
 
 }  // namespace
 
 std::vector<Bracket> guess(const std::vector<Layer>& layers, const std::vector<double>& scales,
                            std::int64_t count, int threads) {
+  const auto for_each_layer = [&](const std::function<void(std::size_t)>& body) {
+    cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()),
+                      [&](std::int64_t i, int) { body(static_cast<std::size_t>(i)); });
+  };
   std::vector<Sample> samples(layers.size());
-  cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()), [&](std::int64_t i, int) {
-    const auto layer = static_cast<std::size_t>(i);
-    samples[layer] = Sample(layers[layer], scales[layer]);
-  });
-  const double score = guess_score(samples, count);
-  std::vector<std::int64_t> ranks(layers.size());
+  for_each_layer([&](std::size_t i) { samples[i] = Sample(layers[i], scales[i]); });
+  const Guess guessed = guess_score(samples, count);
   std::vector<Response> responses(layers.size());
-  cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()), [&](std::int64_t i, int) {
-    const auto layer = static_cast<std::size_t>(i);
-    ranks[layer] = samples[layer].at_most(score);
-    if (samples[layer].size() > 0) responses[layer] = samples[layer].response(ranks[layer]);
+  for_each_layer([&](std::size_t i) {
+    if (samples[i].size() > 0) responses[i] = samples[i].response(guessed.ranks[i]);
   });
-  const std::vector<double> margins = log_margins(responses);
+  const Margins margin = margins(responses);
+  const double log2_margin = margin.log_score / std::log(2.0);
   std::vector<Bracket> brackets(layers.size());
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    brackets[i] = samples[i].bracket(ranks[i], margins[i]);
-  }
+  for_each_layer([&](std::size_t i) {
+    brackets[i] = samples[i].bracket(guessed.ranks[i], margin.log_thresholds[i]);
+    if (layers[i].size <= small_layer) {
+      brackets[i] =
+          refine(layers[i], brackets[i], scales[i], std::exp2(guessed.log2_score - log2_margin),
+                 std::exp2(guessed.log2_score + log2_margin));
+    }
+  });
   return brackets;
 }
 

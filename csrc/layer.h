@@ -37,13 +37,10 @@ struct Cut {
   double threshold;  // the magnitude that the key stands for; infinity where none is kept
 };
 
-// Where a layer's answer is looked for: magnitude keys in [low, high). The layer's other elements
-// are known to have keys up to `below_last` or from `above_first` on.
+// Where a layer's answer is looked for: magnitude keys in [low, high).
 struct Bracket {
   std::uint64_t low;
   std::uint64_t high;
-  std::uint64_t below_last;
-  std::uint64_t above_first;
 };
 
 struct NotFinite : std::invalid_argument {

@@ -20,18 +20,12 @@ std::int64_t run_at_most(const Step& run, double inverse, double after_over_squa
   return run.count - static_cast<std::int64_t>(least) + 1;
 }
 
-// Halfway between two positive doubles in the order of their bits: about their geometric mean.
-double between(double low, double high) {
-  const auto a = bit_cast<std::int64_t>(low);
-  const auto b = bit_cast<std::int64_t>(high);
-  return bit_cast<double>(a + (b - a) / 2);
-}
-
 }  // namespace
 
-Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs)
+Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs,
+                 const ScoreRange& range)
     : dtype_(dtype), scale_(survey.scale) {
-  const auto [low, high, below_last, above_first] = survey.bracket;
+  const auto [low, high] = survey.bracket;
   // From the top down, since a step needs the sum of all that come later.
   Sum sum;
   const auto push = [&](std::uint64_t first, std::uint64_t last, std::int64_t count,
@@ -39,34 +33,60 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
     if (count == 0) return;
     const double after = sum.value();
     sum.add(own);
+    const double slack = first == last ? margin : Slot::relative_error;
     const double least = square(first) > 0.0 ? square(first) / sum.value() : 0.0;
-    const double most = last > 0 ? square(last) / (square(last) + after) : 0.0;
-    steps_.push_back({first, last, 0, count, after, least * (1.0 - margin), most * (1.0 + margin)});
+    const double most = square(last) > 0.0 ? square(last) / (square(last) + after) : 0.0;
+    steps_.push_back({first, last, 0, count, after, least * (1.0 - slack), most * (1.0 + slack)});
   };
-  push(above_first, not_finite_key(dtype) - 1, survey.above, survey.above_sum);
-  if (runs.empty()) {
-    const std::uint64_t width = std::uint64_t{1} << survey.slot_bits;
-    for (std::size_t i = survey.slots.size(); i-- > 0;) {
-      const std::uint64_t first = low + i * width;
-      push(first, std::min(first + width, high) - 1, survey.slots[i].count, survey.slots[i].sum);
-    }
-  } else {
-    for (std::size_t i = runs.size(); i-- > 0;) {
-      Sum own;
-      own.add(static_cast<double>(runs[i].count) * square(runs[i].key));
-      push(runs[i].key, runs[i].key, runs[i].count, own);
+  const auto push_run = [&](std::uint64_t key, std::int64_t count) {
+    push(key, key, count, Sum{static_cast<double>(count) * square(key)});
+  };
+  push(high, not_finite_key(dtype) - 1, survey.above, survey.above_sum);
+  const std::uint64_t width = std::uint64_t{1} << survey.slot_bits;
+  for (std::size_t i = runs.size(); i-- > 0;) push_run(runs[i].key, runs[i].count);
+  for (std::size_t i = runs.empty() ? survey.slots.size() : 0; i-- > 0;) {
+    const Slot& slot = survey.slots[i];
+    const std::uint64_t first = low + i * width;
+    if (width == 1) {
+      push_run(first, slot.count);
+    } else {
+      push(first, std::min(first + width, high) - 1, slot.count, Sum{slot.sum});
     }
   }
   // What lies below has a lower bound of 0 on its score, so that its sum is not needed.
-  push(0, below_last, survey.below, Sum{});
+  push(0, low - 1, survey.below, Sum{});
 
-  steps_.shrink_to_fit();
   std::reverse(steps_.begin(), steps_.end());
   std::int64_t before = 0;
   for (Step& step : steps_) {
     step.before = before;
     before += step.count;
   }
+
+  const auto inside_end = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
+    return step.least_score <= range.high;
+  });
+  merge(static_cast<std::size_t>(inside_end - steps_.begin()) + 1, steps_.size());
+  if (range.low > ScoreRange::least_score) {
+    const auto inside_begin =
+        std::partition_point(steps_.begin(), steps_.end(),
+                             [&](const Step& step) { return step.most_score <= range.low; });
+    merge(0, static_cast<std::size_t>(inside_begin - steps_.begin()));
+  }
+  steps_.shrink_to_fit();
+}
+
+// Makes one step of the steps [begin, end).
+void Profile::merge(std::size_t begin, std::size_t end) {
+  if (begin + 1 >= end) return;
+  Step& first = steps_[begin];
+  const Step& last = steps_[end - 1];
+  first.last = last.last;
+  first.count = last.end() - first.before;
+  first.after = last.after;
+  first.most_score = last.most_score;
+  const auto at = [this](std::size_t i) { return steps_.begin() + static_cast<std::ptrdiff_t>(i); };
+  steps_.erase(at(begin + 1), at(end));
 }
 
 double Profile::square(std::uint64_t key) const { return scaled_square_of(dtype_, key, scale_); }
@@ -94,48 +114,6 @@ const Step* Profile::step_at(std::int64_t position) const {
   const auto next = std::partition_point(steps_.begin(), steps_.end(),
                                          [&](const Step& step) { return step.end() <= position; });
   return &*next;
-}
-
-ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange known) {
-  const auto surely_fewer = [&](double t) {
-    std::int64_t most = 0;
-    for (const Profile& profile : profiles) most += profile.possibly_at_most(t);
-    return most < count;
-  };
-  const auto possibly_fewer = [&](double t) {
-    std::int64_t least = 0;
-    for (const Profile& profile : profiles) least += profile.surely_at_most(t);
-    return least < count;
-  };
-  constexpr double close_enough = 1.0 + 0x1p-37;
-  double low = std::max(known.low, Profile::all_scores.low);
-  double high = known.high;
-  // One search for both ends for as long as the bounds decide, then one for each.
-  double undecided = high;
-  while (high > low * close_enough) {
-    const double middle = between(low, high);
-    if (surely_fewer(middle)) {
-      low = middle;
-    } else if (!possibly_fewer(middle)) {
-      high = undecided = middle;
-    } else {
-      undecided = middle;
-      break;
-    }
-  }
-  for (double end = undecided; end > low * close_enough;) {
-    const double middle = between(low, end);
-    (surely_fewer(middle) ? low : end) = middle;
-  }
-  for (double begin = undecided; high > begin * close_enough;) {
-    const double middle = between(begin, high);
-    (possibly_fewer(middle) ? begin : high) = middle;
-  }
-  if (low == Profile::all_scores.low) {
-    if (!possibly_fewer(low)) return {0.0, low};
-    if (!surely_fewer(low)) low = 0.0;
-  }
-  return {low, high};
 }
 
 }  // namespace lampfast

@@ -29,22 +29,27 @@ struct Step {
   std::int64_t end() const { return before + count; }
 };
 
-// Scores between which the last pruned element must lie: fewer than `count` elements score at most
-// `low` (which is 0 where nothing is known), and at least `count` score at most `high`.
+// Scores between which the last pruned element must lie: fewer elements than are to be pruned score
+// at most `low`, at least as many at most `high`. Nothing is known of what lies below least_score,
+// which is below every score of a float32 layer: smaller ones, which a float64 layer may have, are
+// not told apart by the bounds.
 struct ScoreRange {
-  double low;
-  double high;
+  static constexpr double least_score = 0x1p-800;
+
+  double low = least_score;
+  double high = 2.0;  // above all scores
 };
 
 class Profile {
  public:
   Profile() = default;
 
-  // From the survey's slots or, once the candidates have been sorted, from their runs.
-  Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs);
+  // From the survey's slots or, once the candidates have been sorted, from their runs. Of what lies
+  // outside the range, only the step next above it is kept apart.
+  Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs, const ScoreRange& range);
 
   // Bounds on how many elements score at most t; these are the first in the layer's order.
-  // For t >= all_scores.low.
+  // For t >= ScoreRange::least_score.
   std::int64_t surely_at_most(double t) const;
   std::int64_t possibly_at_most(double t) const;
 
@@ -55,17 +60,12 @@ class Profile {
   Dtype dtype() const { return dtype_; }
   const std::vector<Step>& steps() const { return steps_; }
 
-  // The low end is below every score of a float32 layer. Smaller ones, which a float64 layer may
-  // have, are not told apart by the bounds.
-  static constexpr ScoreRange all_scores{0x1p-800, 2.0};
-
  private:
+  void merge(std::size_t begin, std::size_t end);
+
   Dtype dtype_{};
   double scale_ = 1.0;
   std::vector<Step> steps_;
 };
-
-// Narrows a range that is known to hold: Profile::all_scores, or one from coarser profiles.
-ScoreRange locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange known);
 
 }  // namespace lampfast

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <mutex>
 
 #include "chunks.h"
@@ -66,7 +67,9 @@ class Sequence {
   // sum_from in units of 2^(2 * least_exponent).
   Natural exact_sum_from(const Element& element) {
     if (exact_after_.empty()) sum_exactly();
-    Natural sum = exact_after_[static_cast<std::size_t>(element.run - first_)];
+    const std::ptrdiff_t checkpoint = (last_ - element.run) / spacing;
+    Natural sum = exact_after_[static_cast<std::size_t>(checkpoint)];
+    add_runs(sum, last_ - checkpoint * spacing, element.run);
     sum += exact_squares(element.key, element.remaining);
     return sum;
   }
@@ -87,16 +90,22 @@ class Sequence {
     return times_square(Natural(static_cast<std::uint64_t>(count)), key);
   }
 
+  // Adds the squares of the runs from `last` down to the one above `end`.
+  void add_runs(Natural& sum, const Step* last, const Step* end) const {
+    for (const Step* run = last; run > end; --run) sum += exact_squares(run->first, run->count);
+  }
+
   // One more read of the layer, for what lies above the open runs; these are then added up.
   void sum_exactly() {
     const Step* end = profile_->steps().data() + profile_->steps().size();
-    exact_after_.resize(static_cast<std::size_t>(last_ - first_) + 1);
-    if (last_ + 1 != end) exact_after_.back() = exact_sum_above(*layer_, last_->last, threads_);
-    for (const Step* run = last_; run != first_; --run) {
-      const auto i = static_cast<std::size_t>(run - first_);
-      exact_after_[i - 1] = exact_after_[i];
-      exact_after_[i - 1] += exact_squares(run->first, run->count);
+    Natural sum;
+    if (last_ + 1 != end) sum = exact_sum_above(*layer_, last_->last, threads_);
+    const Step* run = last_;
+    for (; run - first_ >= spacing; run -= spacing) {
+      exact_after_.push_back(sum);
+      add_runs(sum, run, run - spacing);
     }
+    exact_after_.push_back(sum);
   }
 
   const Layer* layer_;
@@ -104,7 +113,9 @@ class Sequence {
   int threads_;
   const Step* first_;
   const Step* last_;
-  std::vector<Natural> exact_after_;  // by run, from first_ on
+  // What lies above every so many runs, from last_ down.
+  static constexpr std::ptrdiff_t spacing = 64;
+  std::vector<Natural> exact_after_;
 };
 
 // Negative, zero or positive as the score of `a` is less than, equal to or greater than that of

@@ -5,19 +5,14 @@
 #include <vector>
 
 #include "layer.h"
+#include "locate.h"
 #include "profile.h"
 
 namespace lampfast {
 
-// The positions [begin, end) of a layer's order whose place in the global order is still open. The
-// steps that hold them are runs.
-struct Window {
-  std::int64_t begin;
-  std::int64_t end;
-};
-
-// How many elements of each window are among the first `count` of all windows in the order of the
-// contract: exact score, then layer position, then the layer's own order.
+// The steps that hold the windows must be runs. How many elements of each window are among the
+// first `count` of all windows in the order of the contract: exact score, then layer position, then
+// the layer's own order.
 std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
                                   const std::vector<Profile>& profiles,
                                   const std::vector<Window>& windows, std::int64_t count,

@@ -1,7 +1,6 @@
 #include "scores.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -9,6 +8,7 @@
 #include "cpu/parallel.h"
 #include "exact_sum.h"
 #include "magnitude.h"
+#include "radix_sort.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -55,21 +55,6 @@ struct Entry {
   Key key;
   Index index;
 };
-
-// Sorts by key, equal keys in the order they came: least significant digit first.
-template <class Entries>
-void radix_sort(Entries& entries, int key_bits) {
-  constexpr int digit_bits = 11;
-  constexpr std::size_t digits = std::size_t{1} << digit_bits;
-  Entries other(entries.size());
-  for (int shift = 0; shift < key_bits; shift += digit_bits) {
-    std::array<std::size_t, digits + 1> starts{};
-    for (const auto& entry : entries) ++starts[(entry.key >> shift & (digits - 1)) + 1];
-    std::partial_sum(starts.begin(), starts.end(), starts.begin());
-    for (const auto& entry : entries) other[starts[entry.key >> shift & (digits - 1)]++] = entry;
-    std::swap(entries, other);
-  }
-}
 
 // A sum of squares in twice the precision of a double, so that float64 scores round only once.
 class DoubleSum {
@@ -136,7 +121,8 @@ void score_by_sort(const Layer& layer, Score* output) {
   for_each_key<Format>(layer, [&](std::int64_t index, Key key) {
     entries.push_back({key, static_cast<Index>(index)});
   });
-  radix_sort(entries, std::numeric_limits<Key>::digits - 1);
+  radix_sort(entries, std::numeric_limits<Key>::digits - 1,
+             [](const Entry<Key, Index>& entry) { return entry.key; });
   write_scores(entries, output);
 }
 

@@ -7,6 +7,7 @@
 
 #include "cpu/parallel.h"
 #include "guess.h"
+#include "locate.h"
 #include "magnitude.h"
 #include "profile.h"
 #include "resolve.h"
@@ -15,11 +16,13 @@
 namespace lampfast {
 namespace {
 
-// Candidates of a layer that are sorted rather than narrowed further.
-constexpr std::int64_t few = 24;
+// Candidates of a layer that are sorted rather than narrowed further: fewer at first, when all of
+// them must be kept as steps of the profile, for the sake of memory.
+constexpr std::int64_t few_at_first = 24;
+constexpr std::int64_t few = 128;
 
 // Memory for candidates: 3% of the weights' bytes, and what small models need.
-constexpr std::int64_t least_budget = 1 << 17;
+constexpr std::int64_t least_budget = 1 << 19;
 
 std::int64_t candidate_budget(const std::vector<Layer>& layers) {
   std::int64_t bytes = 0;
@@ -80,18 +83,19 @@ class Selection {
     std::vector<std::size_t> all(layers_.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
     for (const std::size_t i : all) surveys_[i].scale = scale[i];
-    read_weights(all, brackets);
+    for (const std::size_t i : all) windows_[i] = {0, layers_[i].size};
+    read_weights(all, brackets, budget_, few_at_first);
   }
 
   // Bounds the cut, and reads again what the bounds leave open. True when nothing is.
   bool settled() {
-    range_ = locate(profiles_, count_, range_);
+    locate(profiles_, count_, range_, windows_);
     std::vector<Bracket> needed(layers_.size());
     std::vector<std::size_t> candidates;
     std::vector<std::size_t> weights;
     std::vector<std::size_t> stuck;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (layers_[i].size == 0 || !look_up(i, needed[i])) continue;
+      if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
       const Bracket known = surveys_[i].bracket;
       const bool within = needed[i].low >= known.low && needed[i].high <= known.high;
       const bool narrower = needed[i].high - needed[i].low < known.high - known.low;
@@ -102,46 +106,41 @@ class Selection {
     }
     if (candidates.empty() && weights.empty()) {
       if (stuck.empty()) return true;
-      // Magnitudes of one layer too far apart for the bounds: sort, whatever memory it takes.
-      few_ = budget_ = std::numeric_limits<std::int64_t>::max() / 2;
-      weights = std::move(stuck);
+      // Scores too close or too small for the bounds: sort them, whatever memory it takes.
+      constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
+      read_weights(stuck, needed, everything, everything);
+      return false;
     }
     if (!candidates.empty()) {
       survey_candidates(layers_, candidates, needed, surveys_, threads_);
-      digest(candidates);
+      digest(candidates, few);
     }
-    if (!weights.empty()) read_weights(weights, needed);
+    if (!weights.empty()) read_weights(weights, needed, budget_, few);
     return false;
   }
 
-  // Sets a layer's window. True when not all of its elements are told apart; `needed` then brackets
-  // them, and the first element that is kept, which names the cut.
-  bool look_up(std::size_t i, Bracket& needed) {
+  // True when not all elements of the layer's window are told apart; `needed` then brackets them,
+  // and the first element that is kept, which names the cut.
+  bool is_open(std::size_t i, Bracket& needed) const {
     const Profile& profile = profiles_[i];
-    Window& window = windows_[i];
-    window.begin = range_.low > 0.0 ? profile.surely_at_most(range_.low) : 0;
-    window.end = profile.possibly_at_most(range_.high);
+    const Window& window = windows_[i];
     const std::int64_t last = std::min(window.end, layers_[i].size - 1);
     const Step* from = profile.step_at(std::min(window.begin, last));
     const Step* to = profile.step_at(last);
-    const Step* begin = profile.steps().data();
-    const Step* end = begin + profile.steps().size();
-    needed.low = std::max<std::uint64_t>(from->first, 1);
-    needed.high = to->last + 1;
-    needed.below_last = from == begin ? needed.low - 1 : (from - 1)->last;
-    needed.above_first = to + 1 == end ? needed.high : (to + 1)->first;
+    needed = {std::max<std::uint64_t>(from->first, 1), to->last + 1};
     return !std::all_of(from, to + 1, [](const Step& step) { return step.is_run(); });
   }
 
-  void read_weights(const std::vector<std::size_t>& chosen, const std::vector<Bracket>& brackets) {
+  void read_weights(const std::vector<std::size_t>& chosen, const std::vector<Bracket>& brackets,
+                    std::int64_t budget, std::int64_t sortable) {
     for (const std::size_t i : chosen) {
       surveys_[i].bracket = brackets[i];
       surveys_[i].stored = false;
     }
     const std::int64_t used = repack();
-    stores_.push_back(std::make_unique<CandidateStore>(budget_ - used));
+    stores_.push_back(std::make_unique<CandidateStore>(budget - used));
     survey_weights(layers_, chosen, surveys_, *stores_.back(), threads_);
-    digest(chosen);
+    digest(chosen, sortable);
   }
 
   // Moves the candidates that are still of use together and frees the rest; the bytes in use.
@@ -167,18 +166,18 @@ class Selection {
     return bytes;
   }
 
-  // Turns surveys into profiles, candidates into runs where they are few.
-  void digest(const std::vector<std::size_t>& chosen) {
+  // Turns surveys into profiles, candidates into runs where they are few enough.
+  void digest(const std::vector<std::size_t>& chosen, std::int64_t sortable) {
     cpu::parallel_for(threads_, static_cast<std::int64_t>(chosen.size()), [&](std::int64_t c, int) {
       const std::size_t i = chosen[static_cast<std::size_t>(c)];
       Survey& survey = surveys_[i];
       std::vector<Run> runs;
-      if (survey.stored && survey.inside() <= few_) {
+      if (survey.stored && survey.inside() <= sortable) {
         runs = sorted_runs(layers_[i], survey);
         survey.candidates.clear();
         survey.stored = false;
       }
-      profiles_[i] = Profile(layers_[i].dtype, survey, runs);
+      profiles_[i] = Profile(layers_[i].dtype, survey, runs, range_);
       survey.slots = {};
     });
   }
@@ -198,13 +197,12 @@ class Selection {
   const std::vector<Layer>& layers_;
   const std::int64_t count_;
   const int threads_;
-  std::int64_t budget_;
-  std::int64_t few_ = few;
+  const std::int64_t budget_;
   std::vector<std::unique_ptr<CandidateStore>> stores_;
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;
-  ScoreRange range_ = Profile::all_scores;
+  ScoreRange range_;
 };
 
 }  // namespace

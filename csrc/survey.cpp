@@ -3,29 +3,35 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <mutex>
 
 #include "chunks.h"
+#include "cpu/kernels.h"
 #include "cpu/parallel.h"
-#include "lanes.h"
 #include "magnitude.h"
 #include "walk.h"
 
 namespace lampfast {
 namespace {
 
+// Slots, and the steps that they become (profile.h), take memory for every layer at once: about 2%
+// of the weights' bytes at most, and a little for the smallest layers.
+constexpr std::int64_t bytes_per_slot = 1 << 12;
+constexpr std::int64_t least_slots = 4;
 constexpr std::int64_t most_slots = 512;
-constexpr std::int64_t least_slots = 8;
-constexpr std::int64_t weights_per_slot = 256;  // keeps the slots of small layers small
+// Once the cut is bounded only a few steps near it are kept (profile.h).
+constexpr std::int64_t least_slots_of_candidates = 64;
 
-// As many slots as the layer's size allows, each a power of two of keys wide.
-void lay_out_slots(std::int64_t size, Survey& survey) {
-  const std::int64_t wanted = std::clamp(size / weights_per_slot, least_slots, most_slots);
+// As many slots as wanted or somewhat fewer, each a power of two of keys wide.
+void lay_out_slots(std::int64_t wanted, Survey& survey) {
   const std::uint64_t keys = survey.bracket.high - survey.bracket.low;
   survey.slot_bits = 0;
   while ((keys >> survey.slot_bits) >= static_cast<std::uint64_t>(wanted)) ++survey.slot_bits;
   survey.slots.assign(static_cast<std::size_t>((keys >> survey.slot_bits) + 1), Slot{});
+}
+
+std::int64_t slot_count(const Layer& layer, std::int64_t least) {
+  return std::clamp(layer.size * item_size(layer.dtype) / bytes_per_slot, least, most_slots);
 }
 
 // What one task found; merged into the layer's survey under a lock.
@@ -43,7 +49,7 @@ struct Tally {
     survey.above_sum.add(above_sum);
     for (std::size_t i = 0; i < slots.size(); ++i) {
       survey.slots[i].count += slots[i].count;
-      survey.slots[i].sum.add(slots[i].sum);
+      survey.slots[i].sum += slots[i].sum;
     }
     survey.stored = survey.stored && stored;
     survey.candidates.insert(survey.candidates.end(), candidates.begin(), candidates.end());
@@ -56,122 +62,42 @@ class Classifier {
  public:
   using Key = typename Format::Storage;
 
-  explicit Classifier(const Survey& survey)
-      : low_(static_cast<Key>(survey.bracket.low)),
-        high_(static_cast<Key>(survey.bracket.high)),
+  Classifier(Dtype dtype, const Survey& survey)
+      : kernels_(cpu::kernels(dtype)),
+        bracket_(survey.bracket),
         scale_(survey.scale),
         slot_bits_(survey.slot_bits) {}
 
   // Calls sink(keys, count) with the keys inside the bracket; the data may be overwritten then.
   template <class Sink>
   void read(const Key* data, std::int64_t length, Tally& tally, Sink&& sink) {
-    for (std::int64_t begin = 0; begin < length; begin += block) {
-      const auto count = static_cast<int>(std::min<std::int64_t>(block, length - begin));
-      read_keys(data + begin, count);
-      tally_outside(tally);
-      const int inside = compact();
-      if (inside == 0) continue;
-      for (int i = 0; i < inside; ++i) {
-        Slot& slot = tally.slots[static_cast<std::size_t>((inside_[i] - low_) >> slot_bits_)];
+    const auto low = static_cast<Key>(bracket_.low);
+    for (std::int64_t begin = 0; begin < length; begin += cpu::classify_block) {
+      const auto count =
+          static_cast<int>(std::min<std::int64_t>(cpu::classify_block, length - begin));
+      const cpu::Classified block =
+          kernels_.classify(data + begin, count, bracket_, scale_, inside_);
+      tally.below += block.below;
+      tally.above += block.above;
+      tally.above_sum.add(block.above_sum);
+      for (int i = 0; i < block.inside; ++i) {
+        Slot& slot = tally.slots[static_cast<std::size_t>((inside_[i] - low) >> slot_bits_)];
         ++slot.count;
-        slot.sum.add(scaled_square<Format>(inside_[i], scale_));
+        slot.sum += scaled_square<Format>(inside_[i], scale_);
       }
-      sink(inside_, inside);
+      if (block.inside > 0) sink(inside_, block.inside);
     }
   }
 
  private:
-  static constexpr int block = 2048;
-  static constexpr int unit = 2 * lane_count;
-  static_assert(block <= Sum::leaf_terms);
+  static_assert(cpu::classify_block <= Sum::leaf_terms);
 
-  // Short plain loops, each of a form that compilers vectorise.
-
-  void read_keys(const Key* data, int count) {
-    for (int i = 0; i < count; ++i) keys_[i] = Format::key(data[i]);
-    for (count_ = count; count % unit != 0; ++count) keys_[count] = 0;
-  }
-
-  void tally_outside(Tally& tally) const {
-    int below = 0;
-    int above = 0;
-    for (int i = 0; i < count_; ++i) {
-      below += keys_[i] < low_;
-      above += keys_[i] >= high_;
-    }
-    tally.below += below;
-    tally.above += above;
-    // Two sums for every lane, so that an addition need not wait for the one before it.
-    std::array<Lanes<double>, 2> sums{};
-    for (int i = 0; i < count_; i += unit) {
-      for (int half = 0; half < 2; ++half) {
-        Lanes<Key> keys;
-        load(keys, keys_ + i + half * lane_count);
-        keys = keys >= high_ ? keys : keys ^ keys;
-        Lanes<double> value;
-        values<Format>(value, keys);
-        if constexpr (sizeof(Key) == 8) value *= scale_;
-        sums[static_cast<std::size_t>(half)] += value * value;
-      }
-    }
-    const Lanes<double> both = sums[0] + sums[1];
-    double sum = 0.0;
-    for (int lane = 0; lane < lane_count; ++lane) sum += both[lane];
-    tally.above_sum.add(sum);
-  }
-
-  int compact() {
-    const auto width = static_cast<Key>(high_ - low_);
-    for (int i = 0; i < count_; ++i) {
-      flags_[i] = static_cast<Key>(keys_[i] - low_) < width ? 1 : 0;
-    }
-    int inside = 0;
-    for (int i = 0; i < count_; i += 8) {
-      std::uint64_t any;
-      std::memcpy(&any, &flags_[i], sizeof(any));
-      if (any == 0) continue;
-      const int end = std::min(i + 8, count_);
-      for (int j = i; j < end; ++j) {
-        inside_[inside] = keys_[j];
-        inside += flags_[j];
-      }
-    }
-    return inside;
-  }
-
-  Key low_;
-  Key high_;
-  double scale_;
-  int slot_bits_;
-  int count_ = 0;
-  alignas(64) Key keys_[block];
-  alignas(64) std::uint8_t flags_[block];
-  alignas(64) Key inside_[block];
+  const cpu::Kernels& kernels_;
+  const Bracket bracket_;
+  const double scale_;
+  const int slot_bits_;
+  alignas(64) Key inside_[cpu::classify_block + cpu::classify_slack];
 };
-
-// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long,
-// else copies of many runs together.
-template <class Element, class Body>
-void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
-  constexpr std::int64_t long_run = 256;
-  std::array<Element, 4 * long_run> gathered;
-  std::int64_t count = 0;
-  const auto flush = [&] {
-    if (count > 0) body(gathered.data(), count);
-    count = 0;
-  };
-  Walk<1>(layer.shape, {&layer.strides}, Order::memory)
-      .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-        if (length >= long_run) {
-          body(data + offsets[0], length);
-          return;
-        }
-        if (count + length > static_cast<std::int64_t>(gathered.size())) flush();
-        std::copy_n(data + offsets[0], length, gathered.data() + count);
-        count += length;
-      });
-  flush();
-}
 
 }  // namespace
 
@@ -213,10 +139,11 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<std::siz
     fresh.bracket = surveys[i].bracket;
     fresh.scale = surveys[i].scale;
     fresh.stored = true;
-    lay_out_slots(layers[i].size, fresh);
+    lay_out_slots(slot_count(layers[i], least_slots), fresh);
     surveys[i] = std::move(fresh);
   }
-  std::vector<CandidateWriter> writers(static_cast<std::size_t>(threads), CandidateWriter(store));
+  std::vector<CandidateWriter> writers(static_cast<std::size_t>(std::max(threads, 1)),
+                                       CandidateWriter(store));
   std::mutex mutex;
   for_each_chunk(whole(layers, chosen), threads, [&](const Chunk& chunk, int worker) {
     const Layer& layer = layers[chunk.layer];
@@ -230,7 +157,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<std::siz
       using Key = typename Format::Storage;
       const auto* data = reinterpret_cast<const Key*>(layer.data);
       CandidateWriter& writer = writers[static_cast<std::size_t>(worker)];
-      Classifier<Format> classifier(survey);
+      Classifier<Format> classifier(layer.dtype, survey);
       const auto keep = [&](const Key* keys, std::int64_t count) {
         tally.stored = tally.stored && writer.append(keys, count, tally.candidates);
       };
@@ -252,7 +179,7 @@ void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::
                        int threads) {
   for (const std::size_t i : chosen) {
     surveys[i].bracket = brackets[i];
-    lay_out_slots(layers[i].size, surveys[i]);
+    lay_out_slots(slot_count(layers[i], least_slots_of_candidates), surveys[i]);
   }
   struct Task {
     std::size_t layer;
@@ -273,11 +200,11 @@ void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::
       using Key = typename Format::Storage;
       auto* keys = reinterpret_cast<Key*>(task.segment->keys);
       std::int64_t kept = 0;
-      Classifier<Format>(survey).read(keys, task.segment->count, tally,
-                                      [&](const Key* inside, std::int64_t count) {
-                                        std::copy_n(inside, count, keys + kept);
-                                        kept += count;
-                                      });
+      Classifier<Format>(layers[task.layer].dtype, survey)
+          .read(keys, task.segment->count, tally, [&](const Key* inside, std::int64_t count) {
+            std::copy_n(inside, count, keys + kept);
+            kept += count;
+          });
       task.segment->count = kept;
     });
     const std::lock_guard<std::mutex> lock(mutex);

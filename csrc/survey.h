@@ -10,10 +10,13 @@
 
 namespace lampfast {
 
-// An equal share of a bracket's keys: how many elements it has, and their sum of scaled squares.
+// An equal share of a bracket's keys: how many elements it has, and roughly their sum of scaled
+// squares: plainly added, it only narrows the search and decides nothing.
 struct Slot {
+  static constexpr double relative_error = 0x1p-34;
+
   std::int64_t count = 0;
-  Sum sum;
+  double sum = 0.0;
 };
 
 // What is known of one layer. Everything here merges in any order.

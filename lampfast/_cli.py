@@ -132,7 +132,10 @@ def _verdict(comparison: _demo.Comparison) -> Iterator[str]:
         )
     else:
         yield "Their masks are the same."
-    yield f"lampfast was {theirs.seconds / ours.seconds:,.0f} times as fast."
+    speed = f"lampfast was {theirs.seconds / ours.seconds:,.0f} times as fast"
+    if ours.extra_bytes and theirs.extra_bytes:
+        speed += f", with {ours.extra_bytes / theirs.extra_bytes:.0%} of the extra memory"
+    yield f"{speed}."
     yield (
         "[dim]Time: median of in-place prunes in turns. Memory: peak beyond what was resident,\n"
         "each in a fresh process.[/]"

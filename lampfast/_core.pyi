@@ -25,7 +25,7 @@ class Layer:
     ) -> None: ...
 
 class Cut:
-    """A layer's answer: magnitudes with a smaller key go, and of the equal ones the first `ties`."""
+    """A layer's answer: magnitudes with a smaller key go, and the first `ties` of the equals."""
 
     @property
     def key(self) -> int: ...
@@ -36,6 +36,7 @@ class Cut:
     @property
     def threshold(self) -> float: ...  # magnitude of the smallest kept weight; inf if none is kept
 
+def instruction_set() -> str: ...
 def select(layers: Sequence[Layer], count: int, threads: int) -> list[Cut]: ...
 def zero(
     sources: Sequence[Layer], targets: Sequence[Layer], cuts: Sequence[Cut], threads: int

@@ -268,8 +268,6 @@ def _owner(array: Array) -> Array:
 def _twin_array(array: Array) -> Array:
     """A view with the same strides into a copy of all the memory."""
     owner = _owner(array)
-    memory = owner.copy(order="K")
+    copy = owner.copy(order="K").reshape(-1, order="A")
     offset = array.ctypes.data - owner.ctypes.data
-    return np.ndarray(
-        array.shape, array.dtype, memory.reshape(-1, order="A"), offset, array.strides
-    )
+    return np.ndarray(array.shape, array.dtype, copy, offset, array.strides)

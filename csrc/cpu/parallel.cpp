@@ -4,7 +4,6 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -41,8 +40,8 @@ void parallel_for(int threads, std::int64_t tasks,
   try {
     helpers.reserve(static_cast<std::size_t>(std::max(wanted, 0)));
     for (int worker = 1; worker < wanted; ++worker) helpers.emplace_back(work, worker);
-  } catch (const std::system_error&) {
-    // A system short of threads: those that did start, and this one, do all the work.
+  } catch (...) {
+    // A system short of threads or memory: those that did start, and this one, do all the work.
   }
   work(0);
   for (auto& helper : helpers) helper.join();

@@ -1,0 +1,2 @@
+#define LAMPFAST_ISA avx2
+#include "cpu/kernels.inl"

@@ -1,0 +1,2 @@
+#define LAMPFAST_ISA avx512
+#include "cpu/kernels.inl"

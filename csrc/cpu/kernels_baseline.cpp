@@ -1,0 +1,2 @@
+#define LAMPFAST_ISA baseline
+#include "cpu/kernels.inl"

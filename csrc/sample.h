@@ -1,0 +1,238 @@
+// A small sample of a layer, in order of magnitude, and what it tells of the layer's threshold.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "layer.h"
+#include "magnitude.h"
+#include "radix_sort.h"
+#include "walk.h"
+
+namespace lampfast {
+
+// Elements are drawn in blocks of a cache line, and the blocks dealt to groups: how much the groups
+// differ tells how far the guess may be off, also where neighbouring weights are alike.
+constexpr std::int64_t most_block = 16;
+constexpr int group_bits = 4;
+constexpr std::int64_t groups = 1 << group_bits;
+constexpr std::int64_t least_sample = 64;
+constexpr std::int64_t most_sample = 1 << 17;
+constexpr std::int64_t least_ranks = 4;  // and at least that many ranks of the sample
+
+// The sample's share of a layer: its entries take 8 bytes each whatever the dtype, and in all no
+// more memory than the candidates may take later.
+inline std::int64_t sample_size(const Layer& layer) {
+  const std::int64_t share = layer.size * item_size(layer.dtype) / 512;
+  return std::min(layer.size, std::clamp(share, least_sample, most_sample));
+}
+
+// A number that looks random but depends on `seed` alone (a splitmix64 step).
+inline std::uint64_t scramble(std::uint64_t seed) {
+  seed += 0x9e3779b97f4a7c15;
+  seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;
+  seed = (seed ^ (seed >> 27)) * 0x94d049bb133111eb;
+  return seed ^ (seed >> 31);
+}
+
+// How a layer's threshold answers to the errors of its sample, linearised around the guess.
+struct Response {
+  std::array<float, groups> count_error{};    // of elements below the threshold, by group
+  std::array<float, groups> log_sum_error{};  // of the sum of squares above it, by group
+  double density = 0.0;                       // elements per unit of log magnitude at the threshold
+  double steepness = 2.0;                     // d log score / d log magnitude there
+
+  double shift(std::size_t group, double log_score_error) const {
+    return (log_sum_error[group] + log_score_error) / steepness;
+  }
+};
+
+class Sample {
+ public:
+  Sample() = default;
+  Sample(const Layer& layer, double scale) : dtype_(layer.dtype), scale_(scale) {
+    const std::int64_t wanted = sample_size(layer);
+    block_ = std::clamp<std::int64_t>(wanted / groups, 1, most_block);
+    const std::int64_t blocks = (wanted + block_ - 1) / block_;
+    const std::uint64_t end = not_finite_key(layer.dtype);
+    while (end >> dropped_bits_ >> (32 - group_bits) != 0) ++dropped_bits_;
+    entries_.reserve(static_cast<std::size_t>(std::min(blocks * block_, layer.size)));
+    with_format(layer.dtype, [&](auto format) { draw<decltype(format)>(layer, blocks); });
+    radix_sort(entries_, 32, [](std::uint32_t entry) { return entry; });
+    with_format(layer.dtype, [&](auto format) { add_up<decltype(format)>(); });
+    weight_ = size() > 0 ? static_cast<double>(layer.size) / static_cast<double>(size()) : 0.0;
+    complete_ = size() == layer.size;
+  }
+
+  std::int64_t size() const { return static_cast<std::int64_t>(entries_.size()); }
+
+  // How many ranks have an estimated score of at most t, which is known to be within [low, high].
+  std::int64_t at_most(double t, std::int64_t low, std::int64_t high) const {
+    while (low < high) {
+      const std::int64_t middle = low + (high - low) / 2;
+      const bool holds = square(middle) <= t * weight_ * sum_from(middle);
+      (holds ? low : high) = holds ? middle + 1 : middle;
+    }
+    return low;
+  }
+
+  double elements(std::int64_t rank) const { return weight_ * static_cast<double>(rank); }
+
+  Response response(std::int64_t rank) const {
+    std::array<double, groups> below{};
+    std::array<double, groups> drawn{};
+    std::array<double, groups> sum{};
+    // Equal magnitudes at the threshold count in proportion, or else their order, which is by
+    // group, would look like a difference between groups.
+    const auto [first_tie, end_tie] = ties(rank);
+    const double tied = static_cast<double>(rank - first_tie) /
+                        static_cast<double>(std::max<std::int64_t>(end_tie - first_tie, 1));
+    with_format(dtype_, [&](auto format) {
+      for (std::int64_t i = 0; i < size(); ++i) {
+        const std::size_t group = entries_[index(i)] % groups;
+        const double share = i < first_tie ? 1.0 : i < end_tie ? tied : 0.0;
+        drawn[group] += 1.0;
+        below[group] += share;
+        if (i >= first_tie) sum[group] += (1.0 - share) * square<decltype(format)>(i);
+      }
+    });
+    Response result;
+    const auto total = static_cast<double>(size());
+    const double mean_sum = sum_from(rank) / total;
+    for (std::size_t g = 0; g < groups; ++g) {
+      if (drawn[g] == 0.0) continue;
+      result.count_error[g] = static_cast<float>(
+          weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total));
+      if (mean_sum > 0.0) {
+        result.log_sum_error[g] = static_cast<float>(sum[g] / drawn[g] / mean_sum - 1.0);
+      }
+    }
+    const std::int64_t reach = std::max(least_ranks, size() / 64);
+    const std::int64_t to = std::min(rank + reach, size() - 1);
+    const std::int64_t from = std::min(std::max(rank - reach, first_above_zero()), to);
+    const double low = value(from);
+    const double high = value(to);
+    const double sum_above = std::max(weight_ * sum_from(rank), square(to));
+    if (low > 0.0 && high > low && sum_above > 0.0) {
+      result.density = elements(to - from) / std::log(high / low);
+      result.steepness += square(std::min(rank, to)) * result.density / sum_above;
+    }
+    return result;
+  }
+
+  // The keys within `log_margin` of the threshold, and a few ranks of the sample on either side.
+  Bracket bracket(std::int64_t rank, double log_margin) const {
+    std::uint64_t low = 1;  // zeros are told apart by being below every bracket
+    std::uint64_t high = not_finite_key(dtype_);
+    if (!complete_ && std::isfinite(log_margin)) {
+      const std::int64_t low_rank = rank - least_ranks;
+      const std::int64_t high_rank = rank + least_ranks;
+      if (low_rank >= 0) {
+        low = std::max(low, std::min(key(low_rank), shifted(rank, -log_margin)));
+      }
+      if (high_rank < size()) {
+        high = std::min(high, std::max(key(high_rank), shifted(rank, log_margin)) + cell());
+      }
+    }
+    return {low, std::max(low, high)};
+  }
+
+ private:
+  // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
+  std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
+    if (rank >= size()) return {rank, rank};
+    return {first_not_less(key(rank)), first_not_less(key(rank) + cell())};
+  }
+
+  std::int64_t first_above_zero() const { return first_not_less(cell()); }
+
+  std::int64_t first_not_less(std::uint64_t wanted) const {
+    const auto found =
+        std::partition_point(entries_.begin(), entries_.end(),
+                             [&](std::uint32_t entry) { return entry_key(entry) < wanted; });
+    return found - entries_.begin();
+  }
+
+  static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+  template <class Format>
+  void add_up() {
+    for (std::int64_t i = 0; i < size(); ++i) total_ += square<Format>(i);
+    tails_.resize(entries_.size() + 1);
+    double sum = 0.0;
+    for (std::int64_t i = size(); i-- > 0;) {
+      sum += square<Format>(i);
+      if (total_ > 0.0) tails_[index(i)] = static_cast<float>(sum / total_);
+    }
+  }
+
+  template <class Format>
+  void draw(const Layer& layer, std::int64_t blocks) {
+    const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
+    const Walk<1> walk(layer.shape, {&layer.strides}, Order::memory);
+    const auto part = [&](std::int64_t b) {
+      return layer.size / blocks * b + layer.size % blocks * b / blocks;
+    };
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      // One block from each of as many equal parts, at a scrambled place in it, so that no period
+      // of the weights can hide from the sample.
+      const std::int64_t slack = std::max<std::int64_t>(part(b + 1) - part(b) - block_, 0);
+      const std::int64_t begin =
+          part(b) + static_cast<std::int64_t>(scramble(static_cast<std::uint64_t>(b)) %
+                                              static_cast<std::uint64_t>(slack + 1));
+      const auto group = static_cast<std::uint32_t>(b % groups);
+      walk.runs(
+          begin, std::min(begin + block_, part(b + 1)),
+          [&](auto, const auto& offsets, std::int64_t length) {
+            for (std::int64_t i = 0; i < length; ++i) {
+              // What is not finite is the survey's to report.
+              const std::uint64_t magnitude = std::min<std::uint64_t>(
+                  Format::key(data[offsets[0] + i]), Format::not_finite - 1);
+              entries_.push_back(
+                  static_cast<std::uint32_t>(magnitude >> dropped_bits_ << group_bits) | group);
+            }
+          });
+    }
+  }
+
+  // How many keys share an entry.
+  std::uint64_t cell() const { return std::uint64_t{1} << dropped_bits_; }
+  std::uint64_t entry_key(std::uint32_t entry) const {
+    return std::uint64_t{entry >> group_bits} << dropped_bits_;
+  }
+  std::uint64_t key(std::int64_t i) const { return entry_key(entries_[index(i)]); }
+  double sum_from(std::int64_t rank) const { return total_ * tails_[index(rank)]; }
+  template <class Format>
+  double square(std::int64_t i) const {
+    return scaled_square<Format>(static_cast<typename Format::Storage>(key(i)), scale_);
+  }
+  double square(std::int64_t i) const { return scaled_square_of(dtype_, key(i), scale_); }
+  double value(std::int64_t i) const { return magnitude_of(dtype_, key(i)); }
+
+  // The key whose magnitude is about e^distance times that of a rank: near a key, each step of the
+  // key moves the magnitude by 1 in as many as its mantissa counts.
+  std::uint64_t shifted(std::int64_t rank, double distance) const {
+    const std::uint64_t at = key(std::clamp<std::int64_t>(rank, 0, size() - 1));
+    const double steps = distance * static_cast<double>(decompose(dtype_, at).mantissa);
+    const double moved = static_cast<double>(at) + steps + std::copysign(1.0, distance);
+    return static_cast<std::uint64_t>(
+        std::clamp(moved, 0.0, static_cast<double>(not_finite_key(dtype_) - 1)));
+  }
+
+  Dtype dtype_ = Dtype::float32;
+  double scale_ = 1.0;
+  double weight_ = 0.0;  // elements of the layer for each of the sample
+  double total_ = 0.0;   // of the sample's squares
+  std::int64_t block_ = most_block;
+  bool complete_ = false;
+  int dropped_bits_ = 0;
+  std::vector<std::uint32_t> entries_;  // the key's leading bits, and the group below them
+  std::vector<float> tails_;            // the share of the total from each rank on
+};
+
+}  // namespace lampfast
