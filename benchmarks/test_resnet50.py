@@ -3,7 +3,7 @@
 One run checks that the results agree, times everything, measures the memory and sums it up.
 """
 
-from collections import defaultdict
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,16 +29,19 @@ class Summary:
     """What pytest prints at the end: every figure beside lampfast's own."""
 
     agreement: str = ""
-    seconds: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict)  # by verb and name
     memory: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def note_time(self, verb: str, name: str, benchmark: BenchmarkFixture) -> None:
         """Keeps the median; its ratio to lampfast's, timed first, goes into extra_info."""
         if benchmark.stats is None:  # --benchmark-disable
             return
-        times = self.seconds[verb]
-        times[name] = benchmark.stats.stats.median
-        benchmark.extra_info["times lampfast"] = times[name] / times[f"lampfast.{verb}"]
+        self.seconds[verb, name] = benchmark.stats.stats.median
+        benchmark.extra_info["times lampfast"] = self.times_lampfast(verb, name)
+
+    def times_lampfast(self, verb: str, name: str) -> float:
+        """How many times as long as lampfast's own it took; NaN if that was not timed."""
+        return self.seconds[verb, name] / self.seconds.get((verb, f"lampfast.{verb}"), math.nan)
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -47,13 +50,13 @@ class Summary:
         terminalreporter.section(f"ResNet-50 to {SPARSITY:.0%}, {torch.get_num_threads()} threads")
         write(self.agreement)
         write(f"{'':32}{'median':>12}{'times lampfast':>16}{'extra memory':>20}")
-        for verb, times in self.seconds.items():
-            for name, median in times.items():
-                extra = self.memory.get((verb, name))
-                write(
-                    f"{name:32}{median * 1e3:9,.1f} ms{median / times[f'lampfast.{verb}']:16,.2f}"
-                    + ("" if extra is None else f"{extra:12.1%} of weights")
-                )
+        for row in dict.fromkeys([*self.seconds, *self.memory]):
+            time = memory = ""
+            if row in self.seconds:
+                time = f"{self.seconds[row] * 1e3:,.1f} ms{self.times_lampfast(*row):16,.2f}"
+            if row in self.memory:
+                memory = f"{self.memory[row]:.1%} of weights"
+            write(f"{row[1]:32}{time:>28}{memory:>20}")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["magnitudes", "masks", "scores"]
+__all__ = ["Layer", "magnitudes", "masks", "scores"]
 
 Layer: TypeAlias = torch.Tensor | npt.NDArray[Any]
 

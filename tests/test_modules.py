@@ -150,7 +150,7 @@ def save_and_load(model: Model) -> Model:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    loaded: Model = torch.load(file, weights_only=False)
+    loaded: Model = torch.load(file, weights_only=False, weights_only=True)
     return loaded
 
 
@@ -159,7 +159,7 @@ def save_and_load_state(model: Model) -> Model:
     torch.save(model.state_dict(), file)
     file.seek(0)
     fresh = type(model)()
-    fresh.load_state_dict(torch.load(file))
+    fresh.load_state_dict(torch.load(file, weights_only=True))
     return fresh
 
 

@@ -1,0 +1,33 @@
+"""The instruction set that LAMPFAST_ISA names is the one in use, or an error."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ASK = "import lampfast._core as core; print(core.instruction_set())"
+
+
+def ask(name: str) -> subprocess.CompletedProcess[str]:
+    """What a new process says of its instruction set when LAMPFAST_ISA is `name`."""
+    environment = os.environ | {"LAMPFAST_ISA": name}
+    return subprocess.run(
+        [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True
+    )
+
+
+def test_baseline_is_always_there() -> None:
+    assert ask("baseline").stdout == "baseline\n"
+
+
+def test_the_best_one_is_the_default() -> None:
+    assert ask("").stdout.strip() in {"avx512", "avx2", "baseline"}
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", " baseline"])
+def test_an_unknown_one_is_an_error(name: str) -> None:
+    answer = ask(name)
+    assert answer.returncode != 0
+    assert f"LAMPFAST_ISA is '{name}', but this processor has: " in answer.stderr
+    assert "baseline" in answer.stderr
