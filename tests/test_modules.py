@@ -150,7 +150,7 @@ def save_and_load(model: Model) -> Model:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    loaded: Model = torch.load(file, weights_only=False, weights_only=True)
+    loaded: Model = torch.load(file, weights_only=False)
     return loaded
 
 
