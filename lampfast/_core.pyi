@@ -1,21 +1,24 @@
 """The compiled engine: addresses in, decisions out. Nothing here knows torch."""
 
 from collections.abc import Sequence
-from enum import Enum
+from typing import ClassVar
 
 __version__: str
 cuda_built: bool
 
-class Dtype(Enum):
+class Dtype:
     """How the elements of a layer are stored; float dtypes have torch's meaning."""
 
-    float32 = ...
-    float16 = ...
-    bfloat16 = ...
-    float64 = ...
-    float8_e4m3fn = ...
-    float8_e5m2 = ...
-    boolean = ...
+    float32: ClassVar[Dtype]
+    float16: ClassVar[Dtype]
+    bfloat16: ClassVar[Dtype]
+    float64: ClassVar[Dtype]
+    float8_e4m3fn: ClassVar[Dtype]
+    float8_e5m2: ClassVar[Dtype]
+    boolean: ClassVar[Dtype]
+
+    @property
+    def name(self) -> str: ...
 
 class Layer:
     """A strided tensor by its address; strides count elements. The caller keeps it alive."""

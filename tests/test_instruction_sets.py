@@ -1,12 +1,15 @@
-"""The instruction set that LAMPFAST_ISA names is the one in use, or an error."""
+"""What config says; the instruction set that LAMPFAST_ISA names is the one in use, or an error."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
-ASK = "import lampfast._core as core; print(core.instruction_set())"
+import lampfast
+
+ASK = "import lampfast; print(lampfast.config()['instruction_set'])"
 
 
 def ask(name: str) -> subprocess.CompletedProcess[str]:
@@ -31,3 +34,11 @@ def test_an_unknown_one_is_an_error(name: str) -> None:
     assert answer.returncode != 0
     assert f"LAMPFAST_ISA is '{name}', but this processor has: " in answer.stderr
     assert "baseline" in answer.stderr
+
+
+def test_config_tells_what_is_in_use() -> None:
+    torch.set_num_threads(3)
+    config = lampfast.config()
+    assert config["version"] == lampfast.__version__
+    assert config["torch"] == torch.__version__
+    assert config["threads"] == 3
