@@ -1,17 +1,16 @@
 #include "guess.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "chunks.h"
-#include "cpu/kernels.h"
+#include "cpu/classify.h"
 #include "cpu/parallel.h"
 #include "exact_sum.h"
 #include "magnitude.h"
 #include "sample.h"
-#include "walk.h"
 
 namespace lampfast {
 namespace {
@@ -35,15 +34,16 @@ Guess guess_score(const std::vector<Sample>& samples, std::int64_t count) {
   double high_score = 1.0;
   std::vector<std::int64_t> ranks(samples.size());
   for (int step = 0; step < 44; ++step) {
-    const double score = (low_score + high_score) / 2.0;
+    const double middle = (low_score + high_score) / 2.0;
+    const double score = std::exp2(middle);
     double fewer = 0.0;
     for (std::size_t i = 0; i < samples.size(); ++i) {
-      ranks[i] = samples[i].at_most(std::exp2(score), low[i], high[i]);
+      ranks[i] = samples[i].at_most(score, low[i], high[i]);
       fewer += samples[i].elements(ranks[i]);
     }
     const bool too_low = fewer < static_cast<double>(count);
     (too_low ? low : high) = ranks;
-    (too_low ? low_score : high_score) = score;
+    (too_low ? low_score : high_score) = middle;
   }
   return {high_score, std::move(high)};
 }
@@ -92,19 +92,14 @@ Bracket refine(const Layer& layer, const Bracket& bracket, double scale, double 
     using Key = typename Format::Storage;
     std::vector<Key> inside;
     Sum above;
-    const cpu::Kernels& kernels = cpu::kernels(layer.dtype);
-    std::array<Key, cpu::classify_block + cpu::classify_slack> found;
-    for_each_stretch(
-        layer, reinterpret_cast<const Key*>(layer.data), {0, 0, layer.size},
-        [&](const Key* keys, std::int64_t length) {
-          for (std::int64_t i = 0; i < length; i += cpu::classify_block) {
-            const auto count =
-                static_cast<int>(std::min<std::int64_t>(cpu::classify_block, length - i));
-            const auto block = kernels.classify(keys + i, count, bracket, scale, found.data());
-            above.add(block.above_sum);
-            inside.insert(inside.end(), found.begin(), found.begin() + block.inside);
-          }
-        });
+    for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), {0, 0, layer.size},
+                     [&](const Key* keys, std::int64_t length) {
+                       cpu::classify(layer.dtype, keys, length, bracket, scale,
+                                     [&](const cpu::Classified& block, const Key* found) {
+                                       above.add(block.above_sum);
+                                       inside.insert(inside.end(), found, found + block.inside);
+                                     });
+                     });
     std::sort(inside.begin(), inside.end());
     Bracket result = bracket;
     double sum = above.value();

@@ -57,7 +57,6 @@ class Profile {
   const Step* step_at(std::int64_t position) const;
 
   double square(std::uint64_t key) const;  // scaled, as the sums are
-  Dtype dtype() const { return dtype_; }
   const std::vector<Step>& steps() const { return steps_; }
 
  private:

@@ -23,7 +23,7 @@ constexpr int group_bits = 4;
 constexpr std::int64_t groups = 1 << group_bits;
 constexpr std::int64_t least_sample = 64;
 constexpr std::int64_t most_sample = 1 << 17;
-constexpr std::int64_t least_ranks = 4;  // and at least that many ranks of the sample
+constexpr std::int64_t least_ranks = 4;  // of the sample, in half a bracket
 
 // The sample's share of a layer: its entries take 8 bytes each whatever the dtype, and in all no
 // more memory than the candidates may take later.

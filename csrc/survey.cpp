@@ -1,12 +1,11 @@
 #include "survey.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <mutex>
 
 #include "chunks.h"
-#include "cpu/kernels.h"
+#include "cpu/classify.h"
 #include "cpu/parallel.h"
 #include "magnitude.h"
 #include "walk.h"
@@ -56,48 +55,29 @@ struct Tally {
   }
 };
 
-// Classifies keys against one bracket, a block that fits the first-level cache at a time.
-template <class Format>
-class Classifier {
- public:
+static_assert(cpu::classify_block <= Sum::leaf_terms);
+
+// Adds keys to a tally of the survey's bracket, and calls sink(keys, count) with those inside it,
+// when the data may be overwritten.
+template <class Format, class Sink>
+void read(Dtype dtype, const Survey& survey, const typename Format::Storage* data,
+          std::int64_t length, Tally& tally, Sink&& sink) {
   using Key = typename Format::Storage;
-
-  Classifier(Dtype dtype, const Survey& survey)
-      : kernels_(cpu::kernels(dtype)),
-        bracket_(survey.bracket),
-        scale_(survey.scale),
-        slot_bits_(survey.slot_bits) {}
-
-  // Calls sink(keys, count) with the keys inside the bracket; the data may be overwritten then.
-  template <class Sink>
-  void read(const Key* data, std::int64_t length, Tally& tally, Sink&& sink) {
-    const auto low = static_cast<Key>(bracket_.low);
-    for (std::int64_t begin = 0; begin < length; begin += cpu::classify_block) {
-      const auto count =
-          static_cast<int>(std::min<std::int64_t>(cpu::classify_block, length - begin));
-      const cpu::Classified block =
-          kernels_.classify(data + begin, count, bracket_, scale_, inside_);
-      tally.below += block.below;
-      tally.above += block.above;
-      tally.above_sum.add(block.above_sum);
-      for (int i = 0; i < block.inside; ++i) {
-        Slot& slot = tally.slots[static_cast<std::size_t>((inside_[i] - low) >> slot_bits_)];
-        ++slot.count;
-        slot.sum += scaled_square<Format>(inside_[i], scale_);
-      }
-      if (block.inside > 0) sink(inside_, block.inside);
-    }
-  }
-
- private:
-  static_assert(cpu::classify_block <= Sum::leaf_terms);
-
-  const cpu::Kernels& kernels_;
-  const Bracket bracket_;
-  const double scale_;
-  const int slot_bits_;
-  alignas(64) Key inside_[cpu::classify_block + cpu::classify_slack];
-};
+  const auto low = static_cast<Key>(survey.bracket.low);
+  cpu::classify(dtype, data, length, survey.bracket, survey.scale,
+                [&](const cpu::Classified& block, const Key* inside) {
+                  tally.below += block.below;
+                  tally.above += block.above;
+                  tally.above_sum.add(block.above_sum);
+                  for (int i = 0; i < block.inside; ++i) {
+                    const auto slot_index = (inside[i] - low) >> survey.slot_bits;
+                    Slot& slot = tally.slots[static_cast<std::size_t>(slot_index)];
+                    ++slot.count;
+                    slot.sum += scaled_square<Format>(inside[i], survey.scale);
+                  }
+                  if (block.inside > 0) sink(inside, block.inside);
+                });
+}
 
 }  // namespace
 
@@ -157,12 +137,11 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<std::siz
       using Key = typename Format::Storage;
       const auto* data = reinterpret_cast<const Key*>(layer.data);
       CandidateWriter& writer = writers[static_cast<std::size_t>(worker)];
-      Classifier<Format> classifier(layer.dtype, survey);
       const auto keep = [&](const Key* keys, std::int64_t count) {
         tally.stored = tally.stored && writer.append(keys, count, tally.candidates);
       };
       for_each_stretch(layer, data, chunk, [&](const Key* keys, std::int64_t length) {
-        classifier.read(keys, length, tally, keep);
+        read<Format>(layer.dtype, survey, keys, length, tally, keep);
       });
     });
     const std::lock_guard<std::mutex> lock(mutex);
@@ -200,11 +179,11 @@ void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::
       using Key = typename Format::Storage;
       auto* keys = reinterpret_cast<Key*>(task.segment->keys);
       std::int64_t kept = 0;
-      Classifier<Format>(layers[task.layer].dtype, survey)
-          .read(keys, task.segment->count, tally, [&](const Key* inside, std::int64_t count) {
-            std::copy_n(inside, count, keys + kept);
-            kept += count;
-          });
+      read<Format>(layers[task.layer].dtype, survey, keys, task.segment->count, tally,
+                   [&](const Key* inside, std::int64_t count) {
+                     std::copy_n(inside, count, keys + kept);
+                     kept += count;
+                   });
       task.segment->count = kept;
     });
     const std::lock_guard<std::mutex> lock(mutex);
