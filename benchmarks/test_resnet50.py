@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import contenders
 import pytest
-import resnet50
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.nn.utils import prune as torch_prune
+from shapes import resnet50
+from weights import Weights, gaussian
 
 import lampfast
 from lampfast import _measure, textbook
@@ -20,8 +21,6 @@ from lampfast import _measure, textbook
 SPARSITY = 0.9
 SLOW, FAST = 3, 30  # rounds
 MIB = 2**20
-
-Weights = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -68,12 +67,12 @@ def summary(pytestconfig: pytest.Config) -> Summary:
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    return resnet50.weights()
+    return gaussian(resnet50())
 
 
 @pytest.fixture(scope="module")
 def thresholds(weights: Weights) -> dict[str, float]:
-    report = lampfast.prune(_copy(weights), SPARSITY)
+    report = lampfast.prune(contenders.clone(weights), SPARSITY)
     return {layer.name: layer.threshold or float("inf") for layer in report.layers}
 
 
@@ -85,7 +84,7 @@ def test_results_agree(weights: Weights, summary: Summary) -> None:
     masks = lampfast.masks(weights, SPARSITY)
     assert _pruned(masks) == round(SPARSITY * total)
 
-    pruned = _copy(weights)
+    pruned = contenders.clone(weights)
     lampfast.prune(pruned, SPARSITY)
     assert all(torch.equal(pruned[name], weights[name] * masks[name]) for name in weights)
 
@@ -136,23 +135,17 @@ def test_masks(
     summary.note_time("masks", name, benchmark)
 
 
-def torch_global_magnitude(weights: Weights) -> Callable[[], None]:
-    """Sets up torch's own pruning over all layers: by plain magnitude, so another answer."""
-    parameters = []
-    for weight in weights.values():
-        module = torch.nn.Module()
-        module.weight = torch.nn.Parameter(weight)
-        parameters.append((module, "weight"))
-    return lambda: torch_prune.global_unstructured(
-        parameters, torch_prune.L1Unstructured, amount=SPARSITY
-    )
-
-
 PRUNE: dict[str, tuple[int, Callable[[Weights], Callable[[], object]]]] = {
     "lampfast.prune": (FAST, lambda weights: partial(lampfast.prune, weights, SPARSITY)),
     "textbook LAMP": (SLOW, lambda weights: partial(textbook.prune, weights, SPARSITY)),
-    "torch global_unstructured (L1)": (SLOW, torch_global_magnitude),
-    "floor: copy of the weights": (FAST, lambda weights: _copy_into(weights, _copy(weights))),
+    "torch global_unstructured (L1)": (
+        SLOW,
+        lambda weights: contenders.global_magnitude(weights, SPARSITY),
+    ),
+    "floor: copy of the weights": (
+        FAST,
+        lambda weights: partial(contenders.copy, weights, contenders.clone(weights)),
+    ),
 }
 
 
@@ -162,7 +155,7 @@ def test_prune(name: str, weights: Weights, summary: Summary, benchmark: Benchma
     rounds, prepare = PRUNE[name]
 
     def setup() -> tuple[tuple[Callable[[], object]], dict[str, object]]:
-        return (prepare(_copy(weights)),), {}
+        return (prepare(contenders.clone(weights)),), {}
 
     benchmark.pedantic(lambda call: call(), setup=setup, rounds=rounds, warmup_rounds=1)
     summary.note_time("prune", name, benchmark)
@@ -183,7 +176,7 @@ def test_scores(name: str, weights: Weights, summary: Summary, benchmark: Benchm
 
 def prepare_in_fresh_process(verb: str, name: str) -> Callable[[], object]:
     """Sets up one call in the process that measures it, its code already loaded."""
-    weights = resnet50.weights()
+    weights = gaussian(resnet50())
     if verb == "prune":
         _, prepare = PRUNE[name]
         prepare(_measure.warm_up())()
@@ -212,18 +205,6 @@ def test_extra_memory(verb: str, name: str, weights: Weights, summary: Summary) 
     summary.memory[verb, name] = (peak - output) / size
     if name.startswith("lampfast"):
         assert peak - output <= 0.05 * size + MIB  # the contract
-
-
-def _copy(weights: Weights) -> Weights:
-    return {name: weight.clone() for name, weight in weights.items()}
-
-
-def _copy_into(sources: Weights, targets: Weights) -> Callable[[], None]:
-    def call() -> None:
-        for name, source in sources.items():
-            targets[name].copy_(source)
-
-    return call
 
 
 def _pruned(masks: Weights) -> int:

@@ -1,176 +1,193 @@
 #include "apply.h"
 
 #include <algorithm>
-#include <mutex>
+#include <array>
+#include <vector>
 
 #include "chunks.h"
 #include "cpu/kernels.h"
 #include "magnitude.h"
+#include "tie_boundary.h"
 #include "walk.h"
 
 namespace lampfast {
 namespace {
 
-// The row-major index from which on the elements equal to the cut's magnitude are kept: that of the
-// one after the first `ties`. Found a few bits at a time, so that no list of them is needed.
-class TieBoundary {
- public:
-  TieBoundary(const Layer& layer, const Cut& cut, int threads)
-      : layer_(layer), cut_(cut), threads_(threads), indices_(row_major_strides(layer.shape)) {}
+// A stretch of a layer and of its target, evenly spaced in each.
+struct Run {
+  std::int64_t from;
+  std::int64_t from_step;
+  std::int64_t to;
+  std::int64_t to_step;
+  std::int64_t length;
 
-  std::int64_t find() {
-    if (cut_.ties == 0) return 0;
-    int bits = 0;
-    while ((layer_.size - 1) >> bits > 0) ++bits;
-    std::int64_t prefix = 0;
-    std::int64_t wanted = cut_.ties;  // the wanted-th tie with the prefix is the first one kept
-    while (bits > 0) {
-      const int digit_bits = std::min(bits, most_digit_bits);
-      bits -= digit_bits;
-      const std::vector<std::int64_t> counts = count_ties(prefix, bits, digit_bits);
-      std::size_t digit = 0;
-      for (; wanted >= counts[digit] && digit + 1 < counts.size(); ++digit) wanted -= counts[digit];
-      prefix = prefix << digit_bits | static_cast<std::int64_t>(digit);
-    }
-    return prefix;
+  bool is_dense() const { return from_step == 1 && to_step == 1; }
+
+  Run part(std::int64_t begin, std::int64_t end) const {
+    return {from + begin * from_step, from_step, to + begin * to_step, to_step, end - begin};
   }
-
- private:
-  static constexpr int most_digit_bits = 12;
-
-  // For ties whose index starts with the prefix: how many there are by the digit that follows.
-  std::vector<std::int64_t> count_ties(std::int64_t prefix, int bits, int digit_bits) const {
-    const auto digits = std::size_t{1} << digit_bits;
-    std::vector<std::int64_t> counts(digits, 0);
-    std::mutex mutex;
-    const Walk<2, 1> walk(layer_.shape, {&layer_.strides, &indices_}, Order::memory);
-    const std::int64_t step = walk.step()[1];
-    Chunk range{0, 0, layer_.size};
-    if (walk.is_one_run()) {  // positions are indices
-      range.begin = std::min(prefix << (bits + digit_bits), layer_.size);
-      range.end = std::min((prefix + 1) << (bits + digit_bits), layer_.size);
-    }
-    for_each_chunk({range}, threads_, [&](const Chunk& chunk, int) {
-      std::vector<std::int64_t> local(digits, 0);
-      with_format(layer_.dtype, [&](auto format) {
-        using Format = decltype(format);
-        using Key = typename Format::Storage;
-        const auto* data = reinterpret_cast<const Key*>(layer_.data);
-        const auto key = static_cast<Key>(cut_.key);
-        walk.runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-          for (std::int64_t i = 0; i < length; ++i) {
-            if (Format::key(data[offsets[0] + i]) != key) continue;
-            const std::int64_t index = offsets[1] + i * step;
-            if (index >> (bits + digit_bits) != prefix) continue;
-            ++local[static_cast<std::size_t>(index >> bits) & (digits - 1)];
-          }
-        });
-      });
-      const std::lock_guard<std::mutex> lock(mutex);
-      for (std::size_t d = 0; d < digits; ++d) counts[d] += local[d];
-    });
-    return counts;
-  }
-
-  const Layer& layer_;
-  const Cut& cut_;
-  int threads_;
-  Strides indices_;
 };
 
-// Calls body(source offset, target offset, length, threshold) for runs that make up the chunk:
-// their elements with a key below the threshold are pruned.
+// Calls body(run, threshold) for runs that make up the chunk: their elements with a key below the
+// threshold are pruned.
 template <class Body>
-void for_each_run(const Layer& source, const Layer& target, const Cut& cut,
-                  std::int64_t first_kept_tie, const Chunk& chunk, Body&& body) {
+void for_each_run(const Layer& source, const Layer& target, const Cut& cut, std::int64_t first_kept,
+                  const Chunk& chunk, Body&& body) {
   if (cut.ties == 0) {
-    Walk<2>(source.shape, {&source.strides, &target.strides}, Order::memory)
-        .runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
-          body(at[0], at[1], length, cut.key);
-        });
+    const Walk<2, 0> walk(source.shape, {&source.strides, &target.strides}, Order::memory);
+    const auto& step = walk.step();
+    walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+      body(Run{at[0], step[0], at[1], step[1], length}, cut.key);
+    });
     return;
   }
   // Indices rise along a run, so that the ties that go are at its beginning.
   const Strides indices = row_major_strides(source.shape);
-  const Walk<3, 2> walk(source.shape, {&source.strides, &target.strides, &indices}, Order::memory);
-  const std::int64_t step = walk.step()[2];
+  const Walk<3, 0> walk(source.shape, {&source.strides, &target.strides, &indices}, Order::memory);
+  const auto& step = walk.step();
   walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
     const std::int64_t ties_go =
-        std::clamp<std::int64_t>((first_kept_tie - at[2] + step - 1) / step, 0, length);
-    if (ties_go > 0) body(at[0], at[1], ties_go, cut.key + 1);
-    if (ties_go < length) body(at[0] + ties_go, at[1] + ties_go, length - ties_go, cut.key);
+        std::clamp<std::int64_t>((first_kept - at[2] + step[2] - 1) / step[2], 0, length);
+    const Run run{at[0], step[0], at[1], step[1], length};
+    if (ties_go > 0) body(run.part(0, ties_go), cut.key + 1);
+    if (ties_go < length) body(run.part(ties_go, length), cut.key);
   });
+}
+
+// Zeroes weights by the magnitudes of their importances, which they may be themselves.
+template <class Format, class Element>
+void zero_run(const typename Format::Storage* importance, Element* weights, const Run& run,
+              std::uint64_t threshold) {
+  const auto bound = static_cast<typename Format::Storage>(threshold);
+  for (std::int64_t i = 0; i < run.length; ++i) {
+    Element& weight = weights[run.to + i * run.to_step];
+    weight = Format::key(importance[run.from + i * run.from_step]) < bound ? Element{0} : weight;
+  }
+}
+
+// Masks any run, by way of dense copies.
+template <class Key>
+void mask_run(const cpu::Kernels& kernels, const Key* source, std::uint8_t* target, const Run& run,
+              std::uint64_t threshold) {
+  constexpr std::int64_t piece = 1024;
+  std::array<Key, piece> keys;
+  std::array<std::uint8_t, piece> kept;
+  for (std::int64_t begin = 0; begin < run.length; begin += piece) {
+    const Run part = run.part(begin, std::min(begin + piece, run.length));
+    for (std::int64_t i = 0; i < part.length; ++i) {
+      keys[static_cast<std::size_t>(i)] = source[part.from + i * part.from_step];
+    }
+    kernels.mask(keys.data(), part.length, threshold, kept.data());
+    for (std::int64_t i = 0; i < part.length; ++i) {
+      target[part.to + i * part.to_step] = kept[static_cast<std::size_t>(i)];
+    }
+  }
+}
+
+void mask_chunk(const Layer& source, const Layer& target, const Cut& cut, std::int64_t first_kept,
+                const Chunk& chunk) {
+  const cpu::Kernels& kernels = cpu::kernels(source.dtype);
+  auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
+  with_format(source.dtype, [&](auto format) {
+    const auto* data = reinterpret_cast<const typename decltype(format)::Storage*>(source.data);
+    for_each_run(source, target, cut, first_kept, chunk,
+                 [&](const Run& run, std::uint64_t threshold) {
+                   if (run.is_dense()) {
+                     kernels.mask(data + run.from, run.length, threshold, kept + run.to);
+                   } else {
+                     mask_run(kernels, data, kept, run, threshold);
+                   }
+                 });
+  });
+}
+
+// Completes a chunk of a mask that the survey has written.
+void settle_chunk(const Layer& source, const Layer& target, const Survey& survey, const Cut& cut,
+                  std::int64_t first_kept, const Chunk& chunk) {
+  const auto segments = std::equal_range(
+      survey.candidates.begin(), survey.candidates.end(), Segment{nullptr, 0, chunk.begin},
+      [](const Segment& a, const Segment& b) { return a.chunk_begin < b.chunk_begin; });
+  const std::int64_t width = item_size(source.dtype);
+  std::vector<std::byte> candidates;
+  for (auto segment = segments.first; segment != segments.second; ++segment) {
+    candidates.insert(candidates.end(), segment->keys, segment->keys + segment->count * width);
+  }
+  candidates.resize(candidates.size() + static_cast<std::size_t>(cpu::classify_slack * width));
+  const cpu::Kernels& kernels = cpu::kernels(source.dtype);
+  auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
+  // Positions are row-major indices where there are ties: those before the first kept one go.
+  const std::int64_t ties_end = std::clamp(first_kept, chunk.begin, chunk.end);
+  const std::int64_t settled =
+      kernels.settle(kept + chunk.begin, ties_end - chunk.begin, candidates.data(), cut.key + 1);
+  kernels.settle(kept + ties_end, chunk.end - ties_end, candidates.data() + settled * width,
+                 cut.key);
+}
+
+// The survey of a layer, if the cut can make use of it.
+const Survey* useful(const std::vector<Survey>& surveys, std::size_t i, const Layer& layer,
+                     const Cut& cut) {
+  if (surveys.empty() || !surveys[i].stored || !surveys[i].holds(cut, layer.size)) return nullptr;
+  return &surveys[i];
 }
 
 // Calls visit(chunk, index of the first kept tie) for chunks of all layers.
 template <class Visit>
-void for_each_cut(const std::vector<Layer>& sources, const std::vector<Cut>& cuts, int threads,
-                  Visit&& visit) {
-  std::vector<std::int64_t> first_kept_ties(sources.size());
+void for_each_cut(const std::vector<Layer>& sources, const std::vector<Cut>& cuts,
+                  const std::vector<Survey>& surveys, cpu::Team& team, Visit&& visit) {
+  std::vector<std::int64_t> first_kept(sources.size());
   for (std::size_t i = 0; i < sources.size(); ++i) {
-    first_kept_ties[i] = TieBoundary(sources[i], cuts[i], threads).find();
+    const Survey* survey = useful(surveys, i, sources[i], cuts[i]);
+    first_kept[i] = first_kept_tie(sources[i], cuts[i], survey, team);
   }
-  for_each_chunk(whole(sources), threads,
-                 [&](const Chunk& chunk, int) { visit(chunk, first_kept_ties[chunk.layer]); });
-}
-
-// Zeroes weights by the magnitudes of their importances.
-template <class Format, class Element>
-void zero_run(const typename Format::Storage* importance, Element* weights, std::int64_t length,
-              std::uint64_t threshold) {
-  const auto bound = static_cast<typename Format::Storage>(threshold);
-  for (std::int64_t i = 0; i < length; ++i) {
-    weights[i] = Format::key(importance[i]) < bound ? Element{0} : weights[i];
-  }
+  for_each_chunk(whole(sources), team,
+                 [&](const Chunk& chunk, int) { visit(chunk, first_kept[chunk.layer]); });
 }
 
 }  // namespace
 
 void zero(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
-          const std::vector<Cut>& cuts, int threads) {
-  for_each_cut(sources, cuts, threads, [&](const Chunk& chunk, std::int64_t first_kept_tie) {
+          const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team) {
+  const auto zero_chunk = [&](const Chunk& chunk, std::int64_t first_kept) {
     const Layer& source = sources[chunk.layer];
     const Layer& target = targets[chunk.layer];
     const Cut& cut = cuts[chunk.layer];
     if (cut.pruned == 0) return;
+    const cpu::Kernels& kernels = cpu::kernels(target.dtype);
     with_format(target.dtype, [&](auto target_format) {
-      using Element = typename decltype(target_format)::Storage;
-      auto* weights = reinterpret_cast<Element*>(target.data);
-      if (source.data == target.data) {
-        const cpu::Kernels& kernels = cpu::kernels(target.dtype);
-        for_each_run(source, target, cut, first_kept_tie, chunk,
-                     [&](auto, std::int64_t at, std::int64_t length, std::uint64_t threshold) {
-                       kernels.zero(weights + at, length, threshold);
-                     });
-        return;
-      }
+      auto* weights = reinterpret_cast<typename decltype(target_format)::Storage*>(target.data);
       with_format(source.dtype, [&](auto format) {
         using Format = decltype(format);
         const auto* importance = reinterpret_cast<const typename Format::Storage*>(source.data);
-        for_each_run(
-            source, target, cut, first_kept_tie, chunk,
-            [&](std::int64_t from, std::int64_t to, std::int64_t length, std::uint64_t threshold) {
-              zero_run<Format>(importance + from, weights + to, length, threshold);
-            });
+        for_each_run(source, target, cut, first_kept, chunk,
+                     [&](const Run& run, std::uint64_t threshold) {
+                       if (source.data == target.data && run.is_dense()) {
+                         kernels.zero(weights + run.to, run.length, threshold);
+                       } else {
+                         zero_run<Format>(importance, weights, run, threshold);
+                       }
+                     });
       });
     });
-  });
+  };
+  for_each_cut(sources, cuts, surveys, team, zero_chunk);
 }
 
 void mask(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
-          const std::vector<Cut>& cuts, int threads) {
-  for_each_cut(sources, cuts, threads, [&](const Chunk& chunk, std::int64_t first_kept_tie) {
+          const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team) {
+  const auto complete_chunk = [&](const Chunk& chunk, std::int64_t first_kept) {
     const Layer& source = sources[chunk.layer];
     const Layer& target = targets[chunk.layer];
-    const cpu::Kernels& kernels = cpu::kernels(source.dtype);
-    const std::int64_t width = item_size(source.dtype);
-    auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
-    for_each_run(
-        source, target, cuts[chunk.layer], first_kept_tie, chunk,
-        [&](std::int64_t from, std::int64_t to, std::int64_t length, std::uint64_t threshold) {
-          kernels.mask(source.data + from * width, length, threshold, kept + to);
-        });
-  });
+    const Cut& cut = cuts[chunk.layer];
+    const Survey* survey = useful(surveys, chunk.layer, source, cut);
+    // Where elements do not lie in row-major order their positions do not tell which ties go.
+    const bool positions_tell = cut.ties == 0 || row_major_strides(source.shape) == source.strides;
+    if (survey != nullptr && survey->fused && positions_tell) {
+      settle_chunk(source, target, *survey, cut, first_kept, chunk);
+    } else {
+      mask_chunk(source, target, cut, first_kept, chunk);
+    }
+  };
+  for_each_cut(sources, cuts, surveys, team, complete_chunk);
 }
 
 }  // namespace lampfast

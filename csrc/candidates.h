@@ -6,16 +6,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 namespace lampfast {
 
-// Keys of one layer, packed in the layer's own key type.
+// Keys of one chunk of a layer, in the chunk's order, packed in the layer's own key type.
 struct Segment {
   std::byte* keys;
   std::int64_t count;
+  std::int64_t chunk_begin;
 };
 
 // Hands out memory in slabs until the budget is spent.
@@ -23,7 +25,16 @@ class CandidateStore {
  public:
   static constexpr std::int64_t slab_bytes = 1 << 14;
 
-  explicit CandidateStore(std::int64_t budget_bytes) : left_(budget_bytes) {}
+  static constexpr std::int64_t no_limit = std::numeric_limits<std::int64_t>::max();
+
+  explicit CandidateStore(std::int64_t budget_bytes)
+      : limited_(budget_bytes != no_limit), left_(budget_bytes) {}
+
+  // How many keys a layer may store. One with more inside its bracket than a guess ever leaves
+  // there by chance has ties, which would take the room of all other layers' candidates.
+  std::int64_t share(std::int64_t layer_size) const {
+    return limited_ ? layer_size / 16 + (1 << 13) : no_limit;
+  }
 
   std::byte* take_slab() {
     if (left_.fetch_sub(slab_bytes) < slab_bytes) {
@@ -38,6 +49,7 @@ class CandidateStore {
   }
 
  private:
+  bool limited_;
   std::atomic<std::int64_t> left_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<std::byte[]>> slabs_;
@@ -48,9 +60,10 @@ class CandidateWriter {
  public:
   explicit CandidateWriter(CandidateStore& store) : store_(&store) {}
 
-  // False when the budget is spent; what was appended for the layer is then incomplete.
+  // False when the budget is spent; what was appended for the chunk is then incomplete.
   template <class Key>
-  bool append(const Key* keys, std::int64_t count, std::vector<Segment>& segments) {
+  bool append(const Key* keys, std::int64_t count, std::int64_t chunk_begin,
+              std::vector<Segment>& segments) {
     constexpr auto size = std::int64_t{sizeof(Key)};
     used_ = (used_ + size - 1) / size * size;
     while (count > 0) {
@@ -63,10 +76,12 @@ class CandidateWriter {
       }
       std::byte* to = slab_ + used_;
       std::memcpy(to, keys, static_cast<std::size_t>(taken * size));
-      if (!segments.empty() && segments.back().keys + segments.back().count * size == to) {
+      const bool continues = !segments.empty() && segments.back().chunk_begin == chunk_begin &&
+                             segments.back().keys + segments.back().count * size == to;
+      if (continues) {
         segments.back().count += taken;
       } else {
-        segments.push_back({to, taken});
+        segments.push_back({to, taken, chunk_begin});
       }
       used_ += taken * size;
       keys += taken;

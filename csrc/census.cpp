@@ -4,19 +4,18 @@
 #include <mutex>
 
 #include "chunks.h"
-#include "cpu/parallel.h"
 #include "magnitude.h"
 #include "walk.h"
 
 namespace lampfast {
 
-std::vector<Cut> census(const std::vector<Layer>& layers, int threads) {
+std::vector<Cut> census(const std::vector<Layer>& layers, cpu::Team& team) {
   const cpu::DefaultFloatEnvironment environment;
   std::vector<Cut> cuts;
   cuts.reserve(layers.size());
   for (const Layer& layer : layers) cuts.push_back({not_finite_key(layer.dtype), 0, 0, 0.0});
   std::mutex mutex;
-  for_each_chunk(whole(layers), threads, [&](const Chunk& chunk, int) {
+  for_each_chunk(whole(layers), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
@@ -47,10 +46,10 @@ std::vector<Cut> census(const std::vector<Layer>& layers, int threads) {
   return cuts;
 }
 
-std::optional<Element> first_not_finite(const std::vector<Layer>& layers, int threads) {
+std::optional<Element> first_not_finite(const std::vector<Layer>& layers, cpu::Team& team) {
   std::optional<Element> first;
   std::mutex mutex;
-  for_each_chunk(whole(layers), threads, [&](const Chunk& chunk, int) {
+  for_each_chunk(whole(layers), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
     const Strides indices = row_major_strides(layer.shape);
     with_format(layer.dtype, [&](auto format) {

@@ -24,8 +24,6 @@ struct Chunk {
 };
 
 constexpr std::int64_t chunk_size = 1 << 17;
-// Below this many weights a second thread costs more than it saves.
-constexpr std::int64_t least_parallel_size = 1 << 16;
 
 inline std::vector<Chunk> whole(const std::vector<Layer>& layers,
                                 const std::vector<std::size_t>& chosen) {
@@ -42,7 +40,7 @@ inline std::vector<Chunk> whole(const std::vector<Layer>& layers) {
 }
 
 // Calls body(chunk, worker) for chunks that make up the ranges.
-inline void for_each_chunk(const std::vector<Chunk>& ranges, int threads,
+inline void for_each_chunk(const std::vector<Chunk>& ranges, cpu::Team& team,
                            const std::function<void(const Chunk&, int)>& body) {
   std::vector<Chunk> chunks;
   std::int64_t total = 0;
@@ -52,15 +50,14 @@ inline void for_each_chunk(const std::vector<Chunk>& ranges, int threads,
       chunks.push_back({range.layer, begin, std::min(begin + chunk_size, range.end)});
     }
   }
-  if (total < least_parallel_size) threads = 1;
-  cpu::parallel_for(threads, static_cast<std::int64_t>(chunks.size()),
-                    [&](std::int64_t chunk, int worker) {
-                      body(chunks[static_cast<std::size_t>(chunk)], worker);
-                    });
+  team.for_each(static_cast<std::int64_t>(chunks.size()), total,
+                [&](std::int64_t chunk, int worker) {
+                  body(chunks[static_cast<std::size_t>(chunk)], worker);
+                });
 }
 
-// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long,
-// else copies of many runs together.
+// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long
+// and dense, else copies of many runs together.
 template <class Element, class Body>
 void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
   constexpr std::int64_t long_run = 256;
@@ -70,16 +67,26 @@ void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chun
     if (count > 0) body(gathered.data(), count);
     count = 0;
   };
-  Walk<1>(layer.shape, {&layer.strides}, Order::memory)
-      .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-        if (length >= long_run) {
-          body(data + offsets[0], length);
-          return;
-        }
-        if (count + length > static_cast<std::int64_t>(gathered.size())) flush();
-        std::copy_n(data + offsets[0], length, gathered.data() + count);
-        count += length;
-      });
+  const Walk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+  const std::int64_t step = walk.step()[0];
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
+    const Element* run = data + offsets[0];
+    if (step == 1 && length >= long_run) {
+      flush();
+      body(run, length);
+      return;
+    }
+    while (length > 0) {
+      const auto room = static_cast<std::int64_t>(gathered.size()) - count;
+      const std::int64_t taken = std::min(length, room);
+      Element* to = gathered.data() + count;
+      for (std::int64_t i = 0; i < taken; ++i) to[i] = run[i * step];
+      run += taken * step;
+      length -= taken;
+      count += taken;
+      if (taken == room) flush();
+    }
+  });
   flush();
 }
 

@@ -4,13 +4,19 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "layer.h"
 
 namespace lampfast {
 
-// A bracket per layer for pruning `count` elements in all. `scales` as in survey.h. Deterministic.
-// A bracket that misses costs another read of its layer, never the right answer.
-std::vector<Bracket> guess(const std::vector<Layer>& layers, const std::vector<double>& scales,
-                           std::int64_t count, int threads);
+struct Guess {
+  std::vector<Bracket> brackets;  // one per layer
+  ScoreRange scores;
+};
+
+// For pruning `count` elements in all. `scales` as in survey.h. Deterministic. A guess that misses
+// costs another read of a layer, never the right answer.
+Guess guess(const std::vector<Layer>& layers, const std::vector<double>& scales, std::int64_t count,
+            cpu::Team& team);
 
 }  // namespace lampfast

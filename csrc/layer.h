@@ -43,6 +43,17 @@ struct Bracket {
   std::uint64_t high;
 };
 
+// Scores between which the last pruned element lies: for certain, where fewer elements than are to
+// be pruned score at most `low`, and at least as many at most `high`; or probably. Nothing is known
+// of what lies below least_score, which is below every score of a float32 layer: smaller ones,
+// which a float64 layer may have, are not told apart by the bounds.
+struct ScoreRange {
+  static constexpr double least_score = 0x1p-800;
+
+  double low = least_score;
+  double high = 2.0;  // above all scores
+};
+
 struct NotFinite : std::invalid_argument {
   NotFinite() : std::invalid_argument("a layer has an element that is NaN or infinite") {}
 };

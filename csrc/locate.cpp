@@ -1,6 +1,7 @@
 #include "locate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 
 #include "magnitude.h"
@@ -22,6 +23,43 @@ Window bounds(const Profile& profile, double t, const Window& window) {
           std::clamp(profile.possibly_at_most(t), window.begin, window.end)};
 }
 
+// The bounds of the step in which the count is reached if every step's elements score as the middle
+// of its bounds: where to look first.
+ScoreRange estimate(const std::vector<Profile>& profiles, const std::vector<Window>& windows,
+                    std::int64_t count) {
+  struct Part {
+    double score;
+    std::int64_t count;
+    const Step* step;
+  };
+  std::vector<Part> parts;
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    const Window& window = windows[i];
+    count -= window.begin;
+    if (window.begin == window.end) continue;
+    const Step* last = profiles[i].step_at(window.end - 1);
+    for (const Step* step = profiles[i].step_at(window.begin); step <= last; ++step) {
+      const std::int64_t begin = std::max(step->before, window.begin);
+      const std::int64_t end = std::min(step->end(), window.end);
+      parts.push_back({(step->least_score + step->most_score) / 2.0, end - begin, step});
+    }
+  }
+  // Quickselect by counts.
+  auto begin = parts.begin();
+  auto end = parts.end();
+  while (end - begin > 1) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end,
+                     [](const Part& a, const Part& b) { return a.score < b.score; });
+    std::int64_t smaller = 0;
+    for (auto part = begin; part != middle; ++part) smaller += part->count;
+    (count <= smaller ? end : begin) = middle;
+    if (begin == middle) count -= smaller;
+  }
+  if (begin == end) return {};
+  return {begin->step->least_score, begin->step->most_score};
+}
+
 enum class Verdict { too_low, too_high, open };
 
 // A range of scores, with the windows of all layers for it: what surely lies up to its low end, and
@@ -34,13 +72,14 @@ class Search {
     drop_settled();
   }
 
-  // Halves the range for as long as judge(least, most) tells which half to keep, given bounds on
-  // how many elements of all layers score at most the middle. The middle at which it could not.
-  template <class Judge>
-  double narrow(Judge&& judge) {
-    constexpr double close_enough = 1.0 + 0x1p-37;
-    while (range_.high > range_.low * close_enough) {
-      const double middle = between(range_.low, range_.high);
+  // Parts the range where choose(range) says, until that is an end of it, for as long as
+  // judge(least, most) tells which part to keep, given bounds on how many elements of all layers
+  // score at most that. The point at which it could not, or the high end.
+  template <class Choose, class Judge>
+  double narrow(Choose&& choose, Judge&& judge) {
+    for (;;) {
+      const double middle = choose(range_);
+      if (!(middle > range_.low && middle < range_.high)) return range_.high;
       std::int64_t least = settled_;
       std::int64_t most = settled_;
       middle_.clear();
@@ -62,7 +101,6 @@ class Search {
       (verdict == Verdict::too_low ? range_.low : range_.high) = middle;
       drop_settled();
     }
-    return range_.high;
   }
 
   const ScoreRange& range() const { return range_; }
@@ -87,6 +125,20 @@ class Search {
   std::int64_t settled_ = 0;    // elements of the others
 };
 
+// Few elements score as nearly the same; to tell those apart is for resolve.h.
+constexpr double close = 0x1p-22;
+
+// Between two relative distances from a point: the next one to look at. From nowhere (near = 0) on
+// it starts in the middle of what matters and grows; once far is in sight it halves.
+double next_distance(double near, double far) {
+  constexpr double start = 0x1p-16;
+  constexpr double growth = 16.0;
+  if (near == 0.0 && far > start) return start;
+  if (near == 0.0) return far > close ? far / growth : far;
+  if (near < 1.0 && far > near * growth * growth) return near * growth;
+  return far > near * 2.0 ? std::sqrt(near * far) : far;
+}
+
 }  // namespace
 
 void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange& range,
@@ -99,9 +151,17 @@ void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange
     window.end = bounds(profiles[i], range.high, window).end;
   }
 
-  // One search for both ends for as long as the bounds decide, then one for each.
+  // One search for both ends for as long as the bounds decide, then one for each, from there on.
+  const ScoreRange likely = estimate(profiles, windows, count);
   Search both(profiles, range, windows);
-  const double open = both.narrow([count](std::int64_t least, std::int64_t most) {
+  const auto half_way = [&likely](const ScoreRange& within) {
+    for (const double end : {likely.low, likely.high}) {
+      if (end > within.low && end < within.high) return end;
+    }
+    if (within.high <= within.low * (1.0 + close)) return within.high;
+    return between(within.low, within.high);
+  };
+  const double open = both.narrow(half_way, [count](std::int64_t least, std::int64_t most) {
     if (most < count) return Verdict::too_low;
     return least >= count ? Verdict::too_high : Verdict::open;
   });
@@ -117,11 +177,17 @@ void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange
     above[i].begin = middle.begin;
   }
   Search low_end(profiles, {range.low, open}, std::move(below));
-  low_end.narrow([count](std::int64_t, std::int64_t most) {
+  const auto downwards = [open](const ScoreRange& within) {
+    return open * (1.0 - next_distance(1.0 - within.high / open, 1.0 - within.low / open));
+  };
+  low_end.narrow(downwards, [count](std::int64_t, std::int64_t most) {
     return most < count ? Verdict::too_low : Verdict::too_high;
   });
   Search high_end(profiles, {open, range.high}, std::move(above));
-  high_end.narrow([count](std::int64_t least, std::int64_t) {
+  const auto upwards = [open](const ScoreRange& within) {
+    return open * (1.0 + next_distance(within.low / open - 1.0, within.high / open - 1.0));
+  };
+  high_end.narrow(upwards, [count](std::int64_t least, std::int64_t) {
     return least >= count ? Verdict::too_high : Verdict::too_low;
   });
   range = {low_end.range().low, high_end.range().high};

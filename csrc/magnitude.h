@@ -4,6 +4,7 @@
 // zero at 0 and every NaN and infinity at or above `not_finite`.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -143,6 +144,22 @@ inline double scaled_square_of(Dtype dtype, std::uint64_t key, double scale) {
   return with_format(dtype, [key, scale](auto format) {
     using Format = decltype(format);
     return scaled_square<Format>(static_cast<typename Format::Storage>(key), scale);
+  });
+}
+
+// The key of about this magnitude, which must not be negative: for guesses only.
+inline std::uint64_t nearest_key(Dtype dtype, double magnitude) {
+  return with_format(dtype, [magnitude](auto format) -> std::uint64_t {
+    using Format = decltype(format);
+    if (!(magnitude > 0.0)) return 0;
+    if (std::isinf(magnitude)) return Format::not_finite - 1;
+    const int unit = Format::least_exponent;  // of the last mantissa bit, in subnormals
+    const int index = std::max(std::ilogb(magnitude) - Format::mantissa_bits - unit, 0);
+    if (index >= Format::exponents) return Format::not_finite - 1;
+    const double mantissa = std::ldexp(magnitude, -(index + unit));
+    const std::uint64_t key = (static_cast<std::uint64_t>(index) << Format::mantissa_bits) +
+                              static_cast<std::uint64_t>(mantissa);
+    return std::min<std::uint64_t>(key, Format::not_finite - 1);
   });
 }
 

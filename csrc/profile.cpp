@@ -25,7 +25,7 @@ std::int64_t run_at_most(const Step& run, double inverse, double after_over_squa
 Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs,
                  const ScoreRange& range)
     : dtype_(dtype), scale_(survey.scale) {
-  const auto [low, high] = survey.bracket;
+  const auto [low, high] = survey.sides.bracket;
   // From the top down, since a step needs the sum of all that come later.
   Sum sum;
   const auto push = [&](std::uint64_t first, std::uint64_t last, std::int64_t count,
@@ -43,7 +43,8 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
   const auto push_run = [&](std::uint64_t key, std::int64_t count) {
     push(key, key, count, Sum{static_cast<double>(count) * square(key)});
   };
-  push(high, not_finite_key(dtype) - 1, survey.above, survey.above_sum);
+  steps_.reserve((runs.empty() ? survey.slots.size() : runs.size()) + 2);
+  push(high, not_finite_key(dtype) - 1, survey.sides.above, survey.sides.above_sum);
   const std::uint64_t width = std::uint64_t{1} << survey.slot_bits;
   for (std::size_t i = runs.size(); i-- > 0;) push_run(runs[i].key, runs[i].count);
   for (std::size_t i = runs.empty() ? survey.slots.size() : 0; i-- > 0;) {
@@ -56,7 +57,7 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
     }
   }
   // What lies below has a lower bound of 0 on its score, so that its sum is not needed.
-  push(0, low - 1, survey.below, Sum{});
+  push(0, low - 1, survey.sides.below, Sum{});
 
   std::reverse(steps_.begin(), steps_.end());
   std::int64_t before = 0;

@@ -29,23 +29,12 @@ struct Step {
   std::int64_t end() const { return before + count; }
 };
 
-// Scores between which the last pruned element must lie: fewer elements than are to be pruned score
-// at most `low`, at least as many at most `high`. Nothing is known of what lies below least_score,
-// which is below every score of a float32 layer: smaller ones, which a float64 layer may have, are
-// not told apart by the bounds.
-struct ScoreRange {
-  static constexpr double least_score = 0x1p-800;
-
-  double low = least_score;
-  double high = 2.0;  // above all scores
-};
-
 class Profile {
  public:
   Profile() = default;
 
-  // From the survey's slots or, once the candidates have been sorted, from their runs. Of what lies
-  // outside the range, only the step next above it is kept apart.
+  // From the survey's slots or, once the candidates have been sorted, from their runs. Outside the
+  // range of scores that matter, only the step next above it is kept apart.
   Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs, const ScoreRange& range);
 
   // Bounds on how many elements score at most t; these are the first in the layer's order.

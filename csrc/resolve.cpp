@@ -14,10 +14,10 @@ namespace lampfast {
 namespace {
 
 // The exact sum of the squares of a layer's magnitudes above a key, by one more read of the layer.
-Natural exact_sum_above(const Layer& layer, std::uint64_t above, int threads) {
+Natural exact_sum_above(const Layer& layer, std::uint64_t above, cpu::Team& team) {
   Natural sum;
   std::mutex mutex;
-  for_each_chunk({{0, 0, layer.size}}, threads, [&](const Chunk& chunk, int) {
+  for_each_chunk({{0, 0, layer.size}}, team, [&](const Chunk& chunk, int) {
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
       using Key = typename Format::Storage;
@@ -41,10 +41,10 @@ Natural exact_sum_above(const Layer& layer, std::uint64_t above, int threads) {
 // One layer's open elements in their order, with their scores: in doubles, and exactly when asked.
 class Sequence {
  public:
-  Sequence(const Layer& layer, const Profile& profile, const Window& window, int threads)
+  Sequence(const Layer& layer, const Profile& profile, const Window& window, cpu::Team& team)
       : layer_(&layer),
         profile_(&profile),
-        threads_(threads),
+        team_(&team),
         first_(profile.step_at(window.begin)),
         last_(profile.step_at(window.end - 1)) {}
 
@@ -99,7 +99,7 @@ class Sequence {
   void sum_exactly() {
     const Step* end = profile_->steps().data() + profile_->steps().size();
     Natural sum;
-    if (last_ + 1 != end) sum = exact_sum_above(*layer_, last_->last, threads_);
+    if (last_ + 1 != end) sum = exact_sum_above(*layer_, last_->last, *team_);
     const Step* run = last_;
     for (; run - first_ >= spacing; run -= spacing) {
       exact_after_.push_back(sum);
@@ -110,7 +110,7 @@ class Sequence {
 
   const Layer* layer_;
   const Profile* profile_;
-  int threads_;
+  cpu::Team* team_;
   const Step* first_;
   const Step* last_;
   // What lies above every so many runs, from last_ down.
@@ -141,7 +141,7 @@ int compare_scores(Sequence& a, const Sequence::Element& x, Sequence& b,
 std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
                                   const std::vector<Profile>& profiles,
                                   const std::vector<Window>& windows, std::int64_t count,
-                                  int threads) {
+                                  cpu::Team& team) {
   struct Open {
     std::size_t layer;
     Sequence sequence;
@@ -154,7 +154,7 @@ std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Window& window = windows[i];
     if (window.begin == window.end) continue;
-    open.push_back({i, {layers[i], profiles[i], window, threads}, window.begin, window.end, 0});
+    open.push_back({i, {layers[i], profiles[i], window, team}, window.begin, window.end, 0});
     total += window.end - window.begin;
   }
 

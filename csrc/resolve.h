@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "layer.h"
 #include "locate.h"
 #include "profile.h"
@@ -16,6 +17,6 @@ namespace lampfast {
 std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
                                   const std::vector<Profile>& profiles,
                                   const std::vector<Window>& windows, std::int64_t count,
-                                  int threads);
+                                  cpu::Team& team);
 
 }  // namespace lampfast

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "exact_sum.h"
 #include "layer.h"
 #include "magnitude.h"
 #include "radix_sort.h"
@@ -21,23 +22,29 @@ namespace lampfast {
 constexpr std::int64_t most_block = 16;
 constexpr int group_bits = 4;
 constexpr std::int64_t groups = 1 << group_bits;
-constexpr std::int64_t least_sample = 64;
+constexpr std::int64_t least_sample = groups;
 constexpr std::int64_t most_sample = 1 << 17;
+constexpr std::int64_t least_sample_of_all_layers = 1 << 12;
 constexpr std::int64_t least_ranks = 4;  // of the sample, in half a bracket
 
-// The sample's share of a layer: its entries take 8 bytes each whatever the dtype, and in all no
-// more memory than the candidates may take later.
-inline std::int64_t sample_size(const Layer& layer) {
-  const std::int64_t share = layer.size * item_size(layer.dtype) / 512;
+// The sample's share of a layer, one of layers with `total` weights: its entries take 8 bytes each
+// whatever the dtype, and in all no more memory than the candidates may take later.
+inline std::int64_t sample_size(const Layer& layer, std::int64_t total) {
+  const double part =
+      static_cast<double>(layer.size) / static_cast<double>(std::max(total, std::int64_t{1}));
+  const std::int64_t share =
+      std::max(layer.size * item_size(layer.dtype) / 512,
+               static_cast<std::int64_t>(part * static_cast<double>(least_sample_of_all_layers)));
   return std::min(layer.size, std::clamp(share, least_sample, most_sample));
 }
 
-// A number that looks random but depends on `seed` alone (a splitmix64 step).
-inline std::uint64_t scramble(std::uint64_t seed) {
+// A number below `end` that looks random but depends on `seed` alone (a splitmix64 step).
+inline std::int64_t scramble(std::uint64_t seed, std::int64_t end) {
   seed += 0x9e3779b97f4a7c15;
   seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;
   seed = (seed ^ (seed >> 27)) * 0x94d049bb133111eb;
-  return seed ^ (seed >> 31);
+  seed ^= seed >> 31;
+  return static_cast<std::int64_t>(Uint128{seed} * static_cast<std::uint64_t>(end) >> 64);
 }
 
 // How a layer's threshold answers to the errors of its sample, linearised around the guess.
@@ -55,8 +62,9 @@ struct Response {
 class Sample {
  public:
   Sample() = default;
-  Sample(const Layer& layer, double scale) : dtype_(layer.dtype), scale_(scale) {
-    const std::int64_t wanted = sample_size(layer);
+  Sample(const Layer& layer, std::int64_t total, double scale)
+      : dtype_(layer.dtype), scale_(scale) {
+    const std::int64_t wanted = sample_size(layer, total);
     block_ = std::clamp<std::int64_t>(wanted / groups, 1, most_block);
     const std::int64_t blocks = (wanted + block_ - 1) / block_;
     const std::uint64_t end = not_finite_key(layer.dtype);
@@ -80,6 +88,11 @@ class Sample {
     }
     return low;
   }
+
+  bool is_complete() const { return complete_; }
+
+  // Zero beyond the last rank.
+  double magnitude(std::int64_t rank) const { return rank < size() ? value(rank) : 0.0; }
 
   double elements(std::int64_t rank) const { return weight_ * static_cast<double>(rank); }
 
@@ -105,7 +118,7 @@ class Sample {
     const auto total = static_cast<double>(size());
     const double mean_sum = sum_from(rank) / total;
     for (std::size_t g = 0; g < groups; ++g) {
-      if (drawn[g] == 0.0) continue;
+      if (complete_ || drawn[g] == 0.0) continue;
       result.count_error[g] = static_cast<float>(
           weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total));
       if (mean_sum > 0.0) {
@@ -129,7 +142,7 @@ class Sample {
   Bracket bracket(std::int64_t rank, double log_margin) const {
     std::uint64_t low = 1;  // zeros are told apart by being below every bracket
     std::uint64_t high = not_finite_key(dtype_);
-    if (!complete_ && std::isfinite(log_margin)) {
+    if (std::isfinite(log_margin)) {
       const std::int64_t low_rank = rank - least_ranks;
       const std::int64_t high_rank = rank + least_ranks;
       if (low_rank >= 0) {
@@ -143,6 +156,11 @@ class Sample {
   }
 
  private:
+  struct Block {
+    std::int64_t begin;
+    std::int64_t end;
+  };
+
   // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
   std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
     if (rank >= size()) return {rank, rank};
@@ -174,30 +192,42 @@ class Sample {
   template <class Format>
   void draw(const Layer& layer, std::int64_t blocks) {
     const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
-    const Walk<1> walk(layer.shape, {&layer.strides}, Order::memory);
-    const auto part = [&](std::int64_t b) {
-      return layer.size / blocks * b + layer.size % blocks * b / blocks;
-    };
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      // One block from each of as many equal parts, at a scrambled place in it, so that no period
-      // of the weights can hide from the sample.
-      const std::int64_t slack = std::max<std::int64_t>(part(b + 1) - part(b) - block_, 0);
-      const std::int64_t begin =
-          part(b) + static_cast<std::int64_t>(scramble(static_cast<std::uint64_t>(b)) %
-                                              static_cast<std::uint64_t>(slack + 1));
+    const Walk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+    const std::int64_t step = walk.step()[0];
+    const std::vector<Block> chosen = choose(layer.size, blocks);
+    constexpr std::size_t ahead = 16;  // the sample waits for the memory, so ask early
+    for (std::size_t b = 0; b < chosen.size(); ++b) {
+      if (walk.is_one_run() && b + ahead < chosen.size()) {
+        __builtin_prefetch(data + chosen[b + ahead].begin * step);
+      }
       const auto group = static_cast<std::uint32_t>(b % groups);
       walk.runs(
-          begin, std::min(begin + block_, part(b + 1)),
-          [&](auto, const auto& offsets, std::int64_t length) {
+          chosen[b].begin, chosen[b].end, [&](auto, const auto& offsets, std::int64_t length) {
             for (std::int64_t i = 0; i < length; ++i) {
               // What is not finite is the survey's to report.
               const std::uint64_t magnitude = std::min<std::uint64_t>(
-                  Format::key(data[offsets[0] + i]), Format::not_finite - 1);
+                  Format::key(data[offsets[0] + i * step]), Format::not_finite - 1);
               entries_.push_back(
                   static_cast<std::uint32_t>(magnitude >> dropped_bits_ << group_bits) | group);
             }
           });
     }
+  }
+
+  // One block from each of as many equal parts, at a scrambled place in it, so that no period of
+  // the weights can hide from the sample.
+  std::vector<Block> choose(std::int64_t size, std::int64_t blocks) const {
+    std::vector<Block> chosen;
+    chosen.reserve(index(blocks));
+    std::int64_t begin = 0;
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::int64_t end = size / blocks * (b + 1) + std::min(size % blocks, b + 1);
+      const std::int64_t slack = std::max<std::int64_t>(end - begin - block_, 0);
+      const std::int64_t from = begin + scramble(static_cast<std::uint64_t>(b), slack + 1);
+      chosen.push_back({from, std::min(from + block_, end)});
+      begin = end;
+    }
+    return chosen;
   }
 
   // How many keys share an entry.

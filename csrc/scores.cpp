@@ -5,7 +5,6 @@
 #include <limits>
 #include <numeric>
 
-#include "cpu/parallel.h"
 #include "exact_sum.h"
 #include "magnitude.h"
 #include "radix_sort.h"
@@ -128,12 +127,14 @@ void score_by_sort(const Layer& layer, Score* output) {
 
 }  // namespace
 
-void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs, int threads) {
+void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs, cpu::Team& team) {
   std::vector<std::size_t> largest_first(layers.size());
   std::iota(largest_first.begin(), largest_first.end(), std::size_t{0});
   std::stable_sort(largest_first.begin(), largest_first.end(),
                    [&](std::size_t a, std::size_t b) { return layers[a].size > layers[b].size; });
-  cpu::parallel_for(threads, static_cast<std::int64_t>(layers.size()), [&](std::int64_t t, int) {
+  std::int64_t total = 0;
+  for (const Layer& layer : layers) total += layer.size;
+  team.for_each(static_cast<std::int64_t>(layers.size()), total, [&](std::int64_t t, int) {
     const std::size_t i = largest_first[static_cast<std::size_t>(t)];
     const Layer& layer = layers[i];
     const bool narrow = layer.size <= std::numeric_limits<std::uint32_t>::max();

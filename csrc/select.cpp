@@ -1,6 +1,7 @@
 #include "select.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -16,10 +17,8 @@
 namespace lampfast {
 namespace {
 
-// Candidates of a layer that are sorted rather than narrowed further: fewer at first, when all of
-// them must be kept as steps of the profile, for the sake of memory.
-constexpr std::int64_t few_at_first = 24;
-constexpr std::int64_t few = 128;
+// As many candidates of a layer are sorted rather than narrowed further.
+constexpr std::int64_t few = 256;
 
 // Memory for candidates: 3% of the weights' bytes, and what small models need.
 constexpr std::int64_t least_budget = 1 << 19;
@@ -34,15 +33,20 @@ std::int64_t candidate_budget(const std::vector<Layer>& layers) {
 
 std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
   std::vector<std::uint64_t> keys;
+  keys.reserve(static_cast<std::size_t>(survey.inside()));
   with_format(layer.dtype, [&](auto format) {
     using Key = typename decltype(format)::Storage;
+    const auto low = static_cast<Key>(survey.sides.bracket.low);
+    const auto width = static_cast<Key>(survey.sides.bracket.high - low);
     for (const Segment& segment : survey.candidates) {
-      const auto* begin = reinterpret_cast<const Key*>(segment.keys);
-      keys.insert(keys.end(), begin, begin + segment.count);
+      const auto* candidates = reinterpret_cast<const Key*>(segment.keys);
+      std::copy_if(candidates, candidates + segment.count, std::back_inserter(keys),
+                   [=](Key key) { return static_cast<Key>(key - low) < width; });
     }
   });
   std::sort(keys.begin(), keys.end());
   std::vector<Run> runs;
+  runs.reserve(keys.size());
   for (const std::uint64_t key : keys) {
     if (runs.empty() || runs.back().key != key) runs.push_back({key, 0});
     ++runs.back().count;
@@ -52,51 +56,64 @@ std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
 
 class Selection {
  public:
-  Selection(const std::vector<Layer>& layers, std::int64_t count, int threads)
+  Selection(const std::vector<Layer>& layers, const std::vector<Layer>& masks, std::int64_t count,
+            cpu::Team& team, Stages* stages)
       : layers_(layers),
+        masks_(masks),
         count_(count),
-        threads_(threads),
+        team_(team),
+        stages_(stages),
         budget_(candidate_budget(layers)),
         surveys_(layers.size()),
         profiles_(layers.size()),
         windows_(layers.size()) {}
 
-  std::vector<Cut> solve() {
+  Selected solve() {
     begin();
     while (!settled()) {
     }
+    const StageTimer timer(stages_, &Stages::select);
     std::int64_t open = count_;
     for (const Window& window : windows_) open -= window.begin;
-    const auto chosen = resolve(layers_, profiles_, windows_, open, threads_);
-    std::vector<Cut> cuts;
-    cuts.reserve(layers_.size());
+    const auto chosen = resolve(layers_, profiles_, windows_, open, team_);
+    Selected result;
+    result.cuts.reserve(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      cuts.push_back(cut_after(i, windows_[i].begin + chosen[i]));
+      result.cuts.push_back(cut_after(i, windows_[i].begin + chosen[i]));
     }
-    return cuts;
+    result.surveys = std::move(surveys_);
+    result.stores = std::move(stores_);
+    return result;
   }
 
  private:
   void begin() {
-    const std::vector<double> scale = scales(layers_, threads_);
-    const std::vector<Bracket> brackets = guess(layers_, scale, count_, threads_);
+    const std::vector<double> scale = scales(layers_, team_);
+    Guess guessed;
+    {
+      const StageTimer timer(stages_, &Stages::guess);
+      guessed = guess(layers_, scale, count_, team_);
+    }
     std::vector<std::size_t> all(layers_.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
     for (const std::size_t i : all) surveys_[i].scale = scale[i];
     for (const std::size_t i : all) windows_[i] = {0, layers_[i].size};
-    read_weights(all, brackets, budget_, few_at_first);
+    read_weights(all, guessed.brackets, budget_, few, guessed.scores);
   }
 
   // Bounds the cut, and reads again what the bounds leave open. True when nothing is.
   bool settled() {
-    locate(profiles_, count_, range_, windows_);
+    {
+      const StageTimer timer(stages_, &Stages::select);
+      locate(profiles_, count_, range_, windows_);
+    }
     std::vector<Bracket> needed(layers_.size());
     std::vector<std::size_t> candidates;
     std::vector<std::size_t> weights;
     std::vector<std::size_t> stuck;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
-      const Bracket known = surveys_[i].bracket;
+      const Bracket known = surveys_[i].sides.bracket;
       const bool within = needed[i].low >= known.low && needed[i].high <= known.high;
       const bool narrower = needed[i].high - needed[i].low < known.high - known.low;
       auto& list = within && !narrower            ? stuck
@@ -108,14 +125,15 @@ class Selection {
       if (stuck.empty()) return true;
       // Scores too close or too small for the bounds: sort them, whatever memory it takes.
       constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
-      read_weights(stuck, needed, everything, everything);
+      read_weights(stuck, needed, CandidateStore::no_limit, everything, range_);
       return false;
     }
     if (!candidates.empty()) {
-      survey_candidates(layers_, candidates, needed, surveys_, threads_);
-      digest(candidates, few);
+      const StageTimer timer(stages_, &Stages::select);
+      survey_candidates(layers_, candidates, needed, surveys_, team_);
+      digest(candidates, few, range_);
     }
-    if (!weights.empty()) read_weights(weights, needed, budget_, few);
+    if (!weights.empty()) read_weights(weights, needed, budget_, few, range_);
     return false;
   }
 
@@ -132,20 +150,22 @@ class Selection {
   }
 
   void read_weights(const std::vector<std::size_t>& chosen, const std::vector<Bracket>& brackets,
-                    std::int64_t budget, std::int64_t sortable) {
+                    std::int64_t budget, std::int64_t sortable, const ScoreRange& scores) {
+    const StageTimer timer(stages_, &Stages::survey);
     for (const std::size_t i : chosen) {
-      surveys_[i].bracket = brackets[i];
+      surveys_[i].sides.bracket = brackets[i];
       surveys_[i].stored = false;
     }
     const std::int64_t used = repack();
-    stores_.push_back(std::make_unique<CandidateStore>(budget - used));
-    survey_weights(layers_, chosen, surveys_, *stores_.back(), threads_);
-    digest(chosen, sortable);
+    const bool limited = budget != CandidateStore::no_limit;
+    stores_.push_back(std::make_unique<CandidateStore>(limited ? budget - used : budget));
+    survey_weights(layers_, masks_, chosen, surveys_, *stores_.back(), team_);
+    digest(chosen, sortable, scores);
   }
 
   // Moves the candidates that are still of use together and frees the rest; the bytes in use.
   std::int64_t repack() {
-    auto packed = std::make_unique<CandidateStore>(std::numeric_limits<std::int64_t>::max());
+    auto packed = std::make_unique<CandidateStore>(CandidateStore::no_limit);
     CandidateWriter writer(*packed);
     std::int64_t bytes = 0;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -154,7 +174,8 @@ class Selection {
         with_format(layers_[i].dtype, [&](auto format) {
           using Key = typename decltype(format)::Storage;
           for (const Segment& segment : surveys_[i].candidates) {
-            writer.append(reinterpret_cast<const Key*>(segment.keys), segment.count, segments);
+            writer.append(reinterpret_cast<const Key*>(segment.keys), segment.count,
+                          segment.chunk_begin, segments);
             bytes += segment.count * std::int64_t{sizeof(Key)};
           }
         });
@@ -167,17 +188,18 @@ class Selection {
   }
 
   // Turns surveys into profiles, candidates into runs where they are few enough.
-  void digest(const std::vector<std::size_t>& chosen, std::int64_t sortable) {
-    cpu::parallel_for(threads_, static_cast<std::int64_t>(chosen.size()), [&](std::int64_t c, int) {
+  void digest(const std::vector<std::size_t>& chosen, std::int64_t sortable,
+              const ScoreRange& scores) {
+    std::int64_t candidates = 0;
+    for (const std::size_t i : chosen) {
+      for (const Segment& segment : surveys_[i].candidates) candidates += segment.count;
+    }
+    team_.for_each(static_cast<std::int64_t>(chosen.size()), candidates, [&](std::int64_t c, int) {
       const std::size_t i = chosen[static_cast<std::size_t>(c)];
       Survey& survey = surveys_[i];
       std::vector<Run> runs;
-      if (survey.stored && survey.inside() <= sortable) {
-        runs = sorted_runs(layers_[i], survey);
-        survey.candidates.clear();
-        survey.stored = false;
-      }
-      profiles_[i] = Profile(layers_[i].dtype, survey, runs, range_);
+      if (survey.stored && survey.inside() <= sortable) runs = sorted_runs(layers_[i], survey);
+      profiles_[i] = Profile(layers_[i].dtype, survey, runs, scores);
       survey.slots = {};
     });
   }
@@ -195,8 +217,10 @@ class Selection {
   }
 
   const std::vector<Layer>& layers_;
+  const std::vector<Layer>& masks_;
   const std::int64_t count_;
-  const int threads_;
+  cpu::Team& team_;
+  Stages* stages_;
   const std::int64_t budget_;
   std::vector<std::unique_ptr<CandidateStore>> stores_;
   std::vector<Survey> surveys_;
@@ -207,9 +231,10 @@ class Selection {
 
 }  // namespace
 
-std::vector<Cut> select(const std::vector<Layer>& layers, std::int64_t count, int threads) {
+Selected select(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                std::int64_t count, cpu::Team& team, Stages* stages) {
   const cpu::DefaultFloatEnvironment environment;
-  return Selection(layers, count, threads).solve();
+  return Selection(layers, masks, count, team, stages).solve();
 }
 
 }  // namespace lampfast

@@ -2,14 +2,28 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "candidates.h"
+#include "cpu/parallel.h"
 #include "layer.h"
+#include "stages.h"
+#include "survey.h"
 
 namespace lampfast {
 
-// One cut per layer, together exactly `count` elements. Throws NotFinite; needs
-// 0 <= count <= the sizes' sum.
-std::vector<Cut> select(const std::vector<Layer>& layers, std::int64_t count, int threads);
+// One cut per layer, and what the survey left that helps to apply it.
+struct Selected {
+  std::vector<Cut> cuts;
+  std::vector<Survey> surveys;
+  std::vector<std::unique_ptr<CandidateStore>> stores;  // of the surveys' candidates
+};
+
+// The cuts have together exactly `count` elements. Masks, where there are any, are written as far
+// as a single read of the weights allows: see Survey::fused. Throws NotFinite; needs 0 <= count <=
+// the sizes' sum.
+Selected select(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                std::int64_t count, cpu::Team& team, Stages* stages);
 
 }  // namespace lampfast

@@ -1,12 +1,13 @@
 #include "survey.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <mutex>
 
 #include "chunks.h"
 #include "cpu/classify.h"
-#include "cpu/parallel.h"
 #include "magnitude.h"
 #include "walk.h"
 
@@ -23,7 +24,7 @@ constexpr std::int64_t least_slots_of_candidates = 64;
 
 // As many slots as wanted or somewhat fewer, each a power of two of keys wide.
 void lay_out_slots(std::int64_t wanted, Survey& survey) {
-  const std::uint64_t keys = survey.bracket.high - survey.bracket.low;
+  const std::uint64_t keys = survey.sides.bracket.high - survey.sides.bracket.low;
   survey.slot_bits = 0;
   while ((keys >> survey.slot_bits) >= static_cast<std::uint64_t>(wanted)) ++survey.slot_bits;
   survey.slots.assign(static_cast<std::size_t>((keys >> survey.slot_bits) + 1), Slot{});
@@ -34,61 +35,97 @@ std::int64_t slot_count(const Layer& layer, std::int64_t least) {
 }
 
 // What one task found; merged into the layer's survey under a lock.
-struct Tally {
-  std::int64_t below = 0;
-  std::int64_t above = 0;
-  Sum above_sum;
-  std::vector<Slot> slots;
-  std::vector<Segment> candidates;
-  bool stored = true;
+class Tally {
+ public:
+  explicit Tally(const Survey& survey) : survey_(survey) {
+    // Where every slot is a single key the sums follow from the counts; and as equal keys may come
+    // in rows, each then has several counters, or an addition would wait for the one before it.
+    counts_.resize(survey.slots.size() * (survey.slot_bits == 0 ? copies : 1));
+    if (survey.slot_bits > 0) sums_.resize(survey.slots.size());
+  }
+
+  // Adds elements, and calls sink(keys, count) with those inside the bracket.
+  template <class Format, class Sink>
+  void read(Dtype dtype, const typename Format::Storage* data, std::int64_t length,
+            std::uint8_t* kept, Sink&& sink) {
+    using Key = typename Format::Storage;
+    cpu::classify(dtype, data, length, survey_.sides.bracket, survey_.scale, kept,
+                  [&](const cpu::Classified& block, const Key* inside) {
+                    sides_.below += block.below;
+                    sides_.above += block.above;
+                    sides_.above_sum.add(block.above_sum);
+                    if (block.inside == 0) return;
+                    if (survey_.slot_bits == 0) {
+                      count_keys(inside, block.inside);
+                    } else {
+                      fill_slots<Format>(inside, block.inside);
+                    }
+                    sink(inside, static_cast<std::int64_t>(block.inside));
+                  });
+  }
 
   void merge_into(Survey& survey) const {
-    survey.below += below;
-    survey.above += above;
-    survey.above_sum.add(above_sum);
-    for (std::size_t i = 0; i < slots.size(); ++i) {
-      survey.slots[i].count += slots[i].count;
-      survey.slots[i].sum += slots[i].sum;
+    survey.sides.add(sides_);
+    for (std::size_t i = 0; i < survey.slots.size(); ++i) {
+      for (std::size_t c = i; c < counts_.size(); c += survey.slots.size()) {
+        survey.slots[i].count += counts_[c];
+      }
+      if (!sums_.empty()) survey.slots[i].sum += sums_[i];
     }
-    survey.stored = survey.stored && stored;
-    survey.candidates.insert(survey.candidates.end(), candidates.begin(), candidates.end());
   }
+
+ private:
+  static constexpr std::size_t copies = 4;
+
+  template <class Key>
+  void count_keys(const Key* keys, int count) {
+    const auto low = static_cast<Key>(survey_.sides.bracket.low);
+    const std::size_t slots = survey_.slots.size();
+    std::uint32_t* counts = counts_.data();
+    int i = 0;
+    for (; i + 4 <= count; i += 4) {
+      ++counts[static_cast<Key>(keys[i] - low)];
+      ++counts[static_cast<Key>(keys[i + 1] - low) + slots];
+      ++counts[static_cast<Key>(keys[i + 2] - low) + 2 * slots];
+      ++counts[static_cast<Key>(keys[i + 3] - low) + 3 * slots];
+    }
+    for (; i < count; ++i) ++counts[static_cast<Key>(keys[i] - low)];
+  }
+
+  template <class Format>
+  void fill_slots(const typename Format::Storage* keys, int count) {
+    const auto low = static_cast<typename Format::Storage>(survey_.sides.bracket.low);
+    for (int i = 0; i < count; ++i) {
+      const auto slot = static_cast<std::size_t>((keys[i] - low) >> survey_.slot_bits);
+      ++counts_[slot];
+      sums_[slot] += scaled_square<Format>(keys[i], survey_.scale);
+    }
+  }
+
+  const Survey& survey_;
+  Sides sides_;
+  std::vector<std::uint32_t> counts_;
+  std::vector<double> sums_;
 };
 
 static_assert(cpu::classify_block <= Sum::leaf_terms);
+static_assert(chunk_size < std::numeric_limits<std::uint32_t>::max());
 
-// Adds keys to a tally of the survey's bracket, and calls sink(keys, count) with those inside it,
-// when the data may be overwritten.
-template <class Format, class Sink>
-void read(Dtype dtype, const Survey& survey, const typename Format::Storage* data,
-          std::int64_t length, Tally& tally, Sink&& sink) {
-  using Key = typename Format::Storage;
-  const auto low = static_cast<Key>(survey.bracket.low);
-  cpu::classify(dtype, data, length, survey.bracket, survey.scale,
-                [&](const cpu::Classified& block, const Key* inside) {
-                  tally.below += block.below;
-                  tally.above += block.above;
-                  tally.above_sum.add(block.above_sum);
-                  for (int i = 0; i < block.inside; ++i) {
-                    const auto slot_index = (inside[i] - low) >> survey.slot_bits;
-                    Slot& slot = tally.slots[static_cast<std::size_t>(slot_index)];
-                    ++slot.count;
-                    slot.sum += scaled_square<Format>(inside[i], survey.scale);
-                  }
-                  if (block.inside > 0) sink(inside, block.inside);
-                });
+// Whether element and mask positions, in the visiting order of walk.h, are the same.
+bool alike(const Layer& layer, const Layer& mask) {
+  return Walk<2>(layer.shape, {&layer.strides, &mask.strides}, Order::memory).is_one_run();
 }
 
 }  // namespace
 
-std::vector<double> scales(const std::vector<Layer>& layers, int threads) {
+std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team) {
   std::vector<std::size_t> wide;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].dtype == Dtype::float64) wide.push_back(i);
   }
   std::vector<std::uint64_t> largest(layers.size(), 0);
   std::mutex mutex;
-  for_each_chunk(whole(layers, wide), threads, [&](const Chunk& chunk, int) {
+  for_each_chunk(whole(layers, wide), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
     const auto* data = reinterpret_cast<const std::uint64_t*>(layer.data);
     std::uint64_t most = 0;
@@ -112,81 +149,99 @@ std::vector<double> scales(const std::vector<Layer>& layers, int threads) {
   return result;
 }
 
-void survey_weights(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
-                    std::vector<Survey>& surveys, CandidateStore& store, int threads) {
+void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                    const std::vector<std::size_t>& chosen, std::vector<Survey>& surveys,
+                    CandidateStore& store, cpu::Team& team) {
   for (const std::size_t i : chosen) {
     Survey fresh;
-    fresh.bracket = surveys[i].bracket;
+    fresh.sides.bracket = surveys[i].sides.bracket;
     fresh.scale = surveys[i].scale;
     fresh.stored = true;
+    fresh.fused = !masks.empty() && alike(layers[i], masks[i]);
     lay_out_slots(slot_count(layers[i], least_slots), fresh);
     surveys[i] = std::move(fresh);
   }
-  std::vector<CandidateWriter> writers(static_cast<std::size_t>(std::max(threads, 1)),
+  std::vector<CandidateWriter> writers(static_cast<std::size_t>(team.size()),
                                        CandidateWriter(store));
+  std::vector<std::atomic<std::int64_t>> candidates(layers.size());
   std::mutex mutex;
-  for_each_chunk(whole(layers, chosen), threads, [&](const Chunk& chunk, int worker) {
+  for_each_chunk(whole(layers, chosen), team, [&](const Chunk& chunk, int worker) {
     const Layer& layer = layers[chunk.layer];
     Survey& survey = surveys[chunk.layer];
-    Tally tally;
-    tally.slots.resize(survey.slots.size());
-    // Where every slot is a single key the counts are already the whole truth.
-    tally.stored = survey.slot_bits > 0;
+    std::atomic<std::int64_t>& candidates_yet = candidates[chunk.layer];
+    std::uint8_t* kept = nullptr;
+    if (survey.fused) {
+      kept = reinterpret_cast<std::uint8_t*>(masks[chunk.layer].data) + chunk.begin;
+    }
+    Tally tally(survey);
+    std::vector<Segment> segments;
+    bool complete = candidates_yet.load() <= store.share(layer.size);
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
       using Key = typename Format::Storage;
-      const auto* data = reinterpret_cast<const Key*>(layer.data);
       CandidateWriter& writer = writers[static_cast<std::size_t>(worker)];
-      const auto keep = [&](const Key* keys, std::int64_t count) {
-        tally.stored = tally.stored && writer.append(keys, count, tally.candidates);
+      std::int64_t inside = 0;
+      const auto store_keys = [&](const Key* keys, std::int64_t count) {
+        inside += count;
+        complete = complete && writer.append(keys, count, chunk.begin, segments);
       };
-      for_each_stretch(layer, data, chunk, [&](const Key* keys, std::int64_t length) {
-        read<Format>(layer.dtype, survey, keys, length, tally, keep);
-      });
+      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                       [&](const Key* elements, std::int64_t length) {
+                         tally.read<Format>(layer.dtype, elements, length, kept, store_keys);
+                         if (kept != nullptr) kept += length;
+                       });
+      candidates_yet += inside;
     });
-    const std::lock_guard<std::mutex> lock(mutex);
+    // A small layer is one task's alone.
+    std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
+    if (chunk.end - chunk.begin < layer.size) lock.lock();
     tally.merge_into(survey);
+    survey.stored = survey.stored && complete;
+    survey.candidates.insert(survey.candidates.end(), segments.begin(), segments.end());
   });
   for (const std::size_t i : chosen) {
-    if (!std::isfinite(surveys[i].above_sum.value())) throw NotFinite();
-    if (!surveys[i].stored) surveys[i].candidates.clear();
+    Survey& survey = surveys[i];
+    if (!std::isfinite(survey.sides.above_sum.value())) throw NotFinite();
+    if (!survey.stored) survey.candidates = {};
+    std::stable_sort(
+        survey.candidates.begin(), survey.candidates.end(),
+        [](const Segment& a, const Segment& b) { return a.chunk_begin < b.chunk_begin; });
+    survey.read_sides = survey.sides;
   }
 }
 
 void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
                        const std::vector<Bracket>& brackets, std::vector<Survey>& surveys,
-                       int threads) {
-  for (const std::size_t i : chosen) {
-    surveys[i].bracket = brackets[i];
-    lay_out_slots(slot_count(layers[i], least_slots_of_candidates), surveys[i]);
-  }
+                       cpu::Team& team) {
   struct Task {
     std::size_t layer;
-    Segment* segment;
+    const Segment* segment;
   };
   std::vector<Task> tasks;
+  std::int64_t total = 0;
   for (const std::size_t i : chosen) {
-    for (Segment& segment : surveys[i].candidates) tasks.push_back({i, &segment});
+    Survey& survey = surveys[i];
+    survey.sides = survey.read_sides;
+    survey.sides.bracket = brackets[i];
+    lay_out_slots(slot_count(layers[i], least_slots_of_candidates), survey);
+    for (const Segment& segment : survey.candidates) {
+      tasks.push_back({i, &segment});
+      total += segment.count;
+    }
   }
   std::mutex mutex;
-  cpu::parallel_for(threads, static_cast<std::int64_t>(tasks.size()), [&](std::int64_t t, int) {
+  team.for_each(static_cast<std::int64_t>(tasks.size()), total, [&](std::int64_t t, int) {
     const Task task = tasks[static_cast<std::size_t>(t)];
+    const Dtype dtype = layers[task.layer].dtype;
     Survey& survey = surveys[task.layer];
-    Tally tally;
-    tally.slots.resize(survey.slots.size());
-    with_format(layers[task.layer].dtype, [&](auto format) {
+    Tally tally(survey);
+    with_format(dtype, [&](auto format) {
       using Format = decltype(format);
-      using Key = typename Format::Storage;
-      auto* keys = reinterpret_cast<Key*>(task.segment->keys);
-      std::int64_t kept = 0;
-      read<Format>(layers[task.layer].dtype, survey, keys, task.segment->count, tally,
-                   [&](const Key* inside, std::int64_t count) {
-                     std::copy_n(inside, count, keys + kept);
-                     kept += count;
-                   });
-      task.segment->count = kept;
+      const auto* keys = reinterpret_cast<const typename Format::Storage*>(task.segment->keys);
+      tally.read<Format>(dtype, keys, task.segment->count, nullptr, [](auto, auto) {});
     });
-    const std::lock_guard<std::mutex> lock(mutex);
+    std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
+    if (survey.candidates.size() > 1) lock.lock();
     tally.merge_into(survey);
   });
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "candidates.h"
+#include "cpu/parallel.h"
 #include "exact_sum.h"
 #include "layer.h"
 
@@ -19,17 +20,38 @@ struct Slot {
   double sum = 0.0;
 };
 
-// What is known of one layer. Everything here merges in any order.
-struct Survey {
+// What a bracket leaves on either side.
+struct Sides {
   Bracket bracket{};
-  double scale = 1.0;  // for scaled_square (magnitude.h)
   std::int64_t below = 0;
   std::int64_t above = 0;
   Sum above_sum;
-  int slot_bits = 0;  // log2 of the keys in a slot
+
+  void add(const Sides& other) {
+    below += other.below;
+    above += other.above;
+    above_sum.add(other.above_sum);
+  }
+};
+
+// What is known of one layer. Everything here merges in any order.
+struct Survey {
+  double scale = 1.0;  // for scaled_square (magnitude.h)
+  Sides sides;         // of the narrowest bracket yet
+  int slot_bits = 0;   // log2 of the keys in a slot
   std::vector<Slot> slots;
-  bool stored = false;  // whether `candidates` are all that the bracket holds
-  std::vector<Segment> candidates;
+
+  Sides read_sides;                 // of the bracket that the weights were last read with,
+  bool stored = false;              // whether `candidates` are all that this bracket holds,
+  std::vector<Segment> candidates;  // by position,
+  bool fused = false;  // and whether its mask was written then, the candidates left undecided
+
+  // Whether no element outside that bracket is on the wrong side of the cut.
+  bool holds(const Cut& cut, std::int64_t size) const {
+    const Bracket& bracket = read_sides.bracket;
+    return cut.key >= bracket.low &&
+           (cut.key < bracket.high || cut.pruned == size - read_sides.above);
+  }
 
   std::int64_t inside() const {
     std::int64_t count = 0;
@@ -40,16 +62,18 @@ struct Survey {
 
 // Powers of two that bring each float64 layer's largest weight near 1; 1 for other dtypes.
 // Throws NotFinite.
-std::vector<double> scales(const std::vector<Layer>& layers, int threads);
+std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team);
 
-// Reads the chosen layers and fills in their surveys, for the brackets that these hold. Candidates
-// go to the store for as long as it has room. Throws NotFinite.
-void survey_weights(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
-                    std::vector<Survey>& surveys, CandidateStore& store, int threads);
+// Reads the chosen layers and fills in their surveys, for the brackets of their `sides`. Candidates
+// go to the store for as long as it has room. Where there are masks, those that lie in memory as
+// their layers do are written on the way. Throws NotFinite.
+void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                    const std::vector<std::size_t>& chosen, std::vector<Survey>& surveys,
+                    CandidateStore& store, cpu::Team& team);
 
 // Narrows the chosen layers, whose candidates are stored, to brackets within their own.
 void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
                        const std::vector<Bracket>& brackets, std::vector<Survey>& surveys,
-                       int threads);
+                       cpu::Team& team);
 
 }  // namespace lampfast

@@ -67,6 +67,12 @@ class Walk {
   template <class Body>
   void runs(std::int64_t begin, std::int64_t end, Body&& body) const {
     if (begin >= end) return;
+    if (is_one_run()) {
+      Offsets offsets;
+      for (std::size_t t = 0; t < Tensors; ++t) offsets[t] = begin * run_.stride[t];
+      body(begin, offsets, end - begin);
+      return;
+    }
     std::int64_t within = begin % run_.extent;
     std::vector<std::int64_t> index = unravel(begin / run_.extent);
     Offsets row{};

@@ -1,7 +1,7 @@
 """The compiled engine: addresses in, decisions out. Nothing here knows torch."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 __version__: str
 cuda_built: bool
@@ -20,12 +20,8 @@ class Dtype:
     @property
     def name(self) -> str: ...
 
-class Layer:
-    """A strided tensor by its address; strides count elements. The caller keeps it alive."""
-
-    def __init__(
-        self, data: int, dtype: Dtype, shape: Sequence[int], strides: Sequence[int]
-    ) -> None: ...
+# A strided tensor: address, dtype, shape, strides in elements. The caller keeps it alive.
+Layer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...]]
 
 class Cut:
     """A layer's answer: magnitudes with a smaller key go, and the first `ties` of the equals."""
@@ -39,14 +35,40 @@ class Cut:
     @property
     def threshold(self) -> float: ...  # magnitude of the smallest kept weight; inf if none is kept
 
+class Stages:
+    """How long each stage of a call took, in seconds."""
+
+    def __init__(self) -> None: ...
+    @property
+    def guess(self) -> float: ...
+    @property
+    def survey(self) -> float: ...
+    @property
+    def select(self) -> float: ...
+    @property
+    def apply(self) -> float: ...
+
 def instruction_set() -> str: ...
 def select(layers: Sequence[Layer], count: int, threads: int) -> list[Cut]: ...
-def zero(
-    sources: Sequence[Layer], targets: Sequence[Layer], cuts: Sequence[Cut], threads: int
-) -> None: ...
 def mask(
     sources: Sequence[Layer], targets: Sequence[Layer], cuts: Sequence[Cut], threads: int
 ) -> None: ...
+def masks(
+    sources: Sequence[Layer],
+    targets: Sequence[Layer],
+    count: int,
+    threads: int,
+    *,
+    stages: Stages | None = None,
+) -> list[Cut]: ...
+def prune(
+    sources: Sequence[Layer],
+    targets: Sequence[Layer],
+    count: int,
+    threads: int,
+    *,
+    stages: Stages | None = None,
+) -> list[Cut]: ...
 def score(layers: Sequence[Layer], outputs: Sequence[Layer], threads: int) -> None: ...
 def census(layers: Sequence[Layer], threads: int) -> list[Cut]: ...
 def first_nonfinite(layers: Sequence[Layer], threads: int) -> tuple[int, int] | None: ...

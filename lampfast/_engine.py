@@ -10,22 +10,21 @@ import numpy as np
 import torch
 
 from lampfast import _core
-from lampfast.views import View
+from lampfast.views import Pointer, View
 
 
 def prune(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
     """Zero the `count` weights of `layers` that score lowest, in place."""
-    cuts = _select(layers, sources, count)
-    _core.zero(_pointers(sources), _pointers(layers), cuts, torch.get_num_threads())
-    return cuts
+    with _naming_nonfinite(layers, sources):
+        return _core.prune(_pointers(sources), _pointers(layers), count, torch.get_num_threads())
 
 
 def masks(
     layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], count: int
 ) -> None:
     """Write False to `outputs` for the `count` weights that score lowest, else True."""
-    cuts = _select(layers, sources, count)
-    _core.mask(_pointers(sources), _pointers(outputs), cuts, torch.get_num_threads())
+    with _naming_nonfinite(layers, sources):
+        _core.masks(_pointers(sources), _pointers(outputs), count, torch.get_num_threads())
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
@@ -38,11 +37,6 @@ def census(layers: Sequence[View]) -> list[_core.Cut]:
     """The cuts that describe what is zero now."""
     with _naming_nonfinite(layers, layers):
         return _core.census(_pointers(layers), torch.get_num_threads())
-
-
-def _select(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
-    with _naming_nonfinite(layers, sources):
-        return _core.select(_pointers(sources), count, torch.get_num_threads())
 
 
 @contextmanager
@@ -68,5 +62,5 @@ def _nonfinite(views: Sequence[View]) -> ValueError | None:
     )
 
 
-def _pointers(views: Sequence[View]) -> list[_core.Layer]:
+def _pointers(views: Sequence[View]) -> list[Pointer]:
     return [view.pointer for view in views]

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
 
-from lampfast import _core, _memory
+from lampfast import _memory
 from lampfast._core import Dtype
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
+Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...]]
 
 _DTYPES: dict[object, Dtype] = {
     torch.float32: Dtype.float32,
@@ -37,7 +38,7 @@ class View(NamedTuple):
         weight: The tensor or array itself.
         dtype: How its elements are stored.
         size: How many elements it has.
-        pointer: What the engine sees of it.
+        pointer: What the engine sees of it: address, dtype, shape, strides in elements.
         span: The addresses [start, stop) that its elements lie in.
     """
 
@@ -46,7 +47,7 @@ class View(NamedTuple):
     weight: Weight
     dtype: Dtype
     size: int
-    pointer: _core.Layer
+    pointer: Pointer
     span: tuple[int, int]
 
 
@@ -220,7 +221,7 @@ def _view(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // itemsize for step in weight.strides)
         size, dense = weight.size, weight.flags.c_contiguous
-    pointer = _core.Layer(address, dtype, shape, strides)
+    pointer = address, dtype, shape, strides
     first, last = (0, size - 1) if dense else _memory.reach(shape, strides)
     span = address + first * itemsize, address + (last + 1) * itemsize
     return View(what, name, weight, dtype, size, pointer, span)
@@ -228,10 +229,12 @@ def _view(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
     """Why a tensor's values are not floats to be found at its address, and the way out."""
-    if is_lazy(tensor):
-        return "is not initialised yet; run its lazy module once first"
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return f"is a {type(tensor).__name__}, which wraps other tensors; pass plain tensors"
+    kind = type(tensor)
+    if kind is not Parameter and kind is not torch.Tensor:
+        if is_lazy(tensor):
+            return "is not initialised yet; run its lazy module once first"
+        if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+            return f"is a {kind.__name__}, which wraps other tensors; pass plain tensors"
     if tensor.dtype not in _DTYPES:
         return _dtype_problem(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.is_nested:

@@ -69,11 +69,11 @@ def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) ->
 
     def views(arrays: list[Array], kind: object) -> list[object]:
         return [
-            core.Layer(
+            (
                 array.__array_interface__["data"][0],
                 kind,
                 array.shape,
-                [stride // array.itemsize for stride in array.strides],
+                tuple(stride // array.itemsize for stride in array.strides),
             )
             for array in arrays
         ]
@@ -87,9 +87,12 @@ def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) ->
         masks = [np.empty(array.shape, bool) for array in arrays]
         core.mask(sources, views(masks, core.Dtype.boolean), cuts, threads)
         assert sum(int(mask.sum()) for mask in masks) == total - count
+        fused = [np.empty_like(array, bool) for array in arrays]
+        core.masks(sources, views(fused, core.Dtype.boolean), count, threads)
+        assert all((mask == other).all() for mask, other in zip(masks, fused, strict=True))
         pruned = [array.copy("K") for array in arrays]
         targets = views(pruned, kind)
-        core.zero(targets, targets, cuts, threads)
+        core.prune(targets, targets, count, threads)
         assert sum(cut.pruned for cut in core.census(targets, threads)) >= count
         results += [array.tobytes() for array in masks + pruned]
     scores = [np.empty(array.shape, "float64" if wide else "float32") for array in arrays]
@@ -103,7 +106,7 @@ def refuse(core: ModuleType, threads: int) -> None:
     """A NaN is found wherever it is, and every verb throws."""
     weight = np.ones((500, 300), np.float32)
     weight[321, 123] = np.nan
-    view = core.Layer(weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1))
+    view = weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1)
     assert core.first_nonfinite([view], threads) == (0, 321 * 300 + 123)
     calls: list[Callable[[], object]] = [
         lambda: core.select([view], 5, threads),

@@ -16,18 +16,30 @@ struct Classified {
 };
 
 constexpr int classify_block = 2048;
-constexpr int classify_slack = 64;  // keys that may be overwritten behind those inside
+constexpr int classify_slack = 64;  // keys behind those inside that may be overwritten
+
+// What a fused mask says of an element inside the bracket until its layer's cut is known; one below
+// it is 0, one above it 1, as in the finished mask.
+constexpr std::uint8_t undecided = 2;
 
 // Elements are passed untyped; each function belongs to one dtype and knows it.
 struct Kernels {
-  // The keys of up to classify_block elements; those inside [low, high) are written to `inside`.
+  // The keys of up to classify_block elements; those inside [low, high) are written to `inside`,
+  // and what the bracket says of each to `kept`, unless that is null.
   Classified (*classify)(const void* elements, int count, const Bracket& bracket, double scale,
-                         void* inside);
+                         void* inside, std::uint8_t* kept);
   // kept[i] = key(elements[i]) >= threshold.
   void (*mask)(const void* elements, std::int64_t count, std::uint64_t threshold,
                std::uint8_t* kept);
+  // Completes what classify wrote: for each undecided element, in turn, the next of the candidates
+  // is its key, and kept[i] = key >= threshold. How many candidates there were. Those behind them,
+  // classify_slack keys, may be read.
+  std::int64_t (*settle)(std::uint8_t* kept, std::int64_t count, const void* candidates,
+                         std::uint64_t threshold);
   // Elements whose key is below the threshold become zero.
   void (*zero)(void* elements, std::int64_t count, std::uint64_t threshold);
+  // How many elements have the key.
+  std::int64_t (*count_equal)(const void* elements, std::int64_t count, std::uint64_t key);
 };
 
 // For the best instruction set that the processor has, or the one that LAMPFAST_ISA names.

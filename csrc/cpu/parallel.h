@@ -1,9 +1,10 @@
-// Runs independent tasks on a few threads, each with the same floating-point environment.
+// A few threads that work together for one call of the engine, in one floating-point environment.
 #pragma once
 
 #include <cfenv>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 namespace lampfast::cpu {
 
@@ -19,10 +20,31 @@ class DefaultFloatEnvironment {
   std::fenv_t saved_;
 };
 
-// Calls body(task, worker) for every task in [0, tasks), in no order, on at most `threads` threads
-// (worker in [0, threads)) in the default float environment, and returns when all are done. The
-// first exception stops the others and is thrown again here.
-void parallel_for(int threads, std::int64_t tasks,
-                  const std::function<void(std::int64_t task, int worker)>& body);
+// The calling thread and its helpers, which start when there is first enough to do and end with the
+// team: a call has many short stages, and starting threads for each would cost more than some take.
+class Team {
+ public:
+  explicit Team(int threads);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // Below this many weights another thread costs more than it saves.
+  static constexpr std::int64_t least_parallel_size = 1 << 15;
+
+  // Calls body(task, worker) for every task in [0, tasks), in no order (worker in [0, size())) in
+  // the default float environment, and returns when all are done. `weights` tells how much there is
+  // to do in all. The first exception stops the others and is thrown again here.
+  void for_each(std::int64_t tasks, std::int64_t weights,
+                const std::function<void(std::int64_t task, int worker)>& body);
+
+ private:
+  class Helpers;
+
+  int size_;
+  std::unique_ptr<Helpers> helpers_;
+};
 
 }  // namespace lampfast::cpu

@@ -1,0 +1,122 @@
+"""The calls that are timed: lampfast's, the floors below it, and what people use today.
+
+Each is handed out as a function that sets the call up, untimed, and returns it, as
+`lampfast._measure.median_seconds` takes it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn.utils import prune as torch_prune
+from weights import Weights
+
+import lampfast
+from lampfast import _core, views
+from lampfast._measure import Call
+
+Prepare = Callable[[], Call]
+
+
+def masks(weights: Weights, s: float) -> Prepare:
+    """Times `lampfast.masks`."""
+    return lambda: partial(lampfast.masks, weights, s)
+
+
+def prune(weights: Weights, targets: Weights, s: float) -> Prepare:
+    """Times `lampfast.prune` on `targets`, which are restored from `weights` before every call."""
+
+    def prepare() -> Call:
+        copy(weights, targets)
+        return partial(lampfast.prune, targets, s)
+
+    return prepare
+
+
+# Floors.
+
+
+def masks_floors(weights: Weights, s: float) -> tuple[Prepare, Prepare]:
+    """Times writing the masks, by our own kernel, when every threshold is already known.
+
+    Returns:
+        As `lampfast.masks` does it, into new tensors, whose pages the system may have to provide
+        first; and, stricter, into tensors that are there.
+
+    Raises:
+        AssertionError: They do not write what `lampfast.masks` returns.
+    """
+    layers = views.layers(weights)
+    sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
+    count = views.count(s, sum(layer.size for layer in layers))
+    cuts = _core.select(sources, count, threads)
+
+    def write(outputs: list[views.View]) -> list[views.View]:
+        _core.mask(sources, [output.pointer for output in outputs], cuts, threads)
+        return outputs
+
+    there, expected = views.empty_masks(layers), lampfast.masks(weights, s)
+    assert all((expected[mask.name] == mask.weight).all() for mask in write(there))
+    return lambda: lambda: write(views.empty_masks(layers)), lambda: partial(write, there)
+
+
+def copy_floor(weights: Weights, targets: Weights) -> Prepare:
+    """Times copying the weights into tensors that are there."""
+    return lambda: partial(copy, weights, targets)
+
+
+# Peers.
+
+
+def global_magnitude(weights: Weights, s: float) -> Call:
+    """Sets up torch's own pruning over all layers: by plain magnitude, so another answer."""
+    parameters = []
+    for weight in weights.values():
+        module = torch.nn.Module()
+        module.weight = torch.nn.Parameter(weight)
+        parameters.append((module, "weight"))
+    return lambda: torch_prune.global_unstructured(parameters, torch_prune.L1Unstructured, amount=s)
+
+
+# What they have in common.
+
+
+def clone(weights: Weights) -> Weights:
+    """Copies that lie in memory as the weights do."""
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+def copy(sources: Weights, targets: Weights) -> None:
+    """Copies each weight into the target of its name."""
+    for name, source in sources.items():
+        targets[name].copy_(source)
+
+
+def numel(weights: Weights) -> int:
+    """How many weights there are."""
+    return sum(weight.numel() for weight in weights.values())
+
+
+# Nothing is timed that does not give the right answer.
+
+
+def check_masks(weights: Weights, s: float) -> None:
+    """Checks that the masks drop exactly as many weights as asked for.
+
+    Raises:
+        AssertionError: They do not.
+    """
+    masks = lampfast.masks(weights, s)
+    dropped = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    assert dropped == round(s * numel(weights)), f"{dropped} are dropped, not {s} of all"
+
+
+def check_prune(weights: Weights, targets: Weights, s: float) -> None:
+    """Checks that exactly as many weights as asked for are zero after pruning.
+
+    Raises:
+        AssertionError: They are not.
+    """
+    prune(weights, targets, s)()()
+    zeros = sum(int((target.float() == 0).sum()) for target in targets.values())
+    assert zeros == round(s * numel(weights)), f"{zeros} are zero, not {s} of all"

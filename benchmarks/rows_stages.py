@@ -1,0 +1,118 @@
+"""Where the time goes: masks and prune by stage, beside the memory traffic that each must cause."""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import contenders
+import torch
+from contenders import Prepare
+from machine import Machine
+from outcome import Cell, Grid, Outcome
+from run import USUAL, Run
+from weights import Weights, gaussian
+
+from lampfast import _core, views
+from lampfast._measure import Call
+
+_MODELS = ("resnet50", "one layer")
+_DTYPES = (torch.float32, torch.bfloat16)
+_STAGES = ("guess", "survey", "select", "apply")
+_COLUMNS = {
+    "model": "",
+    "dtype": "",
+    "call": "",
+    "stage": "",
+    "ns/weight": ".3f",
+    "bytes/weight": "d",
+    "ns at bandwidth": ".3f",
+}
+
+
+class _Traffic(NamedTuple):
+    """The bytes that a stage moves for every weight, at the very least, and the ns they take."""
+
+    bytes: int
+    ns: float
+
+
+def stages(run: Run) -> Outcome:
+    """Every stage of masks and prune, and what the Python call adds to them."""
+    rows: list[tuple[Cell, ...]] = []
+    for model in _MODELS:
+        for dtype in _DTYPES:
+            name = str(dtype).removeprefix("torch.")
+            run.progress(f"stages: {model}, {name}")
+            single = gaussian(run.model(model))
+            weights = {layer: weight.to(dtype) for layer, weight in single.items()}
+            del single
+            for verb, seconds in _seconds(run, weights).items():
+                written = 1 if verb == "masks" else dtype.itemsize
+                traffic = _traffic(run.machine, dtype.itemsize, written)
+                for stage, taken in seconds.items():
+                    ns = taken / contenders.numel(weights) * 1e9
+                    rows.append((model, name, verb, stage, ns, *traffic.get(stage, (0, 0.0))))
+    return Outcome(grids=[Grid("gaussian, 0.9, by stage", _COLUMNS, rows)])
+
+
+def _traffic(machine: Machine, read: int, written: int) -> dict[str, _Traffic]:
+    """The survey reads every weight, the last stage reads it again and writes; samples are free."""
+    survey = _Traffic(read, read / machine.read)
+    apply = _Traffic(read + written, (read + written) / machine.copy)
+    whole = _Traffic(survey.bytes + apply.bytes, survey.ns + apply.ns)
+    return {"survey": survey, "apply": apply, "whole call": whole}
+
+
+def _seconds(run: Run, weights: Weights) -> dict[str, dict[str, float]]:
+    """By verb and stage."""
+    targets = contenders.clone(weights)
+    contenders.check_masks(weights, USUAL)
+    contenders.check_prune(weights, targets, USUAL)
+    return {
+        "masks": _by_stage(run, contenders.masks(weights, USUAL), _staged_masks(weights)),
+        "prune": _by_stage(
+            run, contenders.prune(weights, targets, USUAL), _staged_prune(weights, targets)
+        ),
+    }
+
+
+def _by_stage(run: Run, whole: Prepare, staged: Callable[[_core.Stages], Call]) -> dict[str, float]:
+    recorded: list[_core.Stages] = []
+
+    def prepare() -> Call:
+        recorded.append(_core.Stages())
+        return staged(recorded[-1])
+
+    call, _ = run.medians(whole, prepare)
+    measured = recorded[1:]  # the first one warmed up
+    seconds = {
+        stage: statistics.median(getattr(one, stage) for one in measured) for stage in _STAGES
+    }
+    return seconds | {"rest of the call": call - sum(seconds.values()), "whole call": call}
+
+
+def _staged_masks(weights: Weights) -> Callable[[_core.Stages], Call]:
+    layers = views.layers(weights)
+    sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
+    count = views.count(USUAL, contenders.numel(weights))
+
+    def masks(stages: _core.Stages) -> list[views.View]:
+        outputs = views.empty_masks(layers)  # new ones, as lampfast.masks returns them
+        targets = [output.pointer for output in outputs]
+        _core.masks(sources, targets, count, threads, stages=stages)
+        return outputs
+
+    return lambda stages: partial(masks, stages)
+
+
+def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.Stages], Call]:
+    pointers = [layer.pointer for layer in views.layers(targets, write=True)]
+    count, threads = views.count(USUAL, contenders.numel(weights)), torch.get_num_threads()
+
+    def prepare(stages: _core.Stages) -> Call:
+        contenders.copy(weights, targets)
+        prune = _core.prune
+        return partial(prune, pointers, pointers, count, threads, stages=stages)
+
+    return prepare

@@ -1,0 +1,111 @@
+"""lampfast's speed beside its floors, its peers and its goals: `python benchmarks/speed.py`.
+
+Every row times all its contenders in turns in one run, and checks results before it times them.
+Nothing fails for being slow: the tables say what is met.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import machine
+import rows_adversarial
+import rows_calls
+import rows_floors
+import rows_isa
+import rows_peers
+import rows_stages
+import tables
+import typer
+from outcome import Outcome
+from rich.console import Console
+from run import Row, Run
+
+ROWS: dict[str, Row] = {
+    "masks": rows_floors.masks,
+    "prune": rows_floors.prune,
+    "halves": rows_floors.halves,
+    "textbook-masks": rows_peers.textbook_masks,
+    "global-l1": rows_peers.global_magnitude,
+    "textbook-scores": rows_peers.textbook_scores,
+    "lenet": rows_calls.lenet,
+    "layers": rows_calls.thousand_layers,
+    "memory": rows_calls.memory,
+    "scaling": rows_calls.scaling,
+    "isa": rows_isa.instruction_sets,
+    "adversarial": rows_adversarial.adversarial,
+    "stages": rows_stages.stages,
+}
+_ROUNDS, _SLOW_ROUNDS, _QUICK_ROUNDS = 21, 2, 2
+_BIG, _QUICK_BIG = 2**27, 2**20  # elements whose reading and copying is timed
+_WIDTH = 120  # columns, where there is no terminal
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def measure(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes: only shows that everything works.")
+    ] = False,
+    rows: Annotated[
+        str, typer.Option(help=f"The rows to measure, with commas: {', '.join(ROWS)}.")
+    ] = ",".join(ROWS),
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help=f"How often each call is timed, usually {_ROUNDS}.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--json", help="A file to keep the figures in.")
+    ] = None,
+) -> None:
+    """Measure lampfast on this machine; it should have nothing else to do."""
+    chosen = _chosen(rows)
+    if keep:
+        keep.touch()  # better to fail now than when all is measured
+    rounds = rounds or (_QUICK_ROUNDS if quick else _ROUNDS)
+    _progress("the machine")
+    this = machine.inspect(_QUICK_BIG if quick else _BIG, rounds)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console.print(str(this))
+    run = Run(this, rounds, _SLOW_ROUNDS, quick, _progress)
+    outcomes = {name: row(run) for name, row in chosen.items()}
+    _progress("")
+    _print(console, outcomes)
+    if quick:
+        console.print("[red]Quick: everything was shrunk, the figures mean nothing.[/]")
+    if keep:
+        keep.write_text(json.dumps(tables.figures(this, outcomes), indent=1) + "\n")
+
+
+def _chosen(rows: str) -> dict[str, Row]:
+    names = rows.split(",")
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise typer.BadParameter(
+            f"no row is called {', '.join(map(repr, unknown))}; there are: {', '.join(ROWS)}",
+            param_hint="--rows",
+        )
+    return {name: ROWS[name] for name in names}
+
+
+def _print(console: Console, outcomes: dict[str, Outcome]) -> None:
+    """The details first, so that the summary is what stands at the end."""
+    for outcome in outcomes.values():
+        for grid in outcome.grids:
+            console.print(tables.details(grid))
+    lines = [line for outcome in outcomes.values() for line in outcome.lines]
+    if lines:
+        console.print(tables.summary(lines))
+
+
+def _progress(text: str) -> None:
+    """Says on stderr what is measured; no spinner, whose thread would take its share of time."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    app()
