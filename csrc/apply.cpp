@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "magnitude.h"
 #include "tie_boundary.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -69,7 +70,7 @@ void zero_run(const typename Format::Storage* importance, Element* weights, cons
 template <class Key>
 void mask_run(const cpu::Kernels& kernels, const Key* source, std::uint8_t* target, const Run& run,
               std::uint64_t threshold) {
-  constexpr std::int64_t piece = 1024;
+  constexpr std::int64_t piece = tiny ? 8 : 1024;
   std::array<Key, piece> keys;
   std::array<std::uint8_t, piece> kept;
   for (std::int64_t begin = 0; begin < run.length; begin += piece) {

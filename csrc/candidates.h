@@ -11,6 +11,8 @@
 #include <mutex>
 #include <vector>
 
+#include "tiny.h"
+
 namespace lampfast {
 
 // Keys of one chunk of a layer, in the chunk's order, packed in the layer's own key type.
@@ -23,7 +25,7 @@ struct Segment {
 // Hands out memory in slabs until the budget is spent.
 class CandidateStore {
  public:
-  static constexpr std::int64_t slab_bytes = 1 << 14;
+  static constexpr std::int64_t slab_bytes = tiny ? 64 : 1 << 14;
 
   static constexpr std::int64_t no_limit = std::numeric_limits<std::int64_t>::max();
 
@@ -33,7 +35,7 @@ class CandidateStore {
   // How many keys a layer may store. One with more inside its bracket than a guess ever leaves
   // there by chance has ties, which would take the room of all other layers' candidates.
   std::int64_t share(std::int64_t layer_size) const {
-    return limited_ ? layer_size / 16 + (1 << 13) : no_limit;
+    return limited_ ? layer_size / 16 + (tiny ? 16 : 1 << 13) : no_limit;
   }
 
   std::byte* take_slab() {

@@ -12,6 +12,7 @@
 
 #include "cpu/parallel.h"
 #include "layer.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -23,7 +24,7 @@ struct Chunk {
   std::int64_t end;
 };
 
-constexpr std::int64_t chunk_size = 1 << 17;
+constexpr std::int64_t chunk_size = tiny ? 20 : 1 << 17;
 
 inline std::vector<Chunk> whole(const std::vector<Layer>& layers,
                                 const std::vector<std::size_t>& chosen) {
@@ -60,7 +61,7 @@ inline void for_each_chunk(const std::vector<Chunk>& ranges, cpu::Team& team,
 // and dense, else copies of many runs together.
 template <class Element, class Body>
 void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
-  constexpr std::int64_t long_run = 256;
+  constexpr std::int64_t long_run = tiny ? 4 : 256;
   std::array<Element, 4 * long_run> gathered;
   std::int64_t count = 0;
   const auto flush = [&] {

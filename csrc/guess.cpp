@@ -11,13 +11,14 @@
 #include "exact_sum.h"
 #include "magnitude.h"
 #include "sample.h"
+#include "tiny.h"
 
 namespace lampfast {
 namespace {
 
 // Half a bracket, in standard deviations. A miss has one layer read again, and a wider bracket
 // makes more candidates in all.
-constexpr double deviations = 3.0;
+constexpr double deviations = tiny ? 0.5 : 3.0;
 
 struct Middle {
   double log_score;                 // at which the pruned elements end
@@ -217,7 +218,7 @@ class Guesser {
  private:
   // Layers that stay in the cache from here to the survey, so that reading all of their weights a
   // few times costs little.
-  static constexpr std::int64_t small_layer = 1 << 14;
+  static constexpr std::int64_t small_layer = tiny ? 12 : 1 << 14;
 
   // Below it only zeros score, and there is no threshold to look for.
   static constexpr double least_log_score = -600.0;

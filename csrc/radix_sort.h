@@ -2,32 +2,58 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
-#include <numeric>
+#include <cstdint>
 #include <vector>
 
 namespace lampfast {
 
-// Sorts by key_of(item), of which only the lowest key_bits may be set.
+// Sorts by the lowest key_bits of key_of(item), and returns where the sorted items are: where they
+// were, or in `other`, which has room for as many.
 template <class Item, class KeyOf>
-void radix_sort(std::vector<Item>& items, int key_bits, KeyOf&& key_of) {
-  constexpr int digit_bits = 11;
-  constexpr std::size_t digits = std::size_t{1} << digit_bits;
-  if (items.size() < digits) {
-    std::stable_sort(items.begin(), items.end(),
+Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyOf&& key_of) {
+  constexpr int most_digit_bits = 11;
+  constexpr std::size_t few = 128;
+  if (count < few || key_bits == 0) {
+    std::stable_sort(items, items + count,
                      [&](const Item& a, const Item& b) { return key_of(a) < key_of(b); });
-    return;
+    return items;
   }
-  std::vector<Item> other(items.size());
-  for (int shift = 0; shift < key_bits; shift += digit_bits) {
-    const auto digit = [&](const Item& item) { return key_of(item) >> shift & (digits - 1); };
-    std::array<std::size_t, digits + 1> starts{};
-    for (const Item& item : items) ++starts[digit(item) + 1];
-    std::partial_sum(starts.begin(), starts.end(), starts.begin());
-    for (const Item& item : items) other[starts[digit(item)]++] = item;
+  const int passes = (key_bits + most_digit_bits - 1) / most_digit_bits;
+  const int digit_bits = (key_bits + passes - 1) / passes;
+  const std::size_t digits = std::size_t{1} << digit_bits;
+  const auto digit_of = [&](const Item& item, int pass) {
+    return static_cast<std::size_t>(key_of(item) >> (pass * digit_bits)) & (digits - 1);
+  };
+  std::vector<std::size_t> all_places(static_cast<std::size_t>(passes) * digits);
+  std::size_t* first = all_places.data();
+  // Two digits in one sweep: so are most keys sorted here.
+  int counted = 0;
+  for (; counted + 2 <= passes; counted += 2) {
+    std::size_t* one = first + static_cast<std::size_t>(counted) * digits;
+    std::size_t* two = one + digits;
+    for (std::size_t i = 0; i < count; ++i) {
+      ++one[digit_of(items[i], counted)];
+      ++two[digit_of(items[i], counted + 1)];
+    }
+  }
+  if (counted < passes) {
+    std::size_t* last = first + static_cast<std::size_t>(counted) * digits;
+    for (std::size_t i = 0; i < count; ++i) ++last[digit_of(items[i], counted)];
+  }
+  for (int pass = 0; pass < passes; ++pass) {
+    std::size_t* places = first + static_cast<std::size_t>(pass) * digits;
+    if (places[digit_of(items[0], pass)] == count) continue;  // all items have the same digit
+    std::size_t start = 0;
+    for (std::size_t digit = 0; digit < digits; ++digit) {
+      const std::size_t here = places[digit];
+      places[digit] = start;
+      start += here;
+    }
+    for (std::size_t i = 0; i < count; ++i) other[places[digit_of(items[i], pass)]++] = items[i];
     std::swap(items, other);
   }
+  return items;
 }
 
 }  // namespace lampfast

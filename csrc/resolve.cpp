@@ -8,6 +8,7 @@
 #include "chunks.h"
 #include "exact_sum.h"
 #include "magnitude.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -114,7 +115,7 @@ class Sequence {
   const Step* first_;
   const Step* last_;
   // What lies above every so many runs, from last_ down.
-  static constexpr std::ptrdiff_t spacing = 64;
+  static constexpr std::ptrdiff_t spacing = tiny ? 2 : 64;
   std::vector<Natural> exact_after_;
 };
 

@@ -13,6 +13,7 @@
 #include "layer.h"
 #include "magnitude.h"
 #include "radix_sort.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -22,10 +23,10 @@ namespace lampfast {
 constexpr std::int64_t most_block = 16;
 constexpr int group_bits = 4;
 constexpr std::int64_t groups = 1 << group_bits;
-constexpr std::int64_t least_sample = groups;
-constexpr std::int64_t most_sample = 1 << 17;
-constexpr std::int64_t least_sample_of_all_layers = 1 << 12;
-constexpr std::int64_t least_ranks = 4;  // of the sample, in half a bracket
+constexpr std::int64_t least_sample = tiny ? 4 : groups;
+constexpr std::int64_t most_sample = tiny ? 64 : 1 << 17;
+constexpr std::int64_t least_sample_of_all_layers = tiny ? 8 : 1 << 12;
+constexpr std::int64_t least_ranks = tiny ? 1 : 4;  // of the sample, in half a bracket
 
 // The sample's share of a layer, one of layers with `total` weights: its entries take 8 bytes each
 // whatever the dtype, and in all no more memory than the candidates may take later.
@@ -71,7 +72,10 @@ class Sample {
     while (end >> dropped_bits_ >> (32 - group_bits) != 0) ++dropped_bits_;
     entries_.reserve(static_cast<std::size_t>(std::min(blocks * block_, layer.size)));
     with_format(layer.dtype, [&](auto format) { draw<decltype(format)>(layer, blocks); });
-    radix_sort(entries_, 32, [](std::uint32_t entry) { return entry; });
+    std::vector<std::uint32_t> other(entries_.size());
+    const std::uint32_t* sorted = radix_sort(entries_.data(), other.data(), entries_.size(), 32,
+                                             [](std::uint32_t entry) { return entry; });
+    if (sorted != entries_.data()) entries_.swap(other);
     with_format(layer.dtype, [&](auto format) { add_up<decltype(format)>(); });
     weight_ = size() > 0 ? static_cast<double>(layer.size) / static_cast<double>(size()) : 0.0;
     complete_ = size() == layer.size;
@@ -142,7 +146,10 @@ class Sample {
   Bracket bracket(std::int64_t rank, double log_margin) const {
     std::uint64_t low = 1;  // zeros are told apart by being below every bracket
     std::uint64_t high = not_finite_key(dtype_);
-    if (std::isfinite(log_margin)) {
+    if (is_tied(rank)) {
+      low = std::max(low, key(rank));
+      high = key(rank) + cell();
+    } else if (std::isfinite(log_margin)) {
       const std::int64_t low_rank = rank - least_ranks;
       const std::int64_t high_rank = rank + least_ranks;
       if (low_rank >= 0) {
@@ -165,6 +172,13 @@ class Sample {
   std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
     if (rank >= size()) return {rank, rank};
     return {first_not_less(key(rank)), first_not_less(key(rank) + cell())};
+  }
+
+  // Whether so many elements equal a rank's that the errors of the sample do not lead out of them.
+  bool is_tied(std::int64_t rank) const {
+    const double reach = 1.5 * std::sqrt(static_cast<double>(size()));
+    const auto [first, end] = ties(rank);
+    return static_cast<double>(std::min(rank - first, end - rank)) > reach;
   }
 
   std::int64_t first_above_zero() const { return first_not_less(cell()); }

@@ -13,15 +13,16 @@
 #include "profile.h"
 #include "resolve.h"
 #include "survey.h"
+#include "tiny.h"
 
 namespace lampfast {
 namespace {
 
 // As many candidates of a layer are sorted rather than narrowed further.
-constexpr std::int64_t few = 256;
+constexpr std::int64_t few = tiny ? 4 : 256;
 
 // Memory for candidates: 3% of the weights' bytes, and what small models need.
-constexpr std::int64_t least_budget = 1 << 19;
+constexpr std::int64_t least_budget = tiny ? 256 : 1 << 19;
 
 std::int64_t candidate_budget(const std::vector<Layer>& layers) {
   std::int64_t bytes = 0;

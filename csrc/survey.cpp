@@ -8,7 +8,9 @@
 
 #include "chunks.h"
 #include "cpu/classify.h"
+#include "cpu/pages.h"
 #include "magnitude.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -16,11 +18,11 @@ namespace {
 
 // Slots, and the steps that they become (profile.h), take memory for every layer at once: about 2%
 // of the weights' bytes at most, and a little for the smallest layers.
-constexpr std::int64_t bytes_per_slot = 1 << 12;
+constexpr std::int64_t bytes_per_slot = tiny ? 1 << 6 : 1 << 12;
 constexpr std::int64_t least_slots = 4;
-constexpr std::int64_t most_slots = 512;
+constexpr std::int64_t most_slots = tiny ? 8 : 512;
 // Once the cut is bounded only a few steps near it are kept (profile.h).
-constexpr std::int64_t least_slots_of_candidates = 64;
+constexpr std::int64_t least_slots_of_candidates = tiny ? 4 : 64;
 
 // As many slots as wanted or somewhat fewer, each a power of two of keys wide.
 void lay_out_slots(std::int64_t wanted, Survey& survey) {
@@ -127,14 +129,12 @@ std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team) {
   std::mutex mutex;
   for_each_chunk(whole(layers, wide), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
-    const auto* data = reinterpret_cast<const std::uint64_t*>(layer.data);
+    const cpu::Kernels& kernels = cpu::kernels(layer.dtype);
     std::uint64_t most = 0;
-    Walk<1>(layer.shape, {&layer.strides}, Order::memory)
-        .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-          for (std::int64_t i = 0; i < length; ++i) {
-            most = std::max(most, Float64::key(data[offsets[0] + i]));
-          }
-        });
+    for_each_stretch(layer, reinterpret_cast<const std::uint64_t*>(layer.data), chunk,
+                     [&](const std::uint64_t* elements, std::int64_t length) {
+                       most = std::max(most, kernels.largest(elements, length));
+                     });
     const std::lock_guard<std::mutex> lock(mutex);
     largest[chunk.layer] = std::max(largest[chunk.layer], most);
   });
@@ -158,6 +158,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
     fresh.scale = surveys[i].scale;
     fresh.stored = true;
     fresh.fused = !masks.empty() && alike(layers[i], masks[i]);
+    if (fresh.fused) cpu::use_large_pages(masks[i].data, static_cast<std::size_t>(masks[i].size));
     lay_out_slots(slot_count(layers[i], least_slots), fresh);
     surveys[i] = std::move(fresh);
   }

@@ -7,6 +7,7 @@
 #include "chunks.h"
 #include "cpu/kernels.h"
 #include "magnitude.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -77,8 +78,8 @@ class DigitSearch {
   }
 
  private:
-  static constexpr int most_digit_bits = 12;
-  static constexpr std::int64_t piece = 64;  // passed over at once where it has no tie
+  static constexpr int most_digit_bits = tiny ? 2 : 12;
+  static constexpr std::int64_t piece = tiny ? 5 : 64;  // passed over at once where it has no tie
 
   // For ties whose index starts with the prefix: how many there are by the digit that follows.
   std::vector<std::int64_t> count(std::int64_t prefix, int bits, int digit_bits) const {

@@ -7,8 +7,8 @@ import torch
 from lampfast import _core
 
 
-def config() -> dict[str, str | int | bool]:
-    """The versions, the instruction set and the number of threads in use.
+def config() -> dict[str, str | int | bool | list[str]]:
+    """The versions, the instruction set, the threads and the devices.
 
     Example:
         >>> import lampfast
@@ -18,8 +18,9 @@ def config() -> dict[str, str | int | bool]:
     Returns:
         `version` of lampfast; `instruction_set` of the kernels, the best that the processor has
         unless the environment variable LAMPFAST_ISA names another; `threads`, those of torch;
-        `cuda_built`, whether this build has the CUDA engine; the versions of `torch` and
-        `python`; and the `platform`.
+        `cuda_built`, whether this build has the CUDA engine; `devices`, what the machine has,
+        whether or not this build has an engine for it; the versions of `torch` and `python`; and
+        the `platform`.
 
     Raises:
         RuntimeError: LAMPFAST_ISA names an instruction set that the processor does not have.
@@ -29,6 +30,10 @@ def config() -> dict[str, str | int | bool]:
         "instruction_set": _core.instruction_set(),
         "threads": torch.get_num_threads(),
         "cuda_built": _core.cuda_built,
+        "devices": [
+            "cpu",
+            *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        ],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),

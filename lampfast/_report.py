@@ -1,7 +1,6 @@
 """What a pruning left: a table for people, attributes and a dict for programs."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
@@ -30,15 +29,11 @@ class LayerReport(NamedTuple):
         return _sparsity(self)
 
 
-@dataclass(frozen=True, repr=False)
 class Report:
     """The sparsity of a model, overall and layer by layer; print it for a table.
 
     After `lampfast.prune` exactly the weights that it pruned count as pruned. From
     `lampfast.report` every weight that is zero does.
-
-    Attributes:
-        layers: One `LayerReport` per layer, in the model's order.
 
     Example:
         >>> print(Report((LayerReport("fc.weight", (2, 50), 100, 10, 0.25),)))
@@ -47,7 +42,32 @@ class Report:
         total                   100    10    90.00%
     """
 
-    layers: tuple[LayerReport, ...]
+    def __init__(self, layers: Iterable[LayerReport]) -> None:
+        self._layers: tuple[LayerReport, ...] | None = tuple(layers)
+        self._make_layers: Callable[[], Iterable[LayerReport]] = tuple
+
+    @classmethod
+    def lazily(cls, rows: Callable[[], Iterable[LayerReport]]) -> "Report":
+        """A report whose rows are made when first asked for: loops that prune rarely look."""
+        report = cls(())
+        report._layers, report._make_layers = None, rows
+        return report
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """One `LayerReport` per layer, in the model's order."""
+        if self._layers is None:
+            self._layers = tuple(self._make_layers())
+        return self._layers
+
+    def __reduce__(self) -> tuple[type["Report"], tuple[tuple[LayerReport, ...]]]:
+        return Report, (self.layers,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Report) and self.layers == other.layers
+
+    def __hash__(self) -> int:
+        return hash(self.layers)
 
     @property
     def numel(self) -> int:

@@ -1,6 +1,7 @@
 """The verbs: prune in place, or ask for masks, scores or the sparsity that there is now."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -193,16 +194,12 @@ def _count(s: float, layers: Sequence[View]) -> int:
 
 
 def _report(layers: Sequence[View], cuts: Sequence[_core.Cut]) -> Report:
-    rows = []
-    for layer, cut in zip(layers, cuts, strict=True):
-        threshold = cut.threshold
-        rows.append(
-            LayerReport(
-                layer.name,
-                tuple(layer.weight.shape),
-                layer.size,
-                layer.size - cut.pruned,
-                threshold if isfinite(threshold) else None,
-            )
-        )
-    return Report(tuple(rows))
+    # Only what a row needs, so that a report keeps no weight alive; shapes as they are now.
+    shapes = [layer.weight.shape for layer in layers]
+    names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
+    return Report.lazily(partial(map, _row, names, shapes, sizes, cuts))
+
+
+def _row(name: str, shape: Sequence[int], size: int, cut: _core.Cut) -> LayerReport:
+    threshold = cut.threshold if isfinite(cut.threshold) else None
+    return LayerReport(name, tuple(shape), size, size - cut.pruned, threshold)

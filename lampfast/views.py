@@ -213,18 +213,20 @@ def _checked(what: str, name: str, weight: Weight) -> View:
 
 def _view(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
-    shape, itemsize = weight.shape, weight.itemsize
+    shape = weight.shape
     if isinstance(weight, torch.Tensor):
         address, strides = weight.data_ptr(), weight.stride()
-        size, dense = weight.numel(), weight.is_contiguous()
+        size, nbytes, dense = weight.numel(), weight.nbytes, weight.is_contiguous()
     else:
         address = weight.__array_interface__["data"][0]
-        strides = tuple(step // itemsize for step in weight.strides)
-        size, dense = weight.size, weight.flags.c_contiguous
-    pointer = address, dtype, shape, strides
-    first, last = (0, size - 1) if dense else _memory.reach(shape, strides)
-    span = address + first * itemsize, address + (last + 1) * itemsize
-    return View(what, name, weight, dtype, size, pointer, span)
+        strides = tuple(step // weight.itemsize for step in weight.strides)
+        size, nbytes, dense = weight.size, weight.nbytes, weight.flags.c_contiguous
+    if dense:
+        span = address, address + nbytes
+    else:
+        first, last = _memory.reach(shape, strides)
+        span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
+    return View(what, name, weight, dtype, size, (address, dtype, shape, strides), span)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:

@@ -42,3 +42,4 @@ def test_config_tells_what_is_in_use() -> None:
     assert config["version"] == lampfast.__version__
     assert config["torch"] == torch.__version__
     assert config["threads"] == 3
+    assert config["devices"] == ["cpu"] or torch.cuda.is_available()

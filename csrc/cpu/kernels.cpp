@@ -9,14 +9,17 @@ namespace lampfast::cpu {
 
 namespace baseline {
 extern const Kernels table[];
-}
+extern const ScorePairs score_pairs;
+}  // namespace baseline
 #if defined(LAMPFAST_X86_64)
 namespace avx2 {
 extern const Kernels table[];
-}
+extern const ScorePairs score_pairs;
+}  // namespace avx2
 namespace avx512 {
 extern const Kernels table[];
-}
+extern const ScorePairs score_pairs;
+}  // namespace avx512
 #endif
 
 namespace {
@@ -24,21 +27,22 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels* table;
+  ScorePairs score_pairs;
   bool (*supported)();
 };
 
 // Best first.
 const InstructionSet instruction_sets[] = {
 #if defined(LAMPFAST_X86_64)
-    {"avx512", avx512::table,
+    {"avx512", avx512::table, avx512::score_pairs,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::table,
+    {"avx2", avx2::table, avx2::score_pairs,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }},
 #endif
-    {"baseline", baseline::table, [] { return true; }},
+    {"baseline", baseline::table, baseline::score_pairs, [] { return true; }},
 };
 
 const InstructionSet& choose() {
@@ -61,6 +65,8 @@ const InstructionSet& chosen() {
 }  // namespace
 
 const Kernels& kernels(Dtype dtype) { return chosen().table[static_cast<int>(dtype)]; }
+
+ScorePairs score_pairs() { return chosen().score_pairs; }
 
 const char* instruction_set() { return chosen().name; }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "layer.h"
+#include "tiny.h"
 
 namespace lampfast::cpu {
 
@@ -15,7 +16,7 @@ struct Classified {
   double above_sum;  // of scaled squares, of at most Sum::leaf_terms terms
 };
 
-constexpr int classify_block = 2048;
+constexpr int classify_block = tiny ? 16 : 2048;
 constexpr int classify_slack = 64;  // keys behind those inside that may be overwritten
 
 // What a fused mask says of an element inside the bracket until its layer's cut is known; one below
@@ -38,9 +39,24 @@ struct Kernels {
                          std::uint64_t threshold);
   // Elements whose key is below the threshold become zero.
   void (*zero)(void* elements, std::int64_t count, std::uint64_t threshold);
+  // The largest key.
+  std::uint64_t (*largest)(const void* elements, std::int64_t count);
   // How many elements have the key.
   std::int64_t (*count_equal)(const void* elements, std::int64_t count, std::uint64_t key);
 };
+
+// A magnitude of float32 and its place in the layer.
+struct Pair32 {
+  std::uint32_t key;
+  std::uint32_t index;
+};
+
+constexpr int score_block = 64;
+
+// Scores score_block magnitudes in ascending order, that are followed by others whose squares add
+// up to `after`; the sum of their own squares.
+using ScorePairs = double (*)(const Pair32* pairs, double after, float* scores);
+ScorePairs score_pairs();
 
 // For the best instruction set that the processor has, or the one that LAMPFAST_ISA names.
 const Kernels& kernels(Dtype dtype);

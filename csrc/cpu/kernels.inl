@@ -355,6 +355,18 @@ void zero(void* elements, std::int64_t count, std::uint64_t threshold) {
 }
 
 template <class Format>
+std::uint64_t largest(const void* elements, std::int64_t count) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  Key most = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto key = static_cast<Key>(data[i] & Format::magnitude_mask);
+    most = key > most ? key : most;
+  }
+  return most;
+}
+
+template <class Format>
 std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t wanted) {
   using Key = typename Format::Storage;
   const auto* data = static_cast<const Key*>(elements);
@@ -373,12 +385,41 @@ std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t
   return total;
 }
 
+double score_pairs_here(const Pair32* pairs, double after, float* scores) {
+  constexpr int parts = 4;  // each addition waits for the one before it, so four chains of them
+  constexpr int part = score_block / parts;
+  double squares[score_block];
+  double sums[score_block];
+  for (int i = 0; i < score_block; ++i) {
+    float magnitude;
+    std::memcpy(&magnitude, &pairs[i].key, sizeof(magnitude));
+    squares[i] = static_cast<double>(magnitude) * static_cast<double>(magnitude);
+  }
+  double chains[parts] = {};
+  for (int i = part; i-- > 0;) {
+    for (int p = 0; p < parts; ++p) sums[p * part + i] = chains[p] += squares[p * part + i];
+  }
+  double later = after;
+  for (int p = parts; p-- > 0;) {
+    for (int i = p * part; i < (p + 1) * part; ++i) {
+      const double score = squares[i] / (later + sums[i]);
+      scores[i] = squares[i] == 0.0 ? 0.0F : static_cast<float>(score);
+    }
+    later += chains[p];
+  }
+  return ((chains[3] + chains[2]) + chains[1]) + chains[0];
+}
+
 template <class Format>
 constexpr Kernels kernels_of() {
-  return {classify<Format>, mask<Format>, settle<Format>, zero<Format>, count_equal<Format>};
+  return {classify<Format>, mask<Format>,    settle<Format>,
+          zero<Format>,     largest<Format>, count_equal<Format>};
 }
 
 }  // namespace
+
+extern const ScorePairs score_pairs;
+const ScorePairs score_pairs = score_pairs_here;
 
 // By Dtype.
 extern const Kernels table[];

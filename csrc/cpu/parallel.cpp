@@ -111,7 +111,7 @@ Team::~Team() = default;
 void Team::for_each(std::int64_t tasks, std::int64_t weights,
                     const std::function<void(std::int64_t task, int worker)>& body) {
   // Small tasks are taken several at a time, so that taking them does not become the work.
-  constexpr std::int64_t weights_at_a_time = 1 << 13;
+  constexpr std::int64_t weights_at_a_time = tiny ? 8 : 1 << 13;
   const std::int64_t fair = std::max<std::int64_t>(tasks / (4 * size_), 1);
   const std::int64_t grain =
       std::clamp<std::int64_t>(weights > 0 ? weights_at_a_time * tasks / weights : fair, 1, fair);

@@ -6,6 +6,8 @@
 #include <functional>
 #include <memory>
 
+#include "tiny.h"
+
 namespace lampfast::cpu {
 
 // While it lives, this thread rounds to nearest and its subnormals count, whatever the caller set.
@@ -32,7 +34,7 @@ class Team {
   int size() const { return size_; }
 
   // Below this many weights another thread costs more than it saves.
-  static constexpr std::int64_t least_parallel_size = 1 << 15;
+  static constexpr std::int64_t least_parallel_size = tiny ? 2 : 1 << 15;
 
   // Calls body(task, worker) for every task in [0, tasks), in no order (worker in [0, size())) in
   // the default float environment, and returns when all are done. `weights` tells how much there is
