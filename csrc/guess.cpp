@@ -125,6 +125,11 @@ struct Threshold {
   double steepness = 4.0;  // d log score / d log magnitude there
   double density = 0.0;    // elements per unit of log magnitude there
   double below = 0.0;      // elements
+
+  // What was found where it was last looked, on logarithms.
+  double last_at = 0.0;
+  double last_log_score = std::numeric_limits<double>::quiet_NaN();
+  std::int64_t last_below = 0;
 };
 
 // Looks for where a rising function is zero: as Newton's method says, but never beyond a point
@@ -155,26 +160,27 @@ void find_threshold(const Layer& layer, double scale, double log_score, Threshol
   }
   RootSearch search;
   double at = std::log(threshold.magnitude);
-  double step = 0.0;
-  double last_log_score = std::numeric_limits<double>::quiet_NaN();
-  std::int64_t last_below = 0;
   for (int i = 0; i < most_steps; ++i) {
     const Split split = split_at(layer, nearest_key(layer.dtype, std::exp(at)), scale);
     // Infinite beyond the largest magnitude.
     const double here = 2.0 * (at + std::log(scale)) - std::log(split.sum_from.value());
-    const double slope = (here - last_log_score) / step;
-    const bool measured = std::isfinite(slope) && std::abs(step) > 0x1p-12;
+    const double moved = at - threshold.last_at;
+    const double slope = (here - threshold.last_log_score) / moved;
+    const bool measured = std::isfinite(slope) && std::abs(moved) > 0x1p-12;
     if (measured) {
       threshold.steepness = std::max(slope, 2.0);
-      threshold.density = static_cast<double>(split.below - last_below) / step;
+      threshold.density = static_cast<double>(split.below - threshold.last_below) / moved;
     }
-    last_log_score = here;
-    last_below = split.below;
-    step = search.after(at, here - log_score, threshold.steepness) - at;
+    threshold.last_at = at;
+    threshold.last_log_score = here;
+    threshold.last_below = split.below;
+    const double step = search.after(at, here - log_score, threshold.steepness) - at;
     at += step;
     threshold.below = static_cast<double>(split.below) + step * threshold.density;
-    // What a step leaves, where its slope was measured: it bends the more the steeper it is.
-    threshold.slack = measured ? step * step * threshold.steepness / 2.0 : std::abs(step);
+    // What a step leaves, where its slope was measured: it bends the more the steeper it is and the
+    // farther apart it was measured.
+    const double bend = threshold.steepness * (std::abs(step) + std::abs(moved)) / 2.0;
+    threshold.slack = std::abs(step) * (measured ? std::min(bend, 1.0) : 1.0);
     if (threshold.slack < 0x1p-8) break;
   }
   threshold.magnitude = std::exp(at);
@@ -271,8 +277,8 @@ class Guesser {
       const double surplus = below - static_cast<double>(count_);
       const double shift = search.after(middle_.log_score, surplus, flow) - middle_.log_score;
       middle_.log_score += shift;
-      score_slack_ = std::abs(shift) / 4.0;  // what a small shift leaves
-      if (!(std::abs(shift) > 0x1p-4) || middle_.log_score < least_log_score) {
+      score_slack_ = std::abs(shift) / 2.0;  // what a small shift leaves
+      if (!(std::abs(shift) > 0x1p-6) || middle_.log_score < least_log_score) {
         for (Threshold& at : thresholds_) at.magnitude *= std::exp(shift / at.steepness);
         break;
       }

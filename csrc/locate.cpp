@@ -141,8 +141,8 @@ double next_distance(double near, double far) {
 
 }  // namespace
 
-void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange& range,
-            std::vector<Window>& windows) {
+double locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange& range,
+              std::vector<Window>& windows) {
   for (std::size_t i = 0; i < windows.size(); ++i) {
     Window& window = windows[i];
     if (range.low > ScoreRange::least_score) {
@@ -153,6 +153,7 @@ void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange
 
   // One search for both ends for as long as the bounds decide, then one for each, from there on.
   const ScoreRange likely = estimate(profiles, windows, count);
+  const double likely_score = (likely.low + likely.high) / 2.0;
   Search both(profiles, range, windows);
   const auto half_way = [&likely](const ScoreRange& within) {
     for (const double end : {likely.low, likely.high}) {
@@ -167,7 +168,7 @@ void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange
   });
   range = both.range();
   windows = both.windows();
-  if (open == range.high) return;
+  if (open == range.high) return likely_score;
 
   std::vector<Window> below = windows;
   std::vector<Window> above = windows;
@@ -194,6 +195,7 @@ void locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange
   for (std::size_t i = 0; i < windows.size(); ++i) {
     windows[i] = {low_end.windows()[i].begin, high_end.windows()[i].end};
   }
+  return likely_score;
 }
 
 }  // namespace lampfast

@@ -66,15 +66,20 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
     before += step.count;
   }
 
-  const auto inside_end = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
+  // What lies outside the bracket stays apart: only the weights, not the candidates, tell more of
+  // it.
+  const std::size_t first_inside = survey.sides.below > 0 ? 1 : 0;
+  const auto end_inside = [&] { return steps_.size() - (survey.sides.above > 0 ? 1 : 0); };
+  const auto high_end = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
     return step.least_score <= range.high;
   });
-  merge(static_cast<std::size_t>(inside_end - steps_.begin()) + 1, steps_.size());
+  merge(std::max(first_inside, static_cast<std::size_t>(high_end - steps_.begin()) + 1),
+        end_inside());
   if (range.low > ScoreRange::least_score) {
-    const auto inside_begin =
-        std::partition_point(steps_.begin(), steps_.end(),
-                             [&](const Step& step) { return step.most_score <= range.low; });
-    merge(0, static_cast<std::size_t>(inside_begin - steps_.begin()));
+    const auto low_end = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
+      return step.most_score <= range.low;
+    });
+    merge(first_inside, std::min(end_inside(), static_cast<std::size_t>(low_end - steps_.begin())));
   }
   steps_.shrink_to_fit();
 }
@@ -116,6 +121,12 @@ std::int64_t Profile::possibly_at_most(double t) const {
 const Step* Profile::step_at(std::int64_t position) const {
   const auto next = std::partition_point(steps_.begin(), steps_.end(),
                                          [&](const Step& step) { return step.end() <= position; });
+  return &*next;
+}
+
+const Step* Profile::step_reaching(double t) const {
+  const auto next = std::partition_point(steps_.begin(), steps_.end() - 1,
+                                         [&](const Step& step) { return step.most_score < t; });
   return &*next;
 }
 

@@ -33,8 +33,8 @@ class Profile {
  public:
   Profile() = default;
 
-  // From the survey's slots or, once the candidates have been sorted, from their runs. Outside the
-  // range of scores that matter, only the step next above it is kept apart.
+  // From the survey's slots or, once the candidates have been sorted, from their runs. Of those
+  // outside the range of scores that matter, only the step next above it is kept apart.
   Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs, const ScoreRange& range);
 
   // Bounds on how many elements score at most t; these are the first in the layer's order.
@@ -44,6 +44,10 @@ class Profile {
 
   // The step that holds a position of the layer's order; the position must be less than the size.
   const Step* step_at(std::int64_t position) const;
+
+  // The first step that may have elements that score at least t, or the last one; there must be
+  // one.
+  const Step* step_reaching(double t) const;
 
   double square(std::uint64_t key) const;  // scaled, as the sums are
   const std::vector<Step>& steps() const { return steps_; }

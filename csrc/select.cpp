@@ -104,26 +104,34 @@ class Selection {
 
   // Bounds the cut, and reads again what the bounds leave open. True when nothing is.
   bool settled() {
+    double likely_score;
     {
       const StageTimer timer(stages_, &Stages::select);
-      locate(profiles_, count_, range_, windows_);
+      likely_score = locate(profiles_, count_, range_, windows_);
     }
     std::vector<Bracket> needed(layers_.size());
+    std::vector<std::size_t> open;
+    std::vector<std::size_t> missed;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
+      open.push_back(i);
+      if (is_missed(i, likely_score)) missed.push_back(i);
+    }
+    if (open.empty()) return true;
+    // As long as a layer's bracket has missed it keeps the bounds wide for all, so it comes first.
+    if (!missed.empty()) open = std::move(missed);
+
     std::vector<std::size_t> candidates;
     std::vector<std::size_t> weights;
     std::vector<std::size_t> stuck;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
-      const Bracket known = surveys_[i].sides.bracket;
-      const bool within = needed[i].low >= known.low && needed[i].high <= known.high;
-      const bool narrower = needed[i].high - needed[i].low < known.high - known.low;
-      auto& list = within && !narrower            ? stuck
-                   : within && surveys_[i].stored ? candidates
-                                                  : weights;
-      list.push_back(i);
+    for (const std::size_t i : open) {
+      const Survey& survey = surveys_[i];
+      const bool within = contains(survey.sides.bracket, needed[i]);
+      const bool narrower = width(needed[i]) < width(survey.sides.bracket);
+      const bool stored = survey.stored && contains(survey.read_sides.bracket, needed[i]);
+      (within && !narrower ? stuck : stored ? candidates : weights).push_back(i);
     }
     if (candidates.empty() && weights.empty()) {
-      if (stuck.empty()) return true;
       // Scores too close or too small for the bounds: sort them, whatever memory it takes.
       constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
       read_weights(stuck, needed, CandidateStore::no_limit, everything, range_);
@@ -136,6 +144,18 @@ class Selection {
     }
     if (!weights.empty()) read_weights(weights, needed, budget_, few, range_);
     return false;
+  }
+
+  static bool contains(const Bracket& outer, const Bracket& inner) {
+    return inner.low >= outer.low && inner.high <= outer.high;
+  }
+  static std::uint64_t width(const Bracket& bracket) { return bracket.high - bracket.low; }
+
+  // Whether the elements that score about t lie outside the layer's bracket.
+  bool is_missed(std::size_t i, double t) const {
+    const Step& step = *profiles_[i].step_reaching(t);
+    const Bracket& bracket = surveys_[i].sides.bracket;
+    return !step.is_run() && (step.first >= bracket.high || step.last < bracket.low);
   }
 
   // True when not all elements of the layer's window are told apart; `needed` then brackets them,

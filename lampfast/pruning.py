@@ -1,6 +1,6 @@
 """The verbs: prune in place, or ask for masks, scores or the sparsity that there is now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -71,9 +71,7 @@ def prune(
     layers = views.layers(weights, write=True)
     sources = _sources(layers, importance, write=True)
     cuts = _engine.prune(layers, sources, _count(s, layers))
-    for weight in weights.values():
-        if isinstance(weight, torch.Tensor) and not weight.is_inference():
-            increment_version(weight)  # so that autograd catches a stale backward
+    _mark_changed(weights.values())
     return _report(layers, cuts)
 
 
@@ -178,6 +176,17 @@ def report(model: Model, *, include: Patterns = None, exclude: Patterns = None) 
     """
     layers = views.layers(parameters.named(model, include, exclude))
     return _report(layers, _engine.census(layers))
+
+
+def _mark_changed(weights: Iterable[Weight]) -> None:
+    """Let autograd catch a backward that the change made stale."""
+    tensors = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+    try:
+        increment_version(tensors)
+    except RuntimeError:  # older versions of torch take one at a time
+        for tensor in tensors:
+            if not tensor.is_inference():
+                increment_version(tensor)
 
 
 def _sources(

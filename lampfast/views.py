@@ -40,6 +40,7 @@ class View(NamedTuple):
         size: How many elements it has.
         pointer: What the engine sees of it: address, dtype, shape, strides in elements.
         span: The addresses [start, stop) that its elements lie in.
+        dense: Whether they lie there in row-major order, without a gap.
     """
 
     what: str
@@ -49,6 +50,7 @@ class View(NamedTuple):
     size: int
     pointer: Pointer
     span: tuple[int, int]
+    dense: bool
 
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
@@ -226,7 +228,7 @@ def _view(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
     else:
         first, last = _memory.reach(shape, strides)
         span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
-    return View(what, name, weight, dtype, size, (address, dtype, shape, strides), span)
+    return View(what, name, weight, dtype, size, (address, dtype, shape, strides), span, dense)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
@@ -272,13 +274,9 @@ def _dtype_problem(dtype: object) -> str:
 def _check_writable(view: View) -> None:
     """Check that a weight can be changed in place, each element by itself."""
     weight = view.weight
-    if isinstance(weight, torch.Tensor):
-        dense = weight.is_contiguous()
-    else:
-        dense = weight.flags.c_contiguous
-        if not weight.flags.writeable:
-            raise ValueError(f"layer {view.name!r} is a read-only array; prune a copy of it")
-    if not dense and _memory.repeats(_array(weight)):
+    if isinstance(weight, np.ndarray) and not weight.flags.writeable:
+        raise ValueError(f"layer {view.name!r} is a read-only array; prune a copy of it")
+    if not view.dense and _memory.repeats(_array(weight)):
         raise ValueError(
             f"layer {view.name!r} has elements that share memory, as an expanded tensor does; "
             "prune the tensor that it was expanded from, or a copy"
