@@ -23,14 +23,14 @@ Window bounds(const Profile& profile, double t, const Window& window) {
           std::clamp(profile.possibly_at_most(t), window.begin, window.end)};
 }
 
-// The bounds of the step in which the count is reached if every step's elements score as the middle
-// of its bounds: where to look first.
+// The bounds, within the range, of the step in which the count is reached if every step's elements
+// score as the middle of such bounds: where to look first.
 ScoreRange estimate(const std::vector<Profile>& profiles, const std::vector<Window>& windows,
-                    std::int64_t count) {
+                    const ScoreRange& range, std::int64_t count) {
   struct Part {
     double score;
     std::int64_t count;
-    const Step* step;
+    ScoreRange bounds;
   };
   std::vector<Part> parts;
   for (std::size_t i = 0; i < windows.size(); ++i) {
@@ -41,7 +41,9 @@ ScoreRange estimate(const std::vector<Profile>& profiles, const std::vector<Wind
     for (const Step* step = profiles[i].step_at(window.begin); step <= last; ++step) {
       const std::int64_t begin = std::max(step->before, window.begin);
       const std::int64_t end = std::min(step->end(), window.end);
-      parts.push_back({(step->least_score + step->most_score) / 2.0, end - begin, step});
+      const double low = std::max(step->least_score, range.low);
+      const double high = std::max(std::min(step->most_score, range.high), low);
+      parts.push_back({between(low, high), end - begin, {low, high}});
     }
   }
   // Quickselect by counts.
@@ -56,8 +58,8 @@ ScoreRange estimate(const std::vector<Profile>& profiles, const std::vector<Wind
     (count <= smaller ? end : begin) = middle;
     if (begin == middle) count -= smaller;
   }
-  if (begin == end) return {};
-  return {begin->step->least_score, begin->step->most_score};
+  if (begin == end) return range;
+  return begin->bounds;
 }
 
 enum class Verdict { too_low, too_high, open };
@@ -152,8 +154,8 @@ double locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRan
   }
 
   // One search for both ends for as long as the bounds decide, then one for each, from there on.
-  const ScoreRange likely = estimate(profiles, windows, count);
-  const double likely_score = (likely.low + likely.high) / 2.0;
+  const ScoreRange likely = estimate(profiles, windows, range, count);
+  const double likely_score = between(likely.low, likely.high);
   Search both(profiles, range, windows);
   const auto half_way = [&likely](const ScoreRange& within) {
     for (const double end : {likely.low, likely.high}) {
