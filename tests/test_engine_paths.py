@@ -196,7 +196,8 @@ def test_scaled_copies_that_differ_in_one_bit(dtype: torch.dtype, size: int) -> 
 def test_scores_apart_by_less_than_any_float_sees() -> None:
     """Hundreds of weights that differ in their last bits, next to a much larger one."""
     rng = np.random.default_rng(0)
-    layers = [1 + 2.0**-52 * rng.integers(0, 300, size) for size in (900, 900, 1, 400)]
+    bits = [rng.integers(0, 300, size) for size in (900, 900, 1, 400)]
+    layers: list[Array] = [(1 + 2.0**-52 * places).astype(np.float64) for places in bits]
     layers = [rng.permutation(np.append(layer, 2.0**30)) for layer in layers]
     model = _model([*layers, layers[1] * 2, layers[0][::-1].copy()], torch.float64)
     check = SortedCheck(model)
