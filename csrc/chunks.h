@@ -17,6 +17,11 @@
 
 namespace lampfast {
 
+// Where the part begins, or the last one ends, of `parts` equal parts of a whole.
+inline std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::int64_t part) {
+  return size / parts * part + std::min(size % parts, part);
+}
+
 // The positions [begin, end) of a layer, in the visiting order of walk.h.
 struct Chunk {
   std::size_t layer;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "chunks.h"
 #include "exact_sum.h"
 #include "layer.h"
 #include "magnitude.h"
@@ -28,8 +29,8 @@ constexpr std::int64_t most_sample = tiny ? 64 : 1 << 17;
 constexpr std::int64_t least_sample_of_all_layers = tiny ? 8 : 1 << 12;
 constexpr std::int64_t least_ranks = tiny ? 1 : 4;  // of the sample, in half a bracket
 
-// The sample's share of a layer, one of layers with `total` weights: its entries take 8 bytes each
-// whatever the dtype, and in all no more memory than the candidates may take later.
+// The sample's share of a layer, one of layers with `total` weights: its entries take 12 bytes each
+// while they are sorted, whatever the dtype, and in all no more than the candidates may take later.
 inline std::int64_t sample_size(const Layer& layer, std::int64_t total) {
   const double part =
       static_cast<double>(layer.size) / static_cast<double>(std::max(total, std::int64_t{1}));
@@ -235,7 +236,7 @@ class Sample {
     chosen.reserve(index(blocks));
     std::int64_t begin = 0;
     for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t end = size / blocks * (b + 1) + std::min(size % blocks, b + 1);
+      const std::int64_t end = part_begin(size, blocks, b + 1);
       const std::int64_t slack = std::max<std::int64_t>(end - begin - block_, 0);
       const std::int64_t from = begin + scramble(static_cast<std::uint64_t>(b), slack + 1);
       chosen.push_back({from, std::min(from + block_, end)});

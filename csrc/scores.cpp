@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 
+#include "chunks.h"
 #include "cpu/kernels.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
@@ -280,11 +281,9 @@ class Deal {
   // Calls body(part, begin, end) for parts of the whole.
   template <class Body>
   void for_each_part(Body&& body) {
-    const auto at = [this](std::int64_t part) {
-      return size_ / parts_ * part + std::min(size_ % parts_, part);
-    };
     team_.for_each(parts_, size_, [&](std::int64_t part, int) {
-      body(static_cast<std::size_t>(part), at(part), at(part + 1));
+      body(static_cast<std::size_t>(part), part_begin(size_, parts_, part),
+           part_begin(size_, parts_, part + 1));
     });
   }
 

@@ -126,10 +126,10 @@ class Selection {
     std::vector<std::size_t> stuck;
     for (const std::size_t i : open) {
       const Survey& survey = surveys_[i];
-      const bool within = contains(survey.sides.bracket, needed[i]);
-      const bool narrower = width(needed[i]) < width(survey.sides.bracket);
+      const bool same =
+          contains(survey.sides.bracket, needed[i]) && contains(needed[i], survey.sides.bracket);
       const bool stored = survey.stored && contains(survey.read_sides.bracket, needed[i]);
-      (within && !narrower ? stuck : stored ? candidates : weights).push_back(i);
+      (same ? stuck : stored ? candidates : weights).push_back(i);
     }
     if (candidates.empty() && weights.empty()) {
       // Scores too close or too small for the bounds: sort them, whatever memory it takes.
@@ -149,7 +149,6 @@ class Selection {
   static bool contains(const Bracket& outer, const Bracket& inner) {
     return inner.low >= outer.low && inner.high <= outer.high;
   }
-  static std::uint64_t width(const Bracket& bracket) { return bracket.high - bracket.low; }
 
   // Whether the elements that score about t lie outside the layer's bracket.
   bool is_missed(std::size_t i, double t) const {

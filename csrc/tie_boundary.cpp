@@ -27,7 +27,7 @@ std::int64_t find_in_row_major(const Ties& ties, const Survey* survey) {
   const cpu::Kernels& kernels = cpu::kernels(layer.dtype);
   const std::int64_t width = item_size(layer.dtype);
   std::vector<std::int64_t> counts(static_cast<std::size_t>((layer.size - 1) / chunk_size + 1), 0);
-  if (survey != nullptr && survey->stored && survey->holds(cut, layer.size)) {
+  if (survey != nullptr) {
     for (const Segment& segment : survey->candidates) {
       counts[static_cast<std::size_t>(segment.chunk_begin / chunk_size)] +=
           kernels.count_equal(segment.keys, segment.count, cut.key);

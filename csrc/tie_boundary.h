@@ -10,8 +10,8 @@
 namespace lampfast {
 
 // The row-major index from which on the elements equal to the cut's magnitude are kept: that of the
-// one after the first `ties`, and 0 if all are kept. The layer's survey, if there is one, may save
-// reading the layer again.
+// one after the first `ties`, and 0 if all are kept. A survey that has stored its candidates and
+// holds the cut (null: there is none) saves reading the layer again.
 std::int64_t first_kept_tie(const Layer& layer, const Cut& cut, const Survey* survey,
                             cpu::Team& team);
 
