@@ -106,7 +106,7 @@ void mask_chunk(const Layer& source, const Layer& target, const Cut& cut, std::i
 void settle_chunk(const Layer& source, const Layer& target, const Survey& survey, const Cut& cut,
                   std::int64_t first_kept, const Chunk& chunk) {
   const auto segments = std::equal_range(
-      survey.candidates.begin(), survey.candidates.end(), Segment{nullptr, 0, chunk.begin},
+      survey.candidates.begin(), survey.candidates.end(), Segment{nullptr, nullptr, 0, chunk.begin},
       [](const Segment& a, const Segment& b) { return a.chunk_begin < b.chunk_begin; });
   const std::int64_t width = item_size(source.dtype);
   std::vector<std::byte> candidates;

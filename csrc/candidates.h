@@ -8,29 +8,19 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "tiny.h"
 
 namespace lampfast {
 
-// Keys of one chunk of a layer, in the chunk's order, packed in the layer's own key type.
-struct Segment {
-  std::byte* keys;
-  std::int64_t count;
-  std::int64_t chunk_begin;
-};
-
-// Hands out memory in slabs until the budget is spent.
-class CandidateStore {
+// How many bytes of candidates there may be at a time.
+class CandidateBudget {
  public:
-  static constexpr std::int64_t slab_bytes = tiny ? 64 : 1 << 14;
-
   static constexpr std::int64_t no_limit = std::numeric_limits<std::int64_t>::max();
 
-  explicit CandidateStore(std::int64_t budget_bytes)
-      : limited_(budget_bytes != no_limit), left_(budget_bytes) {}
+  explicit CandidateBudget(std::int64_t bytes) : limited_(bytes != no_limit), left_(bytes) {}
 
   // How many keys a layer may store. One with more inside its bracket than a guess ever leaves
   // there by chance has ties, which would take the room of all other layers' candidates.
@@ -38,29 +28,43 @@ class CandidateStore {
     return limited_ ? layer_size / 16 + (tiny ? 16 : 1 << 13) : no_limit;
   }
 
-  std::byte* take_slab() {
-    if (left_.fetch_sub(slab_bytes) < slab_bytes) {
-      left_.fetch_add(slab_bytes);
-      return nullptr;
-    }
-    auto slab = std::make_unique<std::byte[]>(slab_bytes);
-    std::byte* address = slab.get();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    slabs_.push_back(std::move(slab));
-    return address;
+  bool take(std::int64_t bytes) {
+    if (left_.fetch_sub(bytes) >= bytes) return true;
+    left_.fetch_add(bytes);
+    return false;
   }
+  void give_back(std::int64_t bytes) { left_.fetch_add(bytes); }
 
  private:
   bool limited_;
   std::atomic<std::int64_t> left_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<std::byte[]>> slabs_;
 };
 
-// One thread's way into the store: appends keys, layer after layer, to the slab that it holds.
+// Memory for the candidates of one or several chunks, taken from a budget for as long as it lives.
+using Slab = std::shared_ptr<std::byte[]>;
+constexpr std::int64_t slab_bytes = tiny ? 64 : 1 << 14;
+
+// Null when the budget is spent.
+inline Slab take_slab(const std::shared_ptr<CandidateBudget>& budget) {
+  if (!budget->take(slab_bytes)) return nullptr;
+  return Slab(new std::byte[slab_bytes], [budget](const std::byte* slab) {
+    delete[] slab;
+    budget->give_back(slab_bytes);
+  });
+}
+
+// Keys of one chunk of a layer, in the chunk's order, packed in the layer's own key type.
+struct Segment {
+  Slab slab;
+  std::byte* keys;
+  std::int64_t count;
+  std::int64_t chunk_begin;
+};
+
+// Appends keys, chunk after chunk, to slabs; one for each thread.
 class CandidateWriter {
  public:
-  explicit CandidateWriter(CandidateStore& store) : store_(&store) {}
+  explicit CandidateWriter(std::shared_ptr<CandidateBudget> budget) : budget_(std::move(budget)) {}
 
   // False when the budget is spent; what was appended for the chunk is then incomplete.
   template <class Key>
@@ -69,21 +73,21 @@ class CandidateWriter {
     constexpr auto size = std::int64_t{sizeof(Key)};
     used_ = (used_ + size - 1) / size * size;
     while (count > 0) {
-      const std::int64_t taken = std::min(count, (CandidateStore::slab_bytes - used_) / size);
+      const std::int64_t taken = std::min(count, (slab_bytes - used_) / size);
       if (slab_ == nullptr || taken == 0) {
-        slab_ = store_->take_slab();
+        slab_ = take_slab(budget_);
         used_ = 0;
         if (slab_ == nullptr) return false;
         continue;
       }
-      std::byte* to = slab_ + used_;
+      std::byte* to = slab_.get() + used_;
       std::memcpy(to, keys, static_cast<std::size_t>(taken * size));
       const bool continues = !segments.empty() && segments.back().chunk_begin == chunk_begin &&
                              segments.back().keys + segments.back().count * size == to;
       if (continues) {
         segments.back().count += taken;
       } else {
-        segments.push_back({to, taken, chunk_begin});
+        segments.push_back({slab_, to, taken, chunk_begin});
       }
       used_ += taken * size;
       keys += taken;
@@ -93,8 +97,8 @@ class CandidateWriter {
   }
 
  private:
-  CandidateStore* store_;
-  std::byte* slab_ = nullptr;
+  std::shared_ptr<CandidateBudget> budget_;
+  Slab slab_;
   std::int64_t used_ = 0;
 };
 

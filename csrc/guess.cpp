@@ -3,22 +3,20 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
+#include <mutex>
+#include <utility>
 
-#include "chunks.h"
-#include "cpu/classify.h"
+#include "blocks.h"
 #include "cpu/parallel.h"
-#include "exact_sum.h"
 #include "magnitude.h"
+#include "margins.h"
+#include "probe.h"
 #include "sample.h"
+#include "threshold.h"
 #include "tiny.h"
 
 namespace lampfast {
 namespace {
-
-// Half a bracket, in standard deviations. A miss has one layer read again, and a wider bracket
-// makes more candidates in all.
-constexpr double deviations = tiny ? 0.5 : 3.0;
 
 struct Middle {
   double log_score;                 // at which the pruned elements end
@@ -61,131 +59,6 @@ Middle guess_score(const std::vector<Sample>& samples, std::int64_t count) {
   return {high_score * std::log(2.0), std::move(high)};
 }
 
-// How far the score and each layer's threshold may lie from the guess.
-struct Margins {
-  double log_score = 0.0;
-  std::vector<double> log_thresholds;
-};
-
-// In a group's own sample the layers' counts and sums differ from the whole's; the score moves
-// until the counts add up again, and each layer's threshold with it.
-Margins margins(const std::vector<Response>& responses) {
-  double flow = 0.0;  // elements per unit of log score
-  for (const Response& layer : responses) flow += layer.density / layer.steepness;
-  Margins result;
-  result.log_thresholds.resize(responses.size(), 0.0);
-  for (std::size_t g = 0; g < groups; ++g) {
-    double surplus = 0.0;
-    for (const Response& layer : responses) {
-      surplus += layer.count_error[g] + layer.density * layer.shift(g, 0.0);
-    }
-    const double log_score_error = flow > 0.0 ? -surplus / flow : 0.0;
-    result.log_score += log_score_error * log_score_error;
-    for (std::size_t i = 0; i < responses.size(); ++i) {
-      const double shift = responses[i].shift(g, log_score_error);
-      result.log_thresholds[i] += shift * shift;
-    }
-  }
-  const auto margin = [](double squares) {
-    const double reach =
-        deviations * std::sqrt(squares / static_cast<double>(groups * (groups - 1)));
-    return std::isfinite(reach) ? reach : std::numeric_limits<double>::infinity();
-  };
-  result.log_score = margin(result.log_score);
-  for (double& squares : result.log_thresholds) squares = margin(squares);
-  return result;
-}
-
-// What a layer has on either side of a key.
-struct Split {
-  std::int64_t below = 0;
-  Sum sum_from;  // of the scaled squares from the key on
-};
-
-Split split_at(const Layer& layer, std::uint64_t key, double scale) {
-  return with_format(layer.dtype, [&](auto format) {
-    using Key = typename decltype(format)::Storage;
-    Split split;
-    for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), {0, 0, layer.size},
-                     [&](const Key* keys, std::int64_t length) {
-                       cpu::classify(layer.dtype, keys, length, {key, key}, scale, nullptr,
-                                     [&](const cpu::Classified& block, const Key*) {
-                                       split.below += block.below;
-                                       split.sum_from.add(block.above_sum);
-                                     });
-                     });
-    return split;
-  });
-}
-
-// Where a small layer has the magnitudes of a score, by all of its weights.
-struct Threshold {
-  double magnitude = 0.0;  // 0 as long as none is known
-  double slack = 0.0;      // of its logarithm
-  double steepness = 4.0;  // d log score / d log magnitude there
-  double density = 0.0;    // elements per unit of log magnitude there
-  double below = 0.0;      // elements
-
-  // What was found where it was last looked, on logarithms.
-  double last_at = 0.0;
-  double last_log_score = std::numeric_limits<double>::quiet_NaN();
-  std::int64_t last_below = 0;
-};
-
-// Looks for where a rising function is zero: as Newton's method says, but never beyond a point
-// whose value had the other sign.
-class RootSearch {
- public:
-  // The next point to try after one with this value and slope.
-  double after(double at, double value, double slope) {
-    (value < 0.0 ? low_ : high_) = at;
-    const double next = at - std::clamp(value / slope, -1.0, 1.0);
-    if (next > low_ && next < high_) return next;
-    if (std::isfinite(low_) && std::isfinite(high_)) return (low_ + high_) / 2.0;
-    return value < 0.0 ? at + 0.5 : at - 0.5;
-  }
-
- private:
-  double low_ = -std::numeric_limits<double>::infinity();
-  double high_ = std::numeric_limits<double>::infinity();
-};
-
-// Moves a threshold to the magnitudes of a score, on a scale of logarithms.
-void find_threshold(const Layer& layer, double scale, double log_score, Threshold& threshold) {
-  constexpr int most_steps = 12;
-  if (threshold.magnitude == 0.0) {
-    // No threshold is larger than the one whose square is that part of the sum of all squares.
-    const double sum = split_at(layer, 1, scale).sum_from.value();
-    threshold.magnitude = std::exp(log_score / 2.0) * std::sqrt(sum) / scale;
-  }
-  RootSearch search;
-  double at = std::log(threshold.magnitude);
-  for (int i = 0; i < most_steps; ++i) {
-    const Split split = split_at(layer, nearest_key(layer.dtype, std::exp(at)), scale);
-    // Infinite beyond the largest magnitude.
-    const double here = 2.0 * (at + std::log(scale)) - std::log(split.sum_from.value());
-    const double moved = at - threshold.last_at;
-    const double slope = (here - threshold.last_log_score) / moved;
-    const bool measured = std::isfinite(slope) && std::abs(moved) > 0x1p-12;
-    if (measured) {
-      threshold.steepness = std::max(slope, 2.0);
-      threshold.density = static_cast<double>(split.below - threshold.last_below) / moved;
-    }
-    threshold.last_at = at;
-    threshold.last_log_score = here;
-    threshold.last_below = split.below;
-    const double step = search.after(at, here - log_score, threshold.steepness) - at;
-    at += step;
-    threshold.below = static_cast<double>(split.below) + step * threshold.density;
-    // What a step leaves, where its slope was measured: it bends the more the steeper it is and the
-    // farther apart it was measured.
-    const double bend = threshold.steepness * (std::abs(step) + std::abs(moved)) / 2.0;
-    threshold.slack = std::abs(step) * (measured ? std::min(bend, 1.0) : 1.0);
-    if (threshold.slack < 0x1p-8) break;
-  }
-  threshold.magnitude = std::exp(at);
-}
-
 // A guess at one call's brackets, in its steps.
 class Guesser {
  public:
@@ -197,126 +70,294 @@ class Guesser {
         team_(team),
         samples_(layers.size()),
         responses_(layers.size()),
+        looks_(layers.size()),
         thresholds_(layers.size()) {}
 
   Guess guess() {
-    std::int64_t total = 0;
-    for (const Layer& layer : layers_) total += layer.size;
-    std::int64_t drawn = 0;
-    for (const Layer& layer : layers_) drawn += sample_size(layer, total);
-    // Drawing and ordering an element takes as long as streaming over many.
-    constexpr std::int64_t weights_per_draw = 16;
-    for_each_layer(drawn * weights_per_draw,
-                   [&](std::size_t i) { samples_[i] = Sample(layers_[i], total, scales_[i]); });
+    draw_samples();
     middle_ = guess_score(samples_, count_);
-    only_zeros_ = middle_.log_score < least_log_score;
-    respond(drawn);
-    if (find_thresholds()) respond(drawn);
-    margins_ = margins(responses_);
+    if (middle_.log_score >= least_log_score) look_closer();
+    const Margins margins(responses_);
     Guess guess;
-    for (std::size_t i = 0; i < layers_.size(); ++i) guess.brackets.push_back(bracket(i));
-    const double reach = margins_.log_score + score_slack_ + 0x1p-6;
+    for (std::size_t i = 0; i < layers_.size(); ++i) guess.brackets.push_back(bracket(i, margins));
+    const double reach = margins.score + score_slack_ + 0x1p-6;
     guess.scores.low = std::max(std::exp(middle_.log_score - reach), ScoreRange::least_score);
     guess.scores.high = std::exp(middle_.log_score + reach);
     return guess;
   }
 
  private:
+  // Below it only zeros score, and there is no threshold to look for.
+  static constexpr double least_log_score = -600.0;
+
   // Layers that stay in the cache from here to the survey, so that reading all of their weights a
   // few times costs little.
   static constexpr std::int64_t small_layer = tiny ? 12 : 1 << 14;
 
-  // Below it only zeros score, and there is no threshold to look for.
-  static constexpr double least_log_score = -600.0;
-
-  bool is_small(std::size_t i) const {
-    return layers_[i].size <= small_layer && !samples_[i].is_complete() && !only_zeros_;
-  }
+  // What more is read of a layer than its sample, and how much of it.
+  struct Look {
+    enum class At { nothing, a_part, everything } at = At::nothing;
+    Blocks blocks{0, 0, 1};
+    std::int64_t drawn = 0;
+  };
 
   void for_each_layer(std::int64_t weights, const std::function<void(std::size_t)>& body) {
     team_.for_each(static_cast<std::int64_t>(layers_.size()), weights,
                    [&](std::int64_t i, int) { body(static_cast<std::size_t>(i)); });
   }
 
-  // How each layer's threshold answers to errors: a sample's, and none where all weights were read.
-  void respond(std::int64_t drawn) {
-    for_each_layer(drawn, [&](std::size_t i) {
-      if (is_small(i)) {
-        responses_[i].density = thresholds_[i].density;
-        responses_[i].steepness = thresholds_[i].steepness;
-      } else if (samples_[i].size() > 0) {
-        responses_[i] = samples_[i].response(middle_.ranks[i]);
-      }
-    });
+  void draw_samples() {
+    std::int64_t total = 0;
+    for (const Layer& layer : layers_) total += layer.size;
+    std::int64_t drawn = 0;
+    for (const Layer& layer : layers_) drawn += sample_size(layer, total);
+    // Drawing and ordering an element takes as long as streaming over many.
+    constexpr std::int64_t weights_per_draw = 16;
+    work_of_samples_ = drawn * weights_per_draw;
+    for_each_layer(work_of_samples_,
+                   [&](std::size_t i) { samples_[i] = Sample(layers_[i], total, scales_[i]); });
   }
 
-  // Of the small layers, and with their true counts, which small samples are biased to miss, the
-  // score at which the counts of all layers add up. False if there are none.
-  bool find_thresholds() {
-    std::int64_t small = 0;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (!is_small(i)) continue;
-      small += layers_[i].size;
-      thresholds_[i].magnitude = samples_[i].magnitude(middle_.ranks[i]);
-    }
-    if (small == 0) return false;
-    constexpr int most_rounds = 8;
-    RootSearch search;
+  // Moves the guess to where it would be by more elements than were worth sorting.
+  void look_closer() {
+    for_each_layer(work_of_samples_, [&](std::size_t i) {
+      if (samples_[i].size() > 0) responses_[i] = samples_[i].response(middle_.ranks[i]);
+    });
+    begin_looks();
+    constexpr int most_rounds = 6;
     for (int round = 0; round < most_rounds; ++round) {
-      for_each_layer(small, [&](std::size_t i) {
-        if (is_small(i)) find_threshold(layers_[i], scales_[i], middle_.log_score, thresholds_[i]);
-      });
-      double below = 0.0;
-      double flow = 0.0;  // elements per unit of log score
+      const std::vector<double> parts = parts_worth_reading();
+      std::vector<std::size_t> wanted;
       for (std::size_t i = 0; i < layers_.size(); ++i) {
-        const Threshold& at = thresholds_[i];
-        const Response& response = responses_[i];
-        below += is_small(i) ? at.below : samples_[i].elements(middle_.ranks[i]);
-        flow += is_small(i) ? at.density / at.steepness : response.density / response.steepness;
+        if (is_enlarged(i, parts[i]) || is_rough(i)) wanted.push_back(i);
       }
-      const double surplus = below - static_cast<double>(count_);
-      const double shift = search.after(middle_.log_score, surplus, flow) - middle_.log_score;
-      middle_.log_score += shift;
-      score_slack_ = std::abs(shift) / 2.0;  // what a small shift leaves
-      if (!(std::abs(shift) > 0x1p-6) || middle_.log_score < least_log_score) {
-        for (Threshold& at : thresholds_) at.magnitude *= std::exp(shift / at.steepness);
-        break;
+      if (wanted.empty()) break;
+      look(wanted);
+      find_score();
+    }
+  }
+
+  // Decides which layers to read more of.
+  void begin_looks() {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Sample& sample = samples_[i];
+      const std::int64_t rank = middle_.ranks[i];
+      const double magnitude = sample.magnitude(rank);
+      if (sample.is_complete()) continue;
+      if (layers_[i].size <= small_layer) {
+        looks_[i].at = Look::At::everything;
+      } else if (magnitude > 0.0 && !sample.is_tied(rank)) {
+        looks_[i].at = Look::At::a_part;
       }
-      for (std::size_t i = 0; i < layers_.size(); ++i) {
-        if (is_small(i)) continue;
-        middle_.ranks[i] = samples_[i].at_most(std::exp(middle_.log_score), 0, samples_[i].size());
-      }
+      thresholds_[i] =
+          Threshold(std::log(magnitude), responses_[i].density, responses_[i].steepness);
+    }
+  }
+
+  // The errors, and with them the candidates that they leave, fall with the root of what is drawn.
+  // These parts of the layers make the cost of both together least, but leave no more candidates
+  // than may be kept.
+  std::vector<double> parts_worth_reading() const {
+    const Margins margins(responses_);
+    std::vector<double> parts(layers_.size(), 1.0);
+    double total = 0.0;
+    double candidates = 0.0;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const auto size = static_cast<double>(layers_[i].size);
+      total += size;
+      const auto drawn = static_cast<double>(std::max(samples_[i].size(), looks_[i].drawn));
+      const double part = drawn / std::max(size, 1.0);
+      const double inside = 2.0 * margins.thresholds[i] * responses_[i].density / size;
+      const double wanted = std::cbrt(std::pow(draws_per_candidate / 2.0 * inside, 2.0) * part);
+      if (!(wanted < 1.0)) continue;  // it is not a number where nothing is known
+      parts[i] = wanted;
+      candidates += size * inside * std::sqrt(part / std::max(wanted, part));
+    }
+    const double excess = candidates / (most_candidates * total);
+    if (excess > 1.0) {
+      for (double& part : parts) part = std::max(part, std::min(part * excess * excess, 0.125));
+    }
+    return parts;
+  }
+
+  // Whether so large a part is worth reading that it pays to look again, or for the first time.
+  bool is_enlarged(std::size_t i, double part) {
+    Look& look = looks_[i];
+    const std::int64_t size = layers_[i].size;
+    const auto wanted = static_cast<std::int64_t>(part * static_cast<double>(size));
+    if (look.at == Look::At::nothing || look.drawn == size) return false;
+    if (look.at == Look::At::everything) {
+      look.drawn = size;
+    } else {
+      if (look.drawn > 0 && wanted < 2 * look.drawn) return false;
+      look.drawn = std::min(std::max(wanted, 2 * samples_[i].size()), size);
+      look.blocks = Blocks(size, look.drawn, longest_probe_block);
+      // What other blocks told lies on another curve, which has about the same slope.
+      const Threshold& other = thresholds_[i];
+      thresholds_[i] = Threshold(log_magnitude(i), other.density(), other.steepness());
     }
     return true;
   }
 
-  Bracket bracket(std::size_t i) const {
+  // Reads the chosen layers at what is thought to be their thresholds.
+  void look(const std::vector<std::size_t>& chosen) {
+    struct Task {
+      std::size_t layer;
+      std::int64_t first;
+      std::int64_t last;
+    };
+    std::vector<Task> tasks;
+    std::int64_t drawn = 0;
+    for (const std::size_t i : chosen) {
+      drawn += looks_[i].drawn;
+      const std::int64_t blocks = looks_[i].blocks.count();
+      for (std::int64_t b = 0; b < blocks; b += blocks_per_task) {
+        tasks.push_back({i, b, std::min(b + blocks_per_task, blocks)});
+      }
+      if (looks_[i].at == Look::At::everything) tasks.push_back({i, 0, 0});
+    }
+    std::vector<std::uint64_t> keys(layers_.size());
+    std::vector<Split> splits(layers_.size());
+    for (const std::size_t i : chosen) keys[i] = key_at(i, log_magnitude(i));
+    std::mutex mutex;
+    constexpr std::int64_t weights_per_draw = 4;
+    team_.for_each(static_cast<std::int64_t>(tasks.size()), drawn * weights_per_draw,
+                   [&](std::int64_t t, int) {
+                     const auto [i, first, last] = tasks[static_cast<std::size_t>(t)];
+                     if (looks_[i].at == Look::At::everything) return find_threshold(i);
+                     const Split split =
+                         probe(layers_[i], looks_[i].blocks, first, last, keys[i], scales_[i]);
+                     const std::lock_guard<std::mutex> lock(mutex);
+                     splits[i].add(split);
+                   });
+    for (const std::size_t i : chosen) {
+      responses_[i] = {};  // all of a layer has no errors
+      if (looks_[i].at == Look::At::a_part) {
+        learn(i, keys[i], splits[i]);
+        splits[i].errors(static_cast<double>(layers_[i].size), responses_[i]);
+      }
+      responses_[i].density = thresholds_[i].density();
+      responses_[i].steepness = thresholds_[i].steepness();
+    }
+  }
+
+  std::uint64_t key_at(std::size_t i, double log_magnitude) const {
+    return std::max<std::uint64_t>(nearest_key(layers_[i].dtype, std::exp(log_magnitude)), 1);
+  }
+
+  double log_magnitude(std::size_t i) const {
+    return thresholds_[i].log_magnitude(middle_.log_score);
+  }
+
+  void learn(std::size_t i, std::uint64_t key, const Split& split) {
+    const double at = std::log(magnitude_of(layers_[i].dtype, key));
+    const double weight = static_cast<double>(layers_[i].size) / Split::total(split.drawn);
+    const double sum = Split::total(split.sum_from) * weight;
+    const double log_score = 2.0 * (at + std::log(scales_[i])) - std::log(sum);
+    if (!std::isnan(log_score)) {
+      thresholds_[i].learn(at, Split::total(split.below) * weight, log_score);
+    }
+  }
+
+  // Looks at all of a small layer until its threshold is known well enough.
+  void find_threshold(std::size_t i) {
+    Threshold& threshold = thresholds_[i];
+    if (!std::isfinite(log_magnitude(i))) {
+      // No threshold is larger than the one whose square is that part of the sum of all squares.
+      const double sum = Split::total(probe_all(layers_[i], 1, scales_[i]).sum_from);
+      const double at = (middle_.log_score + std::log(sum)) / 2.0 - std::log(scales_[i]);
+      threshold = Threshold(at, threshold.density(), threshold.steepness());
+    }
+    constexpr int most_steps = 12;
+    RootSearch search;
+    double at = log_magnitude(i);
+    for (int step = 0; step < most_steps; ++step) {
+      const std::uint64_t key = key_at(i, at);
+      learn(i, key, probe_all(layers_[i], key, scales_[i]));
+      if (threshold.slack(middle_.log_score) < least_slack) break;
+      at = search.after(at, -(log_magnitude(i) - at), log_magnitude(i));
+    }
+  }
+
+  // Finds the score at which the counts of all layers add up, as far as they are known.
+  void find_score() {
+    RootSearch search;
+    constexpr int most_steps = 12;
+    for (int step = 0; step < most_steps; ++step) {
+      double below = 0.0;
+      double flow = 0.0;  // elements per unit of log score
+      double open = 0.0;  // elements, by what the thresholds may be off
+      for (std::size_t i = 0; i < layers_.size(); ++i) {
+        flow += responses_[i].density / responses_[i].steepness;
+        if (looks_[i].at == Look::At::nothing) {
+          below += samples_[i].elements(middle_.ranks[i]);
+        } else {
+          below += thresholds_[i].below(middle_.log_score);
+          open += thresholds_[i].slack(middle_.log_score) * thresholds_[i].density();
+        }
+      }
+      score_slack_ = open / flow;
+      const double surplus = below - static_cast<double>(count_);
+      const double next = middle_.log_score - std::clamp(surplus / flow, -1.0, 1.0);
+      const double shift = search.after(middle_.log_score, surplus, next) - middle_.log_score;
+      if (!(std::abs(shift) > 0x1p-12) || middle_.log_score < least_log_score) break;
+      middle_.log_score += shift;
+      for (std::size_t i = 0; i < layers_.size(); ++i) {
+        if (looks_[i].at != Look::At::nothing) continue;
+        middle_.ranks[i] = samples_[i].at_most(std::exp(middle_.log_score), 0, samples_[i].size());
+      }
+    }
+  }
+
+  // Whether another look at a layer would save more than it costs.
+  bool is_rough(std::size_t i) const {
+    const double slack = thresholds_[i].slack(middle_.log_score);
+    if (looks_[i].at == Look::At::everything) return slack > 4.0 * least_slack;
+    const double candidates = 2.0 * slack * thresholds_[i].density();
+    return looks_[i].at == Look::At::a_part &&
+           candidates * draws_per_candidate > static_cast<double>(looks_[i].drawn);
+  }
+
+  Bracket bracket(std::size_t i, const Margins& margins) const {
     const Layer& layer = layers_[i];
-    if (!is_small(i)) return samples_[i].bracket(middle_.ranks[i], margins_.log_thresholds[i]);
-    const Threshold& at = thresholds_[i];
-    // Between two thresholds so close that few elements or none lie there the density is a rough
+    const Look& look = looks_[i];
+    if (look.at == Look::At::nothing) {
+      return samples_[i].bracket(middle_.ranks[i], margins.thresholds[i]);
+    }
+    const Threshold& threshold = thresholds_[i];
+    // Between two magnitudes so close that few elements or none lie there the density is a rough
     // one; but hardly a layer is as thin as this at its threshold.
-    const double density = std::max(at.density, static_cast<double>(layer.size) / 16.0);
-    const double few_elements = 2.0 * static_cast<double>(least_ranks) / density;
-    const double reach =
-        (margins_.log_score + score_slack_) / at.steepness + at.slack + few_elements + 0x1p-9;
+    const auto size = static_cast<double>(layer.size);
+    const double density = std::max(threshold.density(), size / 16.0);
+    const double weight = size / static_cast<double>(look.drawn);
+    const double few_elements = 2.0 * static_cast<double>(least_ranks) * weight / density;
+    const double reach = margins.thresholds[i] + threshold.slack(middle_.log_score) +
+                         score_slack_ / threshold.steepness() + few_elements +
+                         (look.at == Look::At::everything ? 0x1p-9 : 0.0);
+    const double at = log_magnitude(i);
     const std::uint64_t end = not_finite_key(layer.dtype);
-    const std::uint64_t low = nearest_key(layer.dtype, at.magnitude * std::exp(-reach));
-    const std::uint64_t high = nearest_key(layer.dtype, at.magnitude * std::exp(reach)) + 1;
+    const std::uint64_t low = nearest_key(layer.dtype, std::exp(at - reach));
+    const std::uint64_t high = nearest_key(layer.dtype, std::exp(at + reach)) + 1;
     return {std::clamp<std::uint64_t>(low, 1, end), std::clamp<std::uint64_t>(high, 1, end)};
   }
+
+  static constexpr std::int64_t longest_probe_block = tiny ? 2 : 16;
+  static constexpr std::int64_t blocks_per_task = tiny ? 4 : 1 << 10;
+  static constexpr double draws_per_candidate = 3.0;  // that take as long
+  static constexpr double most_candidates = 0.025;    // of all elements
+  static constexpr double least_slack = 0x1p-8;
 
   const std::vector<Layer>& layers_;
   const std::vector<double>& scales_;
   const std::int64_t count_;
   cpu::Team& team_;
+  std::int64_t work_of_samples_ = 0;
   std::vector<Sample> samples_;
   Middle middle_{};
-  bool only_zeros_ = false;  // whether no more are to be pruned than are zero
   std::vector<Response> responses_;
-  Margins margins_;
-  std::vector<Threshold> thresholds_;  // of the small layers
-  double score_slack_ = 0.0;           // of the logarithm of the score, beside the samples' errors
+  std::vector<Look> looks_;
+  std::vector<Threshold> thresholds_;  // of the layers that are looked at
+  double score_slack_ = 0.0;  // of the logarithm of the score, beside the errors of what was drawn
 };
 
 }  // namespace

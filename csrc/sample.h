@@ -2,64 +2,39 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-#include "chunks.h"
+#include "blocks.h"
 #include "exact_sum.h"
 #include "layer.h"
 #include "magnitude.h"
+#include "margins.h"
 #include "radix_sort.h"
 #include "tiny.h"
-#include "walk.h"
 
 namespace lampfast {
 
-// Elements are drawn in blocks of a cache line, and the blocks dealt to groups: how much the groups
-// differ tells how far the guess may be off, also where neighbouring weights are alike.
-constexpr std::int64_t most_block = 16;
-constexpr int group_bits = 4;
-constexpr std::int64_t groups = 1 << group_bits;
+// Longer blocks would wait less for the memory, but neighbouring weights are often alike.
+constexpr std::int64_t longest_sample_block = 4;
 constexpr std::int64_t least_sample = tiny ? 4 : groups;
-constexpr std::int64_t most_sample = tiny ? 64 : 1 << 17;
+constexpr std::int64_t most_sample = tiny ? 64 : 1 << 15;
 constexpr std::int64_t least_sample_of_all_layers = tiny ? 8 : 1 << 12;
 constexpr std::int64_t least_ranks = tiny ? 1 : 4;  // of the sample, in half a bracket
 
 // The sample's share of a layer, one of layers with `total` weights: its entries take 12 bytes each
-// while they are sorted, whatever the dtype, and in all no more than the candidates may take later.
+// while they are sorted, whatever the dtype.
 inline std::int64_t sample_size(const Layer& layer, std::int64_t total) {
   const double part =
       static_cast<double>(layer.size) / static_cast<double>(std::max(total, std::int64_t{1}));
   const std::int64_t share =
-      std::max(layer.size * item_size(layer.dtype) / 512,
+      std::max(layer.size * item_size(layer.dtype) / 2048,
                static_cast<std::int64_t>(part * static_cast<double>(least_sample_of_all_layers)));
   return std::min(layer.size, std::clamp(share, least_sample, most_sample));
 }
-
-// A number below `end` that looks random but depends on `seed` alone (a splitmix64 step).
-inline std::int64_t scramble(std::uint64_t seed, std::int64_t end) {
-  seed += 0x9e3779b97f4a7c15;
-  seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;
-  seed = (seed ^ (seed >> 27)) * 0x94d049bb133111eb;
-  seed ^= seed >> 31;
-  return static_cast<std::int64_t>(Uint128{seed} * static_cast<std::uint64_t>(end) >> 64);
-}
-
-// How a layer's threshold answers to the errors of its sample, linearised around the guess.
-struct Response {
-  std::array<float, groups> count_error{};    // of elements below the threshold, by group
-  std::array<float, groups> log_sum_error{};  // of the sum of squares above it, by group
-  double density = 0.0;                       // elements per unit of log magnitude at the threshold
-  double steepness = 2.0;                     // d log score / d log magnitude there
-
-  double shift(std::size_t group, double log_score_error) const {
-    return (log_sum_error[group] + log_score_error) / steepness;
-  }
-};
 
 class Sample {
  public:
@@ -67,11 +42,10 @@ class Sample {
   Sample(const Layer& layer, std::int64_t total, double scale)
       : dtype_(layer.dtype), scale_(scale) {
     const std::int64_t wanted = sample_size(layer, total);
-    block_ = std::clamp<std::int64_t>(wanted / groups, 1, most_block);
-    const std::int64_t blocks = (wanted + block_ - 1) / block_;
+    const Blocks blocks(layer.size, wanted, longest_sample_block);
     const std::uint64_t end = not_finite_key(layer.dtype);
     while (end >> dropped_bits_ >> (32 - group_bits) != 0) ++dropped_bits_;
-    entries_.reserve(static_cast<std::size_t>(std::min(blocks * block_, layer.size)));
+    entries_.reserve(static_cast<std::size_t>(wanted + longest_sample_block));
     with_format(layer.dtype, [&](auto format) { draw<decltype(format)>(layer, blocks); });
     std::vector<std::uint32_t> other(entries_.size());
     const std::uint32_t* sorted = radix_sort(entries_.data(), other.data(), entries_.size(), 32,
@@ -101,10 +75,15 @@ class Sample {
 
   double elements(std::int64_t rank) const { return weight_ * static_cast<double>(rank); }
 
+  // Whether so many elements equal a rank's that the errors of the sample do not lead out of them.
+  bool is_tied(std::int64_t rank) const {
+    const double reach = 1.5 * std::sqrt(static_cast<double>(size()));
+    const auto [first, end] = ties(rank);
+    return static_cast<double>(std::min(rank - first, end - rank)) > reach;
+  }
+
   Response response(std::int64_t rank) const {
-    std::array<double, groups> below{};
-    std::array<double, groups> drawn{};
-    std::array<double, groups> sum{};
+    Split split;
     // Equal magnitudes at the threshold count in proportion, or else their order, which is by
     // group, would look like a difference between groups.
     const auto [first_tie, end_tie] = ties(rank);
@@ -114,22 +93,13 @@ class Sample {
       for (std::int64_t i = 0; i < size(); ++i) {
         const std::size_t group = entries_[index(i)] % groups;
         const double share = i < first_tie ? 1.0 : i < end_tie ? tied : 0.0;
-        drawn[group] += 1.0;
-        below[group] += share;
-        if (i >= first_tie) sum[group] += (1.0 - share) * square<decltype(format)>(i);
+        split.drawn[group] += 1.0;
+        split.below[group] += share;
+        if (i >= first_tie) split.sum_from[group] += (1.0 - share) * square<decltype(format)>(i);
       }
     });
     Response result;
-    const auto total = static_cast<double>(size());
-    const double mean_sum = sum_from(rank) / total;
-    for (std::size_t g = 0; g < groups; ++g) {
-      if (complete_ || drawn[g] == 0.0) continue;
-      result.count_error[g] = static_cast<float>(
-          weight_ * total * (below[g] / drawn[g] - static_cast<double>(rank) / total));
-      if (mean_sum > 0.0) {
-        result.log_sum_error[g] = static_cast<float>(sum[g] / drawn[g] / mean_sum - 1.0);
-      }
-    }
+    split.errors(elements(size()), result);
     const std::int64_t reach = std::max(least_ranks, size() / 64);
     const std::int64_t to = std::min(rank + reach, size() - 1);
     const std::int64_t from = std::min(std::max(rank - reach, first_above_zero()), to);
@@ -164,22 +134,10 @@ class Sample {
   }
 
  private:
-  struct Block {
-    std::int64_t begin;
-    std::int64_t end;
-  };
-
   // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
   std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
     if (rank >= size()) return {rank, rank};
     return {first_not_less(key(rank)), first_not_less(key(rank) + cell())};
-  }
-
-  // Whether so many elements equal a rank's that the errors of the sample do not lead out of them.
-  bool is_tied(std::int64_t rank) const {
-    const double reach = 1.5 * std::sqrt(static_cast<double>(size()));
-    const auto [first, end] = ties(rank);
-    return static_cast<double>(std::min(rank - first, end - rank)) > reach;
   }
 
   std::int64_t first_above_zero() const { return first_not_less(cell()); }
@@ -205,44 +163,18 @@ class Sample {
   }
 
   template <class Format>
-  void draw(const Layer& layer, std::int64_t blocks) {
-    const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
-    const Walk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
-    const std::int64_t step = walk.step()[0];
-    const std::vector<Block> chosen = choose(layer.size, blocks);
-    constexpr std::size_t ahead = 16;  // the sample waits for the memory, so ask early
-    for (std::size_t b = 0; b < chosen.size(); ++b) {
-      if (walk.is_one_run() && b + ahead < chosen.size()) {
-        __builtin_prefetch(data + chosen[b + ahead].begin * step);
-      }
-      const auto group = static_cast<std::uint32_t>(b % groups);
-      walk.runs(
-          chosen[b].begin, chosen[b].end, [&](auto, const auto& offsets, std::int64_t length) {
-            for (std::int64_t i = 0; i < length; ++i) {
-              // What is not finite is the survey's to report.
-              const std::uint64_t magnitude = std::min<std::uint64_t>(
-                  Format::key(data[offsets[0] + i * step]), Format::not_finite - 1);
-              entries_.push_back(
-                  static_cast<std::uint32_t>(magnitude >> dropped_bits_ << group_bits) | group);
-            }
-          });
-    }
-  }
-
-  // One block from each of as many equal parts, at a scrambled place in it, so that no period of
-  // the weights can hide from the sample.
-  std::vector<Block> choose(std::int64_t size, std::int64_t blocks) const {
-    std::vector<Block> chosen;
-    chosen.reserve(index(blocks));
-    std::int64_t begin = 0;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t end = part_begin(size, blocks, b + 1);
-      const std::int64_t slack = std::max<std::int64_t>(end - begin - block_, 0);
-      const std::int64_t from = begin + scramble(static_cast<std::uint64_t>(b), slack + 1);
-      chosen.push_back({from, std::min(from + block_, end)});
-      begin = end;
-    }
-    return chosen;
+  void draw(const Layer& layer, const Blocks& blocks) {
+    using Key = typename Format::Storage;
+    for_each_drawn(layer, reinterpret_cast<const Key*>(layer.data), blocks, 0, blocks.count(),
+                   [&](std::size_t group, const Key* data, std::int64_t step, std::int64_t length) {
+                     for (std::int64_t i = 0; i < length; ++i) {
+                       // What is not finite is the survey's to report.
+                       const std::uint64_t magnitude = std::min<std::uint64_t>(
+                           Format::key(data[i * step]), Format::not_finite - 1);
+                       entries_.push_back(static_cast<std::uint32_t>(
+                           (magnitude >> dropped_bits_ << group_bits) | group));
+                     }
+                   });
   }
 
   // How many keys share an entry.
@@ -273,7 +205,6 @@ class Sample {
   double scale_ = 1.0;
   double weight_ = 0.0;  // elements of the layer for each of the sample
   double total_ = 0.0;   // of the sample's squares
-  std::int64_t block_ = most_block;
   bool complete_ = false;
   int dropped_bits_ = 0;
   std::vector<std::uint32_t> entries_;  // the key's leading bits, and the group below them

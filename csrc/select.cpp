@@ -64,7 +64,7 @@ class Selection {
         count_(count),
         team_(team),
         stages_(stages),
-        budget_(candidate_budget(layers)),
+        budget_(std::make_shared<CandidateBudget>(candidate_budget(layers))),
         surveys_(layers.size()),
         profiles_(layers.size()),
         windows_(layers.size()) {}
@@ -83,7 +83,6 @@ class Selection {
       result.cuts.push_back(cut_after(i, windows_[i].begin + chosen[i]));
     }
     result.surveys = std::move(surveys_);
-    result.stores = std::move(stores_);
     return result;
   }
 
@@ -134,7 +133,8 @@ class Selection {
     if (candidates.empty() && weights.empty()) {
       // Scores too close or too small for the bounds: sort them, whatever memory it takes.
       constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
-      read_weights(stuck, needed, CandidateStore::no_limit, everything, range_);
+      const auto unlimited = std::make_shared<CandidateBudget>(CandidateBudget::no_limit);
+      read_weights(stuck, needed, unlimited, everything, range_);
       return false;
     }
     if (!candidates.empty()) {
@@ -170,41 +170,12 @@ class Selection {
   }
 
   void read_weights(const std::vector<std::size_t>& chosen, const std::vector<Bracket>& brackets,
-                    std::int64_t budget, std::int64_t sortable, const ScoreRange& scores) {
+                    const std::shared_ptr<CandidateBudget>& budget, std::int64_t sortable,
+                    const ScoreRange& scores) {
     const StageTimer timer(stages_, &Stages::survey);
-    for (const std::size_t i : chosen) {
-      surveys_[i].sides.bracket = brackets[i];
-      surveys_[i].stored = false;
-    }
-    const std::int64_t used = repack();
-    const bool limited = budget != CandidateStore::no_limit;
-    stores_.push_back(std::make_unique<CandidateStore>(limited ? budget - used : budget));
-    survey_weights(layers_, masks_, chosen, surveys_, *stores_.back(), team_);
+    for (const std::size_t i : chosen) surveys_[i].sides.bracket = brackets[i];
+    survey_weights(layers_, masks_, chosen, surveys_, budget, team_);
     digest(chosen, sortable, scores);
-  }
-
-  // Moves the candidates that are still of use together and frees the rest; the bytes in use.
-  std::int64_t repack() {
-    auto packed = std::make_unique<CandidateStore>(CandidateStore::no_limit);
-    CandidateWriter writer(*packed);
-    std::int64_t bytes = 0;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      std::vector<Segment> segments;
-      if (surveys_[i].stored) {
-        with_format(layers_[i].dtype, [&](auto format) {
-          using Key = typename decltype(format)::Storage;
-          for (const Segment& segment : surveys_[i].candidates) {
-            writer.append(reinterpret_cast<const Key*>(segment.keys), segment.count,
-                          segment.chunk_begin, segments);
-            bytes += segment.count * std::int64_t{sizeof(Key)};
-          }
-        });
-      }
-      surveys_[i].candidates = std::move(segments);
-    }
-    stores_.clear();
-    stores_.push_back(std::move(packed));
-    return bytes;
   }
 
   // Turns surveys into profiles, candidates into runs where they are few enough.
@@ -241,8 +212,7 @@ class Selection {
   const std::int64_t count_;
   cpu::Team& team_;
   Stages* stages_;
-  const std::int64_t budget_;
-  std::vector<std::unique_ptr<CandidateStore>> stores_;
+  const std::shared_ptr<CandidateBudget> budget_;
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;

@@ -2,10 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "candidates.h"
 #include "cpu/parallel.h"
 #include "layer.h"
 #include "stages.h"
@@ -17,7 +15,6 @@ namespace lampfast {
 struct Selected {
   std::vector<Cut> cuts;
   std::vector<Survey> surveys;
-  std::vector<std::unique_ptr<CandidateStore>> stores;  // of the surveys' candidates
 };
 
 // The cuts have together exactly `count` elements. Masks, where there are any, are written as far

@@ -151,20 +151,20 @@ std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team) {
 
 void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                     const std::vector<std::size_t>& chosen, std::vector<Survey>& surveys,
-                    CandidateStore& store, cpu::Team& team) {
+                    const std::shared_ptr<CandidateBudget>& budget, cpu::Team& team) {
   for (const std::size_t i : chosen) {
     Survey fresh;
     fresh.sides.bracket = surveys[i].sides.bracket;
     fresh.scale = surveys[i].scale;
-    fresh.stored = true;
     fresh.fused = !masks.empty() && alike(layers[i], masks[i]);
     if (fresh.fused) cpu::use_large_pages(masks[i].data, static_cast<std::size_t>(masks[i].size));
     lay_out_slots(slot_count(layers[i], least_slots), fresh);
     surveys[i] = std::move(fresh);
   }
   std::vector<CandidateWriter> writers(static_cast<std::size_t>(team.size()),
-                                       CandidateWriter(store));
+                                       CandidateWriter(budget));
   std::vector<std::atomic<std::int64_t>> candidates(layers.size());
+  std::vector<std::atomic<bool>> incomplete(layers.size());
   std::mutex mutex;
   for_each_chunk(whole(layers, chosen), team, [&](const Chunk& chunk, int worker) {
     const Layer& layer = layers[chunk.layer];
@@ -176,7 +176,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
     }
     Tally tally(survey);
     std::vector<Segment> segments;
-    bool complete = candidates_yet.load() <= store.share(layer.size);
+    bool complete = !incomplete[chunk.layer] && candidates_yet <= budget->share(layer.size);
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
       using Key = typename Format::Storage;
@@ -197,13 +197,18 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
     std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
     if (chunk.end - chunk.begin < layer.size) lock.lock();
     tally.merge_into(survey);
-    survey.stored = survey.stored && complete;
+    // A part of a layer's candidates is of no use; others can have its room.
+    if (!complete) {
+      incomplete[chunk.layer] = true;
+      survey.candidates.clear();
+    }
+    if (incomplete[chunk.layer]) return;
     survey.candidates.insert(survey.candidates.end(), segments.begin(), segments.end());
   });
   for (const std::size_t i : chosen) {
     Survey& survey = surveys[i];
     if (!std::isfinite(survey.sides.above_sum.value())) throw NotFinite();
-    if (!survey.stored) survey.candidates = {};
+    survey.stored = !incomplete[i];
     std::stable_sort(
         survey.candidates.begin(), survey.candidates.end(),
         [](const Segment& a, const Segment& b) { return a.chunk_begin < b.chunk_begin; });

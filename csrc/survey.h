@@ -65,11 +65,11 @@ struct Survey {
 std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team);
 
 // Reads the chosen layers and fills in their surveys, for the brackets of their `sides`. Candidates
-// go to the store for as long as it has room. Where there are masks, those that lie in memory as
+// are stored for as long as the budget lasts. Where there are masks, those that lie in memory as
 // their layers do are written on the way. Throws NotFinite.
 void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                     const std::vector<std::size_t>& chosen, std::vector<Survey>& surveys,
-                    CandidateStore& store, cpu::Team& team);
+                    const std::shared_ptr<CandidateBudget>& budget, cpu::Team& team);
 
 // Narrows the chosen layers, whose candidates are stored, to brackets within their own.
 void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
