@@ -123,54 +123,77 @@ class Block {
 };
 
 #if defined(__AVX512BW__)
+// The elements whose mask bytes fill a register. Whole ones only: masked loads and stores take
+// several times as long.
+constexpr int unit = 64;
+
+// Calls body(elements, valid) for each unit, `valid` having a bit for each of its elements. The
+// last one may be a copy with zeros behind the valid elements.
+template <class Key, class Body>
+void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
+  std::int64_t i = 0;
+  for (; i + unit <= count; i += unit) body(i, elements + i, ~std::uint64_t{0});
+  if (i == count) return;
+  alignas(64) Key rest[unit] = {};
+  std::memcpy(rest, elements + i, static_cast<std::size_t>(count - i) * sizeof(Key));
+  body(i, static_cast<const Key*>(rest), (std::uint64_t{1} << (count - i)) - 1);
+}
+
+// Writes the mask bytes of a unit.
+inline void store_kept(__m512i states, std::uint64_t valid, std::uint8_t* kept) {
+  if (~valid == 0) {
+    _mm512_storeu_si512(kept, states);
+  } else {
+    _mm512_mask_storeu_epi8(kept, valid, states);
+  }
+}
+
 // As many keys as fit a register, zero-extended to 32 bits where they are narrower.
 template <class Format, std::size_t KeyBytes = sizeof(typename Format::Storage)>
 struct Register {
   static constexpr int lanes = 16;
   using Mask = __mmask16;
+  using Sums = __m512d[2];
 
-  static __m512i load(Mask valid, const typename Format::Storage* elements) {
-    const __m512i magnitude = _mm512_set1_epi32(static_cast<int>(Format::magnitude_mask));
+  // Whether a sum of squares shows that an element is not finite. Not every narrow format's
+  // infinity and NaN become float32's when their bits are widened.
+  static constexpr bool sum_tells_not_finite = Format::rebias == 1.0F;
+
+  static __m512i load(const typename Format::Storage* elements) {
     __m512i bits;
     if constexpr (KeyBytes == 4) {
-      bits = _mm512_maskz_loadu_epi32(valid, elements);
+      bits = _mm512_loadu_si512(elements);
     } else if constexpr (KeyBytes == 2) {
-      bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(valid, elements));
+      bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(elements)));
     } else {
-      bits = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(valid, elements));
+      bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(elements)));
     }
-    return _mm512_and_si512(bits, magnitude);
+    return _mm512_and_si512(bits, all(Format::magnitude_mask));
   }
 
   static __m512i all(typename Format::Storage key) {
     return _mm512_set1_epi32(static_cast<int>(key));
   }
-  static Mask less(Mask valid, __m512i a, __m512i b) {
-    return _mm512_mask_cmplt_epu32_mask(valid, a, b);
-  }
+  static Mask less(__m512i a, __m512i b) { return _mm512_cmplt_epu32_mask(a, b); }
   static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu32(a, b); }
 
-  // Writes whole registers; only the chosen keys, which come first, mean anything.
-  static void compress(Mask chosen, __m512i keys, typename Format::Storage* to) {
-    const __m512i first = _mm512_maskz_compress_epi32(chosen, keys);
+  static void add_squares(Mask chosen, const typename Format::Storage* elements, __m512i keys,
+                          double, Sums& sums) {
+    __m512d half[2];
     if constexpr (KeyBytes == 4) {
-      _mm512_storeu_si512(to, first);
-    } else if constexpr (KeyBytes == 2) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(first));
+      const auto* values = reinterpret_cast<const float*>(elements);
+      half[0] = _mm512_maskz_cvtps_pd(static_cast<__mmask8>(chosen), _mm256_loadu_ps(values));
+      half[1] =
+          _mm512_maskz_cvtps_pd(static_cast<__mmask8>(chosen >> 8), _mm256_loadu_ps(values + 8));
     } else {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(first));
+      const __m512i bits = _mm512_maskz_mov_epi32(chosen, keys);
+      __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 23 - Format::mantissa_bits));
+      if constexpr (Format::rebias != 1.0F) {
+        value = _mm512_mul_ps(value, _mm512_set1_ps(Format::rebias));
+      }
+      half[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(value));
+      half[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1));
     }
-  }
-
-  static void add_squares(Mask chosen, __m512i keys, double, __m512d (&sums)[2]) {
-    const __m512i bits = _mm512_maskz_mov_epi32(chosen, keys);
-    const __m512i widened = _mm512_slli_epi32(bits, 23 - Format::mantissa_bits);
-    __m512 value = _mm512_castsi512_ps(widened);
-    if constexpr (Format::rebias != 1.0F) {
-      value = _mm512_mul_ps(value, _mm512_set1_ps(Format::rebias));
-    }
-    const __m512d half[2] = {_mm512_cvtps_pd(_mm512_castps512_ps256(value)),
-                             _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))};
     for (int i = 0; i < 2; ++i) sums[i] = _mm512_fmadd_pd(half[i], half[i], sums[i]);
   }
 };
@@ -179,76 +202,92 @@ template <class Format>
 struct Register<Format, 8> {
   static constexpr int lanes = 8;
   using Mask = __mmask8;
+  using Sums = __m512d[2];
+  static constexpr bool sum_tells_not_finite = true;
 
-  static __m512i load(Mask valid, const std::uint64_t* elements) {
-    return _mm512_and_si512(_mm512_maskz_loadu_epi64(valid, elements), all(Format::magnitude_mask));
+  static __m512i load(const std::uint64_t* elements) {
+    return _mm512_and_si512(_mm512_loadu_si512(elements), all(Format::magnitude_mask));
   }
   static __m512i all(std::uint64_t key) {
     return _mm512_set1_epi64(static_cast<std::int64_t>(key));
   }
-  static Mask less(Mask valid, __m512i a, __m512i b) {
-    return _mm512_mask_cmplt_epu64_mask(valid, a, b);
-  }
+  static Mask less(__m512i a, __m512i b) { return _mm512_cmplt_epu64_mask(a, b); }
   static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu64(a, b); }
-  static void compress(Mask chosen, __m512i keys, std::uint64_t* to) {
-    _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(chosen, keys));
-  }
-  static void add_squares(Mask chosen, __m512i keys, double scale, __m512d (&sums)[2]) {
+  static void add_squares(Mask chosen, const std::uint64_t*, __m512i keys, double scale,
+                          Sums& sums) {
     const __m512d value = _mm512_mul_pd(_mm512_castsi512_pd(_mm512_maskz_mov_epi64(chosen, keys)),
                                         _mm512_set1_pd(scale));
     sums[0] = _mm512_fmadd_pd(value, value, sums[0]);
   }
 };
 
-// One pass, with the keys inside compressed in registers.
+// Writes the magnitudes that are chosen from a unit, and perhaps some behind them; how many there
+// are. Mostly these are few, so that two are written whether they are there or not.
+template <class Format>
+int compact(const typename Format::Storage* elements, std::uint64_t chosen,
+            typename Format::Storage* to) {
+  using Key = typename Format::Storage;
+  constexpr std::uint64_t last = std::uint64_t{1} << (unit - 1);
+  const auto next = [&] {
+    const auto key =
+        static_cast<Key>(elements[__builtin_ctzll(chosen | last)] & Format::magnitude_mask);
+    chosen &= chosen - 1;
+    return key;
+  };
+  const int found = __builtin_popcountll(chosen);
+  to[0] = next();
+  to[1] = next();
+  for (int i = 2; i < found; ++i) to[i] = next();
+  return found;
+}
+
+// One pass, with the keys in registers.
 template <class Format>
 Classified classify_in_registers(const typename Format::Storage* elements, int count,
                                  typename Format::Storage low, typename Format::Storage high,
                                  double scale, typename Format::Storage* inside,
                                  std::uint8_t* kept) {
+  using Key = typename Format::Storage;
   using Keys = Register<Format>;
-  using Mask = typename Keys::Mask;
-  constexpr int unit = 64;  // elements, as the mask's bytes fill a register
   const __m512i lows = Keys::all(low);
   const __m512i highs = Keys::all(high);
-  __m512d sums[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
+  // Several sums, so that an addition need not wait for the one before it.
+  typename Keys::Sums sums[2] = {};
   __m512i largest = _mm512_setzero_si512();
-  int below = 0;
-  int above = 0;
-  int found = 0;
-  for (int i = 0; i < count; i += unit) {
-    const std::uint64_t valid =
-        count - i >= unit ? ~std::uint64_t{0} : (std::uint64_t{1} << (count - i)) - 1;
-    std::uint64_t unit_below = 0;
-    std::uint64_t unit_inside = 0;
+  Classified result{};
+  for_each_unit(elements, count, [&](std::int64_t i, const Key* here, std::uint64_t valid) {
+    std::uint64_t below = 0;
+    std::uint64_t above = 0;
     for (int j = 0; j < unit; j += Keys::lanes) {
-      const auto in_use = static_cast<Mask>(valid >> j);
-      const __m512i keys = Keys::load(in_use, elements + i + j);
-      const Mask is_below = Keys::less(in_use, keys, lows);
-      const auto is_inside = static_cast<Mask>(Keys::less(in_use, keys, highs) & ~is_below);
-      const auto is_above = static_cast<Mask>(in_use & ~(is_below | is_inside));
-      Keys::add_squares(is_above, keys, scale, sums);
-      largest = Keys::larger(largest, keys);
-      Keys::compress(is_inside, keys, inside + found);
-      found += __builtin_popcount(is_inside);
-      unit_below |= std::uint64_t{is_below} << j;
-      unit_inside |= std::uint64_t{is_inside} << j;
+      const __m512i keys = Keys::load(here + j);
+      const auto is_below = Keys::less(keys, lows);
+      const auto is_above = static_cast<typename Keys::Mask>(~Keys::less(keys, highs));
+      Keys::add_squares(is_above, here + j, keys, scale, sums[j / Keys::lanes % 2]);
+      if constexpr (!Keys::sum_tells_not_finite) largest = Keys::larger(largest, keys);
+      below |= std::uint64_t{is_below} << j;
+      above |= std::uint64_t{is_above} << j;
     }
-    const std::uint64_t unit_above = valid & ~(unit_below | unit_inside);
-    below += __builtin_popcountll(unit_below);
-    above += __builtin_popcountll(unit_above);
+    below &= valid;
+    const std::uint64_t is_inside = valid & ~(below | above);
+    result.below += __builtin_popcountll(below);
+    result.above += __builtin_popcountll(above);
+    result.inside += compact<Format>(here, is_inside, inside + result.inside);
     if (kept != nullptr) {
-      const __m512i ones = _mm512_maskz_set1_epi8(unit_above, 1);
-      const __m512i states =
-          _mm512_mask_mov_epi8(ones, unit_inside, _mm512_set1_epi8(static_cast<char>(undecided)));
-      _mm512_mask_storeu_epi8(kept + i, valid, states);
+      const __m512i ones = _mm512_maskz_set1_epi8(above, 1);
+      const __m512i open = _mm512_set1_epi8(static_cast<char>(undecided));
+      store_kept(_mm512_mask_mov_epi8(ones, is_inside, open), valid, kept + i);
+    }
+  });
+  __m512d sum = _mm512_add_pd(sums[0][0], sums[1][0]);
+  sum = _mm512_add_pd(sum, _mm512_add_pd(sums[0][1], sums[1][1]));
+  result.above_sum = _mm512_reduce_add_pd(sum);
+  if constexpr (!Keys::sum_tells_not_finite) {
+    const auto finite = Keys::less(largest, Keys::all(Format::not_finite));
+    if (static_cast<typename Keys::Mask>(~finite) != 0) {
+      result.above_sum = std::numeric_limits<double>::quiet_NaN();
     }
   }
-  // Not every narrow format's infinity and NaN become float32's when their bits are widened.
-  const bool finite = Keys::less(static_cast<Mask>(~Mask{0}), largest,
-                                 Keys::all(Format::not_finite)) == static_cast<Mask>(~Mask{0});
-  const double sum = _mm512_reduce_add_pd(_mm512_add_pd(sums[0], sums[1]));
-  return {below, above, found, finite ? sum : std::numeric_limits<double>::quiet_NaN()};
+  return result;
 }
 #endif
 
@@ -281,35 +320,30 @@ void mask(const void* elements, std::int64_t count, std::uint64_t threshold, std
 }
 
 #if defined(__AVX512BW__)
-// Completes 64 elements at once: compares as many candidates as are undecided, and deposits the
-// answers where these are.
+// Completes a unit at once: compares as many candidates as are undecided, and deposits the answers
+// where these are.
 template <class Format>
 std::int64_t settle_in_registers(std::uint8_t* kept, std::int64_t count,
                                  const typename Format::Storage* candidates,
                                  typename Format::Storage threshold) {
   using Keys = Register<Format>;
-  using Mask = typename Keys::Mask;
-  constexpr int unit = 64;
   const __m512i thresholds = Keys::all(threshold);
   std::int64_t settled = 0;
-  for (std::int64_t i = 0; i < count; i += unit) {
-    const std::uint64_t valid =
-        count - i >= unit ? ~std::uint64_t{0} : (std::uint64_t{1} << (count - i)) - 1;
-    const __m512i states = _mm512_maskz_loadu_epi8(valid, kept + i);
+  for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* here, std::uint64_t valid) {
+    const __m512i states = _mm512_loadu_si512(here);
     const std::uint64_t open =
         _mm512_test_epi8_mask(states, _mm512_set1_epi8(static_cast<char>(undecided)));
-    if (open == 0) continue;
+    if (open == 0) return;
     const int found = __builtin_popcountll(open);
     std::uint64_t stay = 0;
     for (int j = 0; j < found; j += Keys::lanes) {
-      const __m512i keys = Keys::load(static_cast<Mask>(~Mask{0}), candidates + settled + j);
-      const auto less = Keys::less(static_cast<Mask>(~Mask{0}), keys, thresholds);
-      stay |= std::uint64_t{static_cast<Mask>(~less)} << j;
+      const auto less = Keys::less(Keys::load(candidates + settled + j), thresholds);
+      stay |= std::uint64_t{static_cast<typename Keys::Mask>(~less)} << j;
     }
     settled += found;
     const __m512i answers = _mm512_maskz_set1_epi8(_pdep_u64(stay, open), 1);
-    _mm512_mask_storeu_epi8(kept + i, open, answers);
-  }
+    store_kept(_mm512_mask_mov_epi8(states, open, answers), valid, kept + i);
+  });
   return settled;
 }
 #endif
