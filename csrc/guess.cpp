@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "blocks.h"
+#include "chunks.h"
 #include "cpu/parallel.h"
 #include "magnitude.h"
 #include "margins.h"
@@ -173,10 +174,8 @@ class Guesser {
       parts[i] = wanted;
       candidates += size * inside * std::sqrt(part / std::max(wanted, part));
     }
-    const double excess = candidates / (most_candidates * total);
-    if (excess > 1.0) {
-      for (double& part : parts) part = std::max(part, std::min(part * excess * excess, 0.125));
-    }
+    const double excess = std::max(candidates / (most_candidates * total), 1.0);
+    for (double& part : parts) part = std::min(part * excess * excess, 1.0);
     return parts;
   }
 
@@ -190,7 +189,11 @@ class Guesser {
       look.drawn = size;
     } else {
       if (look.drawn > 0 && wanted < 2 * look.drawn) return false;
-      look.drawn = std::min(std::max(wanted, 2 * samples_[i].size()), size);
+      const auto largest = static_cast<std::int64_t>(static_cast<double>(size) * largest_part);
+      // The first look may be far from the threshold, and so tells less.
+      const std::int64_t most = look.drawn == 0 ? largest : size;
+      look.drawn = std::clamp(wanted, std::min(2 * samples_[i].size(), most), most);
+      if (look.drawn > largest) look.drawn = size;
       look.blocks = Blocks(size, look.drawn, longest_probe_block);
       // What other blocks told lies on another curve, which has about the same slope.
       const Threshold& other = thresholds_[i];
@@ -262,9 +265,10 @@ class Guesser {
   // Looks at all of a small layer until its threshold is known well enough.
   void find_threshold(std::size_t i) {
     Threshold& threshold = thresholds_[i];
+    const Chunk all{i, 0, layers_[i].size};
     if (!std::isfinite(log_magnitude(i))) {
       // No threshold is larger than the one whose square is that part of the sum of all squares.
-      const double sum = Split::total(probe_all(layers_[i], 1, scales_[i]).sum_from);
+      const double sum = Split::total(probe_all(layers_[i], all, 1, scales_[i]).sum_from);
       const double at = (middle_.log_score + std::log(sum)) / 2.0 - std::log(scales_[i]);
       threshold = Threshold(at, threshold.density(), threshold.steepness());
     }
@@ -273,7 +277,7 @@ class Guesser {
     double at = log_magnitude(i);
     for (int step = 0; step < most_steps; ++step) {
       const std::uint64_t key = key_at(i, at);
-      learn(i, key, probe_all(layers_[i], key, scales_[i]));
+      learn(i, key, probe_all(layers_[i], all, key, scales_[i]));
       if (threshold.slack(middle_.log_score) < least_slack) break;
       at = search.after(at, -(log_magnitude(i) - at), log_magnitude(i));
     }
@@ -314,8 +318,9 @@ class Guesser {
     const double slack = thresholds_[i].slack(middle_.log_score);
     if (looks_[i].at == Look::At::everything) return slack > 4.0 * least_slack;
     const double candidates = 2.0 * slack * thresholds_[i].density();
-    return looks_[i].at == Look::At::a_part &&
-           candidates * draws_per_candidate > static_cast<double>(looks_[i].drawn);
+    const double cost = std::min(static_cast<double>(looks_[i].drawn),
+                                 static_cast<double>(layers_[i].size) * largest_part);
+    return looks_[i].at == Look::At::a_part && candidates * draws_per_candidate > cost;
   }
 
   Bracket bracket(std::size_t i, const Margins& margins) const {
@@ -343,6 +348,8 @@ class Guesser {
 
   static constexpr std::int64_t longest_probe_block = tiny ? 2 : 16;
   static constexpr std::int64_t blocks_per_task = tiny ? 4 : 1 << 10;
+  // Blocks that make up a larger part take longer to read than all of the layer in a row.
+  static constexpr double largest_part = 1.0 / 12.0;
   static constexpr double draws_per_candidate = 3.0;  // that take as long
   static constexpr double most_candidates = 0.025;    // of all elements
   static constexpr double least_slack = 0x1p-8;

@@ -69,7 +69,7 @@ struct Split {
 struct Margins {
   // Half a bracket, in standard deviations. A miss has one layer read again, and a wider bracket
   // makes more candidates in all.
-  static constexpr double deviations = tiny ? 0.5 : 3.0;
+  static constexpr double deviations = tiny ? 0.5 : 3.5;
 
   double score = 0.0;
   std::vector<double> thresholds;

@@ -24,8 +24,24 @@ void add(Dtype dtype, const Key* keys, std::int64_t count, std::uint64_t key, do
 
 }  // namespace
 
+Split probe_all(const Layer& layer, const Chunk& chunk, std::uint64_t key, double scale) {
+  return with_format(layer.dtype, [&](auto format) {
+    using Key = typename decltype(format)::Storage;
+    Split split;
+    for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                     [&](const Key* keys, std::int64_t length) {
+                       add(layer.dtype, keys, length, key, scale, 0, split);
+                     });
+    return split;
+  });
+}
+
 Split probe(const Layer& layer, const Blocks& blocks, std::int64_t first, std::int64_t last,
             std::uint64_t key, double scale) {
+  if (blocks.is_whole()) {
+    return probe_all(layer, {0, blocks.begin(first), blocks.end(blocks.begin(last - 1))}, key,
+                     scale);
+  }
   return with_format(layer.dtype, [&](auto format) {
     using Key = typename decltype(format)::Storage;
     // The blocks of a group are brought together, since short calls cost more.
@@ -54,18 +70,6 @@ Split probe(const Layer& layer, const Blocks& blocks, std::int64_t first, std::i
                      }
                    });
     for (std::size_t group = 0; group < groups; ++group) flush(group);
-    return split;
-  });
-}
-
-Split probe_all(const Layer& layer, std::uint64_t key, double scale) {
-  return with_format(layer.dtype, [&](auto format) {
-    using Key = typename decltype(format)::Storage;
-    Split split;
-    for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), {0, 0, layer.size},
-                     [&](const Key* keys, std::int64_t length) {
-                       add(layer.dtype, keys, length, key, scale, 0, split);
-                     });
     return split;
   });
 }

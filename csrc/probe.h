@@ -4,16 +4,17 @@
 #include <cstdint>
 
 #include "blocks.h"
+#include "chunks.h"
 #include "layer.h"
 #include "margins.h"
 
 namespace lampfast {
 
-// Of the blocks [first, last). `scale` as in survey.h.
+// Of all elements in a chunk of the layer, in one group. `scale` as in survey.h.
+Split probe_all(const Layer& layer, const Chunk& chunk, std::uint64_t key, double scale);
+
+// Of the blocks [first, last).
 Split probe(const Layer& layer, const Blocks& blocks, std::int64_t first, std::int64_t last,
             std::uint64_t key, double scale);
-
-// Of all elements, in one group.
-Split probe_all(const Layer& layer, std::uint64_t key, double scale);
 
 }  // namespace lampfast

@@ -19,7 +19,7 @@
 namespace lampfast {
 
 // Longer blocks would wait less for the memory, but neighbouring weights are often alike.
-constexpr std::int64_t longest_sample_block = 4;
+constexpr std::int64_t longest_sample_block = 16;
 constexpr std::int64_t least_sample = tiny ? 4 : groups;
 constexpr std::int64_t most_sample = tiny ? 64 : 1 << 15;
 constexpr std::int64_t least_sample_of_all_layers = tiny ? 8 : 1 << 12;

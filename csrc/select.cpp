@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 
+#include "cpu/classify.h"
 #include "cpu/parallel.h"
 #include "guess.h"
 #include "locate.h"
@@ -37,12 +38,12 @@ std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
   keys.reserve(static_cast<std::size_t>(survey.inside()));
   with_format(layer.dtype, [&](auto format) {
     using Key = typename decltype(format)::Storage;
-    const auto low = static_cast<Key>(survey.sides.bracket.low);
-    const auto width = static_cast<Key>(survey.sides.bracket.high - low);
     for (const Segment& segment : survey.candidates) {
-      const auto* candidates = reinterpret_cast<const Key*>(segment.keys);
-      std::copy_if(candidates, candidates + segment.count, std::back_inserter(keys),
-                   [=](Key key) { return static_cast<Key>(key - low) < width; });
+      cpu::classify(layer.dtype, reinterpret_cast<const Key*>(segment.keys), segment.count,
+                    survey.sides.bracket, survey.scale, nullptr,
+                    [&](const cpu::Classified& block, const Key* inside) {
+                      keys.insert(keys.end(), inside, inside + block.inside);
+                    });
     }
   });
   std::sort(keys.begin(), keys.end());
@@ -67,7 +68,8 @@ class Selection {
         budget_(std::make_shared<CandidateBudget>(candidate_budget(layers))),
         surveys_(layers.size()),
         profiles_(layers.size()),
-        windows_(layers.size()) {}
+        windows_(layers.size()),
+        misses_(layers.size(), 0) {}
 
   Selected solve() {
     begin();
@@ -114,7 +116,11 @@ class Selection {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
       open.push_back(i);
-      if (is_missed(i, likely_score)) missed.push_back(i);
+      const Step& likely = *profiles_[i].step_reaching(likely_score);
+      if (!is_missed(i, likely)) continue;
+      missed.push_back(i);
+      // A guess again; after another miss it is what surely holds the threshold.
+      if (misses_[i]++ < 2) needed[i] = likely_part(i, likely, likely_score, needed[i]);
     }
     if (open.empty()) return true;
     // As long as a layer's bracket has missed it keeps the bounds wide for all, so it comes first.
@@ -150,11 +156,31 @@ class Selection {
     return inner.low >= outer.low && inner.high <= outer.high;
   }
 
-  // Whether the elements that score about t lie outside the layer's bracket.
-  bool is_missed(std::size_t i, double t) const {
-    const Step& step = *profiles_[i].step_reaching(t);
+  // Whether a step with the elements that likely are next to the cut lies outside the bracket.
+  bool is_missed(std::size_t i, const Step& likely) const {
     const Bracket& bracket = surveys_[i].sides.bracket;
-    return !step.is_run() && (step.first >= bracket.high || step.last < bracket.low);
+    return !likely.is_run() && (likely.first >= bracket.high || likely.last < bracket.low);
+  }
+
+  // What of a missed layer's elements probably holds its threshold. A score rises at least with the
+  // square of the magnitude, so the end of the old bracket, and how its score differs from the
+  // likely one, bound the distance; twice that, as the likely score is a guess.
+  Bracket likely_part(std::size_t i, const Step& likely, double likely_score,
+                      const Bracket& needed) const {
+    const Dtype dtype = layers_[i].dtype;
+    const Survey& survey = surveys_[i];
+    const auto [low, high] = survey.sides.bracket;
+    const bool is_above = likely.first >= high;
+    const std::uint64_t end = is_above ? high : low;
+    const double sum_from = is_above ? survey.sides.above_sum.value() : likely.after;
+    const double score = scaled_square_of(dtype, end, survey.scale) / sum_from;
+    constexpr double least_ratio = 1.0 + 0x1p-7;
+    const double ratio = is_above ? likely_score / score : score / likely_score;
+    const double reach = std::max(ratio, 1.0) * least_ratio;
+    const double at = magnitude_of(dtype, end);
+    const Bracket part{std::max(is_above ? end : nearest_key(dtype, at / reach), needed.low),
+                       std::min(is_above ? nearest_key(dtype, at * reach) + 1 : end, needed.high)};
+    return part.low < part.high ? part : needed;
   }
 
   // True when not all elements of the layer's window are told apart; `needed` then brackets them,
@@ -216,6 +242,7 @@ class Selection {
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;
+  std::vector<int> misses_;  // of the layers' brackets
   ScoreRange range_;
 };
 
