@@ -39,7 +39,7 @@ Middle guess_score(const std::vector<Sample>& samples, std::int64_t count) {
     drawn += static_cast<double>(sample.size());
     total += sample.elements(sample.size());
   }
-  const double close_enough = total / std::sqrt(drawn) / 16.0;
+  const double close_enough = total / std::sqrt(drawn) / 4.0;
   for (int step = 0; step < 44; ++step) {
     double between = 0.0;
     for (std::size_t i = 0; i < samples.size(); ++i) {
@@ -285,6 +285,7 @@ class Guesser {
 
   // Finds the score at which the counts of all layers add up, as far as they are known.
   void find_score() {
+    constexpr double rounding = 0.5;  // of a layer's count, which is no straight line
     RootSearch search;
     constexpr int most_steps = 12;
     for (int step = 0; step < most_steps; ++step) {
@@ -297,7 +298,7 @@ class Guesser {
           below += samples_[i].elements(middle_.ranks[i]);
         } else {
           below += thresholds_[i].below(middle_.log_score);
-          open += thresholds_[i].slack(middle_.log_score) * thresholds_[i].density();
+          open += thresholds_[i].slack(middle_.log_score) * thresholds_[i].density() + rounding;
         }
       }
       score_slack_ = open / flow;

@@ -19,6 +19,14 @@ struct Response {
   double density = 0.0;                      // elements per unit of log magnitude at the threshold
   double steepness = 2.0;                    // d log score / d log magnitude there
 
+  bool has_errors() const {
+    float largest = 0.0F;
+    for (std::size_t p = 0; p < pairs; ++p) {
+      largest = std::fmax(largest, std::abs(count_error[p]) + std::abs(log_sum_error[p]));
+    }
+    return largest > 0.0F;
+  }
+
   double shift(std::size_t pair, double log_score_error) const {
     return (log_sum_error[pair] + log_score_error) / steepness;
   }
@@ -78,21 +86,29 @@ struct Margins {
   // add up again, and each layer's threshold with it.
   explicit Margins(const std::vector<Response>& responses) : thresholds(responses.size(), 0.0) {
     double flow = 0.0;  // elements per unit of log score
-    for (const Response& layer : responses) flow += layer.density / layer.steepness;
+    std::vector<std::size_t> drawn;
+    for (std::size_t i = 0; i < responses.size(); ++i) {
+      flow += responses[i].density / responses[i].steepness;
+      if (responses[i].has_errors()) drawn.push_back(i);
+    }
     for (std::size_t p = 0; p < pairs; ++p) {
       double surplus = 0.0;
-      for (const Response& layer : responses) {
-        surplus += layer.count_error[p] + layer.density * layer.shift(p, 0.0);
+      for (const std::size_t i : drawn) {
+        surplus += responses[i].count_error[p] + responses[i].density * responses[i].shift(p, 0.0);
       }
       const double score_error = flow > 0.0 ? -surplus / flow : 0.0;
       score += score_error * score_error;
-      for (std::size_t i = 0; i < responses.size(); ++i) {
+      for (const std::size_t i : drawn) {
         const double shift = responses[i].shift(p, score_error);
         thresholds[i] += shift * shift;
       }
     }
+    for (std::size_t i = 0; i < responses.size(); ++i) {
+      const double steepness = responses[i].steepness;
+      if (!responses[i].has_errors()) thresholds[i] = score / (steepness * steepness);
+      thresholds[i] = margin(thresholds[i]);
+    }
     score = margin(score);
-    for (double& squares : thresholds) squares = margin(squares);
   }
 
  private:

@@ -14,6 +14,16 @@ template <class Item, class KeyOf>
 Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyOf&& key_of) {
   constexpr int most_digit_bits = 11;
   constexpr std::size_t few = 128;
+  constexpr std::size_t fewest = 32;  // for which std::stable_sort's memory would take longest
+  if (count <= fewest) {
+    for (std::size_t i = 1; i < count; ++i) {
+      const Item item = items[i];
+      std::size_t to = i;
+      for (; to > 0 && key_of(item) < key_of(items[to - 1]); --to) items[to] = items[to - 1];
+      items[to] = item;
+    }
+    return items;
+  }
   if (count < few || key_bits == 0) {
     std::stable_sort(items, items + count,
                      [&](const Item& a, const Item& b) { return key_of(a) < key_of(b); });
