@@ -181,7 +181,7 @@ void mask(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
     const Cut& cut = cuts[chunk.layer];
     const Survey* survey = useful(surveys, chunk.layer, source, cut);
     // Where elements do not lie in row-major order their positions do not tell which ties go.
-    const bool positions_tell = cut.ties == 0 || row_major_strides(source.shape) == source.strides;
+    const bool positions_tell = cut.ties == 0 || is_row_major(source.shape, source.strides);
     if (survey != nullptr && survey->fused && positions_tell) {
       settle_chunk(source, target, *survey, cut, first_kept, chunk);
     } else {

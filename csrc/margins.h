@@ -1,6 +1,7 @@
 // How far what a draw tells of the layers may be off, and with it the score and the thresholds.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -22,7 +23,7 @@ struct Response {
   bool has_errors() const {
     float largest = 0.0F;
     for (std::size_t p = 0; p < pairs; ++p) {
-      largest = std::fmax(largest, std::abs(count_error[p]) + std::abs(log_sum_error[p]));
+      largest = std::max(largest, std::abs(count_error[p]) + std::abs(log_sum_error[p]));
     }
     return largest > 0.0F;
   }
@@ -57,7 +58,7 @@ struct Split {
     const double all = total(drawn);
     const double mean_sum = total(sum_from) / all;
     // What is drawn has no errors of its own.
-    const double open = std::sqrt(std::fmax(1.0 - all / size, 0.0));
+    const double open = std::sqrt(std::max(1.0 - all / size, 0.0));
     for (std::size_t p = 0; p < pairs; ++p) {
       const std::size_t a = 2 * p;
       const std::size_t b = a + 1;

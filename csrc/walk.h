@@ -28,6 +28,15 @@ inline Strides row_major_strides(const std::vector<std::int64_t>& shape) {
   return strides;
 }
 
+inline bool is_row_major(const std::vector<std::int64_t>& shape, const Strides& strides) {
+  std::int64_t stride = 1;
+  for (std::size_t axis = shape.size(); axis-- > 0;) {
+    if (shape[axis] != 1 && strides[axis] != stride) return false;
+    stride *= shape[axis];
+  }
+  return true;
+}
+
 enum class Order { memory, row_major };
 
 template <std::size_t Tensors, std::size_t Dense = Tensors>
