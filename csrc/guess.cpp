@@ -147,7 +147,7 @@ class Guesser {
       if (sample.is_complete()) continue;
       if (layers_[i].size <= small_layer) {
         looks_[i].at = Look::At::everything;
-      } else if (magnitude > 0.0 && !sample.is_tied(rank)) {
+      } else if (sample.is_smooth(rank)) {
         looks_[i].at = Look::At::a_part;
       }
       thresholds_[i] =
@@ -204,43 +204,60 @@ class Guesser {
 
   // Reads the chosen layers at what is thought to be their thresholds.
   void look(const std::vector<std::size_t>& chosen) {
+    std::vector<std::size_t> parts;
+    std::vector<std::size_t> wholes;
+    for (const std::size_t i : chosen) {
+      (looks_[i].at == Look::At::a_part ? parts : wholes).push_back(i);
+    }
+    look_at_parts(parts);
+    std::int64_t weights = 0;
+    for (const std::size_t i : wholes) weights += layers_[i].size;
+    constexpr std::int64_t reads = 4;
+    team_.for_each(static_cast<std::int64_t>(wholes.size()), weights * reads,
+                   [&](std::int64_t w, int) {
+                     const std::size_t i = wholes[static_cast<std::size_t>(w)];
+                     find_threshold(i);
+                     responses_[i] = {};  // all of a layer has no errors
+                   });
+    for (const std::size_t i : chosen) {
+      responses_[i].density = thresholds_[i].density();
+      responses_[i].steepness = thresholds_[i].steepness();
+    }
+  }
+
+  void look_at_parts(const std::vector<std::size_t>& chosen) {
     struct Task {
-      std::size_t layer;
+      std::size_t c;  // of the chosen
       std::int64_t first;
       std::int64_t last;
     };
     std::vector<Task> tasks;
     std::int64_t drawn = 0;
-    for (const std::size_t i : chosen) {
-      drawn += looks_[i].drawn;
-      const std::int64_t blocks = looks_[i].blocks.count();
-      for (std::int64_t b = 0; b < blocks; b += blocks_per_task) {
-        tasks.push_back({i, b, std::min(b + blocks_per_task, blocks)});
+    std::vector<std::uint64_t> keys;
+    for (std::size_t c = 0; c < chosen.size(); ++c) {
+      const Look& look = looks_[chosen[c]];
+      drawn += look.drawn;
+      for (std::int64_t b = 0; b < look.blocks.count(); b += blocks_per_task) {
+        tasks.push_back({c, b, std::min(b + blocks_per_task, look.blocks.count())});
       }
-      if (looks_[i].at == Look::At::everything) tasks.push_back({i, 0, 0});
+      keys.push_back(key_at(chosen[c], log_magnitude(chosen[c])));
     }
-    std::vector<std::uint64_t> keys(layers_.size());
-    std::vector<Split> splits(layers_.size());
-    for (const std::size_t i : chosen) keys[i] = key_at(i, log_magnitude(i));
+    std::vector<Split> splits(chosen.size());
     std::mutex mutex;
     constexpr std::int64_t weights_per_draw = 4;
     team_.for_each(static_cast<std::int64_t>(tasks.size()), drawn * weights_per_draw,
                    [&](std::int64_t t, int) {
-                     const auto [i, first, last] = tasks[static_cast<std::size_t>(t)];
-                     if (looks_[i].at == Look::At::everything) return find_threshold(i);
+                     const auto [c, first, last] = tasks[static_cast<std::size_t>(t)];
+                     const std::size_t i = chosen[c];
                      const Split split =
-                         probe(layers_[i], looks_[i].blocks, first, last, keys[i], scales_[i]);
+                         probe(layers_[i], looks_[i].blocks, first, last, keys[c], scales_[i]);
                      const std::lock_guard<std::mutex> lock(mutex);
-                     splits[i].add(split);
+                     splits[c].add(split);
                    });
-    for (const std::size_t i : chosen) {
-      responses_[i] = {};  // all of a layer has no errors
-      if (looks_[i].at == Look::At::a_part) {
-        learn(i, keys[i], splits[i]);
-        splits[i].errors(static_cast<double>(layers_[i].size), responses_[i]);
-      }
-      responses_[i].density = thresholds_[i].density();
-      responses_[i].steepness = thresholds_[i].steepness();
+    for (std::size_t c = 0; c < chosen.size(); ++c) {
+      const std::size_t i = chosen[c];
+      learn(i, keys[c], splits[c]);
+      splits[c].errors(static_cast<double>(layers_[i].size), responses_[i]);
     }
   }
 
@@ -301,7 +318,7 @@ class Guesser {
           open += thresholds_[i].slack(middle_.log_score) * thresholds_[i].density() + rounding;
         }
       }
-      score_slack_ = open / flow;
+      score_slack_ = flow > 0.0 ? open / flow : 0.0;
       const double surplus = below - static_cast<double>(count_);
       const double next = middle_.log_score - std::clamp(surplus / flow, -1.0, 1.0);
       const double shift = search.after(middle_.log_score, surplus, next) - middle_.log_score;

@@ -1,4 +1,4 @@
-// Guess: from a small sample of each layer, a bracket that very probably holds its threshold.
+// Guess: from a part of each layer, a bracket that very probably holds its threshold.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ struct Guess {
   ScoreRange scores;
 };
 
-// For pruning `count` elements in all. `scales` as in survey.h. Deterministic. A guess that misses
-// costs another read of a layer, never the right answer.
+// For pruning `count` elements in all. `scales` as in survey.h. A guess that misses costs another
+// read of a layer, never the right answer.
 Guess guess(const std::vector<Layer>& layers, const std::vector<double>& scales, std::int64_t count,
             cpu::Team& team);
 

@@ -77,9 +77,22 @@ class Sample {
 
   // Whether so many elements equal a rank's that the errors of the sample do not lead out of them.
   bool is_tied(std::int64_t rank) const {
-    const double reach = 1.5 * std::sqrt(static_cast<double>(size()));
     const auto [first, end] = ties(rank);
-    return static_cast<double>(std::min(rank - first, end - rank)) > reach;
+    return std::min(rank - first, end - rank) > error_of_rank();
+  }
+
+  // Whether, as far as those errors lead, elements become more with the magnitude by little and
+  // little, so that counts tell magnitudes.
+  bool is_smooth(std::int64_t rank) const {
+    constexpr int least_steps = 8;
+    const std::int64_t from = rank - error_of_rank();
+    const std::int64_t to = std::min(rank + error_of_rank(), size() - 1);
+    if (from < first_above_zero()) return false;
+    int steps = 0;
+    for (std::int64_t i = from; i < to && steps < least_steps; ++i) {
+      if (key(i) != key(i + 1)) ++steps;
+    }
+    return steps == least_steps;
   }
 
   Response response(std::int64_t rank) const {
@@ -134,6 +147,10 @@ class Sample {
   }
 
  private:
+  std::int64_t error_of_rank() const {
+    return static_cast<std::int64_t>(1.5 * std::sqrt(static_cast<double>(size())));
+  }
+
   // The ranks [first, end) whose key is that of `rank`; none beyond the last rank.
   std::pair<std::int64_t, std::int64_t> ties(std::int64_t rank) const {
     if (rank >= size()) return {rank, rank};

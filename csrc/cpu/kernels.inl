@@ -177,6 +177,18 @@ struct Register {
   static Mask less(__m512i a, __m512i b) { return _mm512_cmplt_epu32_mask(a, b); }
   static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu32(a, b); }
 
+  // Writes whole registers; only the chosen keys, which come first, mean anything.
+  static void compress(Mask chosen, __m512i keys, typename Format::Storage* to) {
+    const __m512i first = _mm512_maskz_compress_epi32(chosen, keys);
+    if constexpr (KeyBytes == 4) {
+      _mm512_storeu_si512(to, first);
+    } else if constexpr (KeyBytes == 2) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(first));
+    } else {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(first));
+    }
+  }
+
   static void add_squares(Mask chosen, const typename Format::Storage* elements, __m512i keys,
                           double, Sums& sums) {
     __m512d half[2];
@@ -213,6 +225,9 @@ struct Register<Format, 8> {
   }
   static Mask less(__m512i a, __m512i b) { return _mm512_cmplt_epu64_mask(a, b); }
   static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu64(a, b); }
+  static void compress(Mask chosen, __m512i keys, std::uint64_t* to) {
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(chosen, keys));
+  }
   static void add_squares(Mask chosen, const std::uint64_t*, __m512i keys, double scale,
                           Sums& sums) {
     const __m512d value = _mm512_mul_pd(_mm512_castsi512_pd(_mm512_maskz_mov_epi64(chosen, keys)),
@@ -227,14 +242,23 @@ template <class Format>
 int compact(const typename Format::Storage* elements, std::uint64_t chosen,
             typename Format::Storage* to) {
   using Key = typename Format::Storage;
+  using Keys = Register<Format>;
+  constexpr int few = 8;
+  const int found = __builtin_popcountll(chosen);
+  if (found > few) {
+    for (int j = 0; j < unit; j += Keys::lanes) {
+      const auto here = static_cast<typename Keys::Mask>(chosen >> j);
+      Keys::compress(here, Keys::load(elements + j), to);
+      to += __builtin_popcount(here);
+    }
+    return found;
+  }
   constexpr std::uint64_t last = std::uint64_t{1} << (unit - 1);
   const auto next = [&] {
-    const auto key =
-        static_cast<Key>(elements[__builtin_ctzll(chosen | last)] & Format::magnitude_mask);
+    const Key element = elements[__builtin_ctzll(chosen | last)];
     chosen &= chosen - 1;
-    return key;
+    return static_cast<Key>(element & Format::magnitude_mask);
   };
-  const int found = __builtin_popcountll(chosen);
   to[0] = next();
   to[1] = next();
   for (int i = 2; i < found; ++i) to[i] = next();
