@@ -82,7 +82,9 @@ class CandidateWriter {
       }
       std::byte* to = slab_.get() + used_;
       std::memcpy(to, keys, static_cast<std::size_t>(taken * size));
-      const bool continues = !segments.empty() && segments.back().chunk_begin == chunk_begin &&
+      // Slabs may lie next to each other, but a segment keeps only one of them alive.
+      const bool continues = !segments.empty() && segments.back().slab == slab_ &&
+                             segments.back().chunk_begin == chunk_begin &&
                              segments.back().keys + segments.back().count * size == to;
       if (continues) {
         segments.back().count += taken;
