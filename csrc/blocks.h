@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "chunks.h"
 #include "exact_sum.h"
 #include "layer.h"
 #include "walk.h"
@@ -36,17 +37,15 @@ class Blocks {
       : size_(size),
         length_(std::clamp<std::int64_t>(wanted / static_cast<std::int64_t>(groups), 1, longest)),
         places_((size + length_ - 1) / length_),
-        count_(std::min((wanted + length_ - 1) / length_, places_)),
-        places_each_(count_ > 0 ? places_ / count_ : 0) {}
+        count_(std::min((wanted + length_ - 1) / length_, places_)) {}
 
   std::int64_t count() const { return count_; }
   bool is_whole() const { return count_ == places_; }
 
   // The positions of a block's elements, in the visiting order of walk.h.
   std::int64_t begin(std::int64_t block) const {
-    const std::int64_t rest = places_ - places_each_ * count_;
-    const std::int64_t first = places_each_ * block + std::min(rest, block);
-    const std::int64_t places = places_each_ + (block < rest ? 1 : 0);
+    const std::int64_t first = part_begin(places_, count_, block);
+    const std::int64_t places = part_begin(places_, count_, block + 1) - first;
     return (first + scramble(static_cast<std::uint64_t>(block), places)) * length_;
   }
   std::int64_t end(std::int64_t begin) const { return std::min(begin + length_, size_); }
@@ -64,7 +63,6 @@ class Blocks {
   std::int64_t length_;
   std::int64_t places_;
   std::int64_t count_;
-  std::int64_t places_each_;
 };
 
 // Calls body(group, elements, step, length) for evenly spaced elements that make up the blocks

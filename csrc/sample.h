@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "blocks.h"
-#include "exact_sum.h"
 #include "layer.h"
 #include "magnitude.h"
 #include "margins.h"
