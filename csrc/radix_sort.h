@@ -8,14 +8,13 @@
 
 namespace lampfast {
 
-// Sorts by the lowest key_bits of key_of(item), and returns where the sorted items are: where they
+// Sorts by the lowest key_bits (one or more) of key_of(item), and returns where the sorted items are: where they
 // were, or in `other`, which has room for as many.
 template <class Item, class KeyOf>
 Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyOf&& key_of) {
   constexpr int most_digit_bits = 11;
-  constexpr std::size_t few = 128;
-  constexpr std::size_t fewest = 32;  // for which std::stable_sort's memory would take longest
-  if (count <= fewest) {
+  constexpr std::size_t few = 32;
+  if (count <= few) {
     for (std::size_t i = 1; i < count; ++i) {
       const Item item = items[i];
       std::size_t to = i;
@@ -24,13 +23,11 @@ Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyO
     }
     return items;
   }
-  if (count < few || key_bits == 0) {
-    std::stable_sort(items, items + count,
-                     [&](const Item& a, const Item& b) { return key_of(a) < key_of(b); });
-    return items;
-  }
-  const int passes = (key_bits + most_digit_bits - 1) / most_digit_bits;
-  const int digit_bits = (key_bits + passes - 1) / passes;
+  // No more digits than items, or their counts would take longer than the items.
+  const auto digit_bits_of = [&](int passes) { return (key_bits + passes - 1) / passes; };
+  int passes = digit_bits_of(most_digit_bits);
+  while ((std::size_t{1} << digit_bits_of(passes)) > count) ++passes;
+  const int digit_bits = digit_bits_of(passes);
   const std::size_t digits = std::size_t{1} << digit_bits;
   const auto digit_of = [&](const Item& item, int pass) {
     return static_cast<std::size_t>(key_of(item) >> (pass * digit_bits)) & (digits - 1);

@@ -1,17 +1,17 @@
 #include "scores.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <memory>
+#include <type_traits>
 
-#include "chunks.h"
-#include "cpu/kernels.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
 #include "exact_sum.h"
+#include "grouping.h"
 #include "magnitude.h"
 #include "radix_sort.h"
+#include "score_arithmetic.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -55,254 +55,48 @@ void score_by_table(const Layer& layer, float* output) {
   });
 }
 
-template <class Key, class Index>
-struct Entry {
-  Key key;
-  Index index;
-};
-template <class Key, class Index>
-struct ItemOf {
-  using type = Entry<Key, Index>;
-};
-template <>
-struct ItemOf<std::uint32_t, std::uint32_t> {
-  using type = cpu::Pair32;
-};
-
-// Elements in order of magnitude, of which the last ones are the largest.
-template <class Item>
-struct Sorted {
-  Item* items;
-  std::size_t count;
-};
-
-// float32: squares are exact in a double, and sums of a few of them nearly so.
-class Single {
- public:
-  using Format = Float32;
-  using Score = float;
-  using Total = Sum;
-
-  explicit Single(std::uint32_t) {}
-
-  template <class Item>
-  Total total(const Sorted<Item>& sorted) const {
-    Sum sum;
-    for (std::size_t end = sorted.count; end > 0;) {
-      const std::size_t begin = end > block ? end - block : 0;
-      double part = 0.0;
-      for (; end > begin; --end) part += scaled_square<Float32>(sorted.items[end - 1].key, 1.0);
-      sum.add(part);
-    }
-    return sum;
-  }
-
-  // Writes the scores of elements that are followed by others with this total of squares, to the
-  // output or, where there is none, in the place of their keys.
-  template <class Item>
-  void write(const Sorted<Item>& sorted, Total& after, float* output) const {
-    for (std::size_t end = sorted.count; end > 0;) {
-      const std::size_t begin = end > block ? end - block : 0;
-      write_block(sorted.items, begin, end, after, output);
-      end = begin;
-    }
-  }
-
- private:
-  static constexpr std::size_t block = cpu::score_block;
-
-  // A whole block of pairs: where they are, or copies, with zeros before them where they are few.
-  static const cpu::Pair32* whole_block(const cpu::Pair32* items, std::size_t count,
-                                        cpu::Pair32 (&copies)[cpu::score_block]) {
-    return count == block ? items : whole_block<cpu::Pair32>(items, count, copies);
-  }
-  template <class Item>
-  static const cpu::Pair32* whole_block(const Item* items, std::size_t count,
-                                        cpu::Pair32 (&copies)[cpu::score_block]) {
-    std::fill_n(copies, block - count, cpu::Pair32{0, 0});
-    for (std::size_t i = 0; i < count; ++i) copies[block - count + i] = {items[i].key, 0};
-    return copies;
-  }
-
-  template <class Item>
-  void write_block(Item* items, std::size_t begin, std::size_t end, Sum& after,
-                   float* output) const {
-    const std::size_t count = end - begin;
-    cpu::Pair32 copies[block];
-    float scores[block];
-    const double sum =
-        score_pairs_(whole_block(items + begin, count, copies), after.value(), scores);
-    const float* last_scores = scores + (block - count);
-    after.add(sum);
-    if (output == nullptr) {
-      for (std::size_t i = 0; i < count; ++i) {
-        items[begin + i].key = bit_cast<std::uint32_t>(last_scores[i]);
-      }
-      return;
-    }
-    // The places lie anywhere in the output: ask for the next block's while these are written.
-    const std::size_t ahead = begin > block ? block : 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      __builtin_prefetch(output + items[begin + i - ahead].index, 1);
-      output[items[begin + i].index] = last_scores[i];
-    }
-  }
-
-  cpu::ScorePairs score_pairs_ = cpu::score_pairs();
-};
-
-// float64: in twice the precision, so that a score rounds only once. Magnitudes are a double in
-// [1, 2) and an exponent relative to the largest one's: whatever underflows in the sum is too small
-// to matter there, and no score does.
-class Double {
- public:
-  using Format = Float64;
-  using Score = double;
-
-  explicit Double(std::uint64_t largest_key)
-      : largest_exponent_(std::ilogb(Float64::value(std::max<std::uint64_t>(largest_key, 1)))) {}
-
-  struct Total {
-    Sum sum;
-
-    // Adds (magnitude * 2^exponent)^2 without rounding the square.
-    void add_square(double magnitude, int exponent) {
-      const double square = magnitude * magnitude;
-      sum.low += std::ldexp(std::fma(magnitude, magnitude, -square), 2 * exponent);
-      sum.add(std::ldexp(square, 2 * exponent));
-      normalise();
-    }
-
-    void add(const Total& other) {
-      sum.add(other.sum);
-      normalise();
-    }
-
-    // magnitude^2 / sum.
-    double ratio(double magnitude) const {
-      const double square = magnitude * magnitude;
-      const double error = std::fma(magnitude, magnitude, -square);
-      const double quotient = square / sum.high;
-      const double rest = std::fma(-quotient, sum.high, square) + (error - quotient * sum.low);
-      return quotient + rest / sum.high;
-    }
-
-   private:
-    void normalise() {
-      const double high = sum.high + sum.low;
-      sum.low = sum.low - (high - sum.high);
-      sum.high = high;
-    }
-  };
-
-  template <class Item>
-  Total total(const Sorted<Item>& sorted) const {
-    Total total;
-    for (std::size_t i = sorted.count; i-- > 0;) add(total, sorted.items[i].key);
-    return total;
-  }
-
-  template <class Item>
-  void write(const Sorted<Item>& sorted, Total& after, double* output) const {
-    for (std::size_t i = sorted.count; i-- > 0;) {
-      Item& item = sorted.items[i];
-      const double score = add(after, item.key);
-      if (output == nullptr) {
-        item.key = bit_cast<std::uint64_t>(score);
-      } else {
-        output[item.index] = score;
-      }
-    }
-  }
-
- private:
-  // Adds a magnitude, and returns its score.
-  double add(Total& total, std::uint64_t key) const {
-    if (key == 0) return 0.0;
-    const double value = Float64::value(key);
-    const int exponent = std::ilogb(value);
-    const double magnitude = std::ldexp(value, -exponent);
-    total.add_square(magnitude, exponent - largest_exponent_);
-    return std::ldexp(total.ratio(magnitude), 2 * (exponent - largest_exponent_));
-  }
-
-  int largest_exponent_;
-};
-
 // What one thread works in.
 struct Rooms {
+  cpu::Room keys;
   cpu::Room items;
   cpu::Room other_items;
 };
 
-// Puts items of all threads into groups, in each in the order that they come in: counts them part
-// by part, and then moves each to its place.
-template <class Place>
-class Deal {
- public:
-  Deal(std::int64_t size, std::size_t groups, cpu::Team& team)
-      : size_(size),
-        groups_(groups),
-        team_(team),
-        parts_(std::clamp<std::int64_t>(size / part_size, 1, 4 * team.size())),
-        places_(static_cast<std::size_t>(parts_)) {}
+// Magnitudes in ascending order, each a word: what its bucket does not tell of the key, and behind
+// it the place in the bucket.
+template <class Key, class Word>
+struct Packed {
+  const Word* items;
+  std::size_t count;
+  Key base;  // of all keys in the bucket
+  int place_bits;
 
-  // visit(begin, end, put) calls put(item, group) for the items [begin, end). Returns where each
-  // group begins, and the end of the last.
-  template <class Item, class Visit>
-  std::vector<Place> run(Item* to, Visit&& visit) {
-    for_each_part([&](std::size_t part, std::int64_t begin, std::int64_t end) {
-      places_[part].resize(groups_);
-      Place* counts = places_[part].data();
-      visit(begin, end, [counts](const Item&, std::size_t group) { ++counts[group]; });
-    });
-    std::vector<Place> starts(groups_ + 1);
-    Place start = 0;
-    for (std::size_t group = 0; group < groups_; ++group) {
-      starts[group] = start;
-      for (std::vector<Place>& places : places_) {
-        const Place count = places[group];
-        places[group] = start;
-        start += count;
-      }
-    }
-    starts[groups_] = start;
-    for_each_part([&](std::size_t part, std::int64_t begin, std::int64_t end) {
-      Place* next = places_[part].data();
-      visit(begin, end,
-            [to, next](const Item& item, std::size_t group) { to[next[group]++] = item; });
-    });
-    return starts;
+  Key key(std::size_t i) const { return base + static_cast<Key>(items[i] >> place_bits); }
+  std::size_t place(std::size_t i) const {
+    return static_cast<std::size_t>(items[i] & ((Word{1} << place_bits) - 1));
   }
-
- private:
-  static constexpr std::int64_t part_size = 1 << 17;
-
-  // Calls body(part, begin, end) for parts of the whole.
-  template <class Body>
-  void for_each_part(Body&& body) {
-    team_.for_each(parts_, size_, [&](std::int64_t part, int) {
-      body(static_cast<std::size_t>(part), part_begin(size_, parts_, part),
-           part_begin(size_, parts_, part + 1));
-    });
-  }
-
-  std::int64_t size_;
-  std::size_t groups_;
-  cpu::Team& team_;
-  std::int64_t parts_;
-  std::vector<std::vector<Place>> places_;
 };
 
-// Scores one layer: its elements are dealt to buckets by the leading bits of their keys, each
-// bucket is sorted, and the scores are written from the largest magnitude down.
-template <class Arithmetic, class Index>
+// One magnitude, many times.
+template <class Key>
+struct Equal {
+  std::size_t count;
+  Key only;
+
+  Key key(std::size_t) const { return only; }
+  std::size_t place(std::size_t i) const { return i; }
+};
+
+// Scores one layer. Its keys are dealt to buckets by their leading bits; each bucket is sorted in
+// the cache, from the largest down, and its scores take the places of its keys; then they are
+// collected in the order of the layer.
+template <class Arithmetic, class Place>
 class BucketSort {
  public:
   using Format = typename Arithmetic::Format;
   using Key = typename Format::Storage;
   using Score = typename Arithmetic::Score;
-  using Item = typename ItemOf<Key, Index>::type;
+  using Total = typename Arithmetic::Total;
 
   // `rooms` has one for each thread of the team.
   BucketSort(const Layer& layer, Score* output, Rooms* rooms, cpu::Team& team)
@@ -311,113 +105,108 @@ class BucketSort {
         output_(output),
         rooms_(rooms),
         team_(team) {
-    // Buckets of a size that the cache of one core holds, where the magnitudes of a layer spread
-    // over a few powers of two.
+    // About as many buckets as elements in one, so that the deal has few places to write to and a
+    // bucket is small; then a float32's word has room for the rest of a key and a place.
     int bits = 0;
-    while (bits < most_bits && (layer.size >> bits) > bucket_size) ++bits;
+    while ((layer.size >> (2 * bits)) > few) ++bits;
     rest_bits_ = Format::mantissa_bits - bits;
   }
 
   void score() {
     if (size_ == 0) return;
-    items_ = rooms_[0].items.template of<Item>(size_);
-    deal();
-    const auto [top_begin, top_end] = buckets_.back();
-    const auto smaller = [](const Item& a, const Item& b) { return a.key < b.key; };
-    const Arithmetic arithmetic(
-        std::max_element(items_ + top_begin, items_ + top_end, smaller)->key);
-    const bool in_windows = layer_.size > most_direct;
-    write_scores(arithmetic, in_windows ? nullptr : output_);
-    if (in_windows) write_windows();
+    const auto visit = [&](std::int64_t begin, std::int64_t end, auto&& body) {
+      for_each_key<Format>(layer_, begin, end, body);
+    };
+    const std::size_t groups = (std::size_t{Format::not_finite} >> rest_bits_) + 1;
+    Grouping<Place> grouping(layer_.size, groups, rest_bits_, team_, visit);
+    keys_ = rooms_[0].keys.template of<Key>(size_);
+    // Each group's next line is asked for early: the far jumps are too many for the processor to
+    // foresee.
+    constexpr std::size_t ahead = 32 / sizeof(Key);
+    grouping.for_each(visit, [to = keys_](auto, Key key, Place place) {
+      __builtin_prefetch(to + place + ahead, 1);
+      to[place] = key;
+    });
+    find_buckets(grouping.starts());
+    score_buckets();
+    grouping.for_each(visit, [from = keys_, to = output_](auto index, Key, Place place) {
+      __builtin_prefetch(from + place + ahead);
+      to[index] = bit_cast<Score>(from[place]);
+    });
   }
 
  private:
-  static constexpr std::int64_t bucket_size = 1 << 16;
-  static constexpr int most_bits = 7;
-  static constexpr std::int64_t most_direct = 1 << 22;
-  static constexpr int window_bits = 17;
+  static constexpr std::int64_t few = tiny ? 1 : 1 << 11;
 
   struct Bucket {
     std::size_t begin;
-    std::size_t end;
+    std::size_t count;
   };
 
-  // In each bucket the elements are in the order of their indices.
-  void deal() {
-    const std::size_t groups = (std::size_t{Format::not_finite} >> rest_bits_) + 1;
-    const auto starts =
-        Deal<Index>(layer_.size, groups, team_)
-            .run(items_, [&](std::int64_t begin, std::int64_t end, auto&& put) {
-              for_each_key<Format>(layer_, begin, end, [&](std::int64_t index, Key key) {
-                put(Item{key, static_cast<Index>(index)},
-                    static_cast<std::size_t>(key >> rest_bits_));
-              });
-            });
-    for (std::size_t group = 0; group < groups; ++group) {
-      if (starts[group] < starts[group + 1]) {
-        buckets_.push_back({starts[group], starts[group + 1]});
-      }
+  void find_buckets(const std::vector<Place>& starts) {
+    for (std::size_t group = starts.size() - 1; group-- > 0;) {
+      const std::size_t begin = starts[group];
+      const std::size_t count = starts[group + 1] - begin;
+      if (count > 0) buckets_.push_back({begin, count});
     }
   }
 
-  void sort(const Bucket& bucket, int worker) {
-    const std::size_t count = bucket.end - bucket.begin;
-    Item* items = items_ + bucket.begin;
-    Item* other = rooms_[worker].other_items.template of<Item>(count);
-    const auto rest = [mask = (Key{1} << rest_bits_) - 1](const Item& item) {
-      return item.key & mask;
-    };
-    const Item* sorted = radix_sort(items, other, count, rest_bits_, rest);
-    if (sorted != items) std::copy_n(sorted, count, items);
-  }
-
-  void write_scores(const Arithmetic& arithmetic, Score* output) {
-    const auto sorted = [&](std::size_t b) {
-      return Sorted<Item>{items_ + buckets_[b].begin, buckets_[b].end - buckets_[b].begin};
-    };
-    typename Arithmetic::Total after{};
-    if (team_.size() == 1) {  // each bucket at once, while the cache has it
-      for (std::size_t b = buckets_.size(); b-- > 0;) {
-        sort(buckets_[b], 0);
-        arithmetic.write(sorted(b), after, output);
-      }
+  void score_buckets() {
+    const Bucket& top = buckets_.front();
+    const Arithmetic arithmetic(
+        *std::max_element(keys_ + top.begin, keys_ + top.begin + top.count));
+    Total after{};
+    if (team_.size() == 1) {
+      for (const Bucket& bucket : buckets_) score_bucket(arithmetic, bucket, after, 0);
       return;
     }
-    std::vector<typename Arithmetic::Total> totals(buckets_.size());
+    std::vector<Total> totals(buckets_.size());
     const auto count = static_cast<std::int64_t>(buckets_.size());
-    team_.for_each(count, layer_.size, [&](std::int64_t task, int worker) {
-      const auto b = static_cast<std::size_t>(count - 1 - task);
-      sort(buckets_[b], worker);
-      totals[b] = arithmetic.total(sorted(b));
-    });
-    for (std::size_t b = buckets_.size(); b-- > 0;) {
-      const auto own = totals[b];
-      totals[b] = after;
-      after.add(own);
-    }
     team_.for_each(count, layer_.size, [&](std::int64_t task, int) {
       const auto b = static_cast<std::size_t>(task);
-      arithmetic.write(sorted(b), totals[b], output);
+      totals[b] = arithmetic.total(keys_ + buckets_[b].begin, buckets_[b].count);
+    });
+    for (Total& total : totals) {
+      const Total own = total;
+      total = after;
+      after.add(own);
+    }
+    team_.for_each(count, layer_.size, [&](std::int64_t task, int worker) {
+      const auto b = static_cast<std::size_t>(task);
+      score_bucket(arithmetic, buckets_[b], totals[b], worker);
     });
   }
 
-  // Where the output is too large for the cache, scores are first dealt to windows of it.
-  void write_windows() {
-    const std::size_t windows = ((size_ - 1) >> window_bits) + 1;
-    Item* dealt = rooms_[0].other_items.template of<Item>(size_);
-    const auto starts =
-        Deal<Index>(layer_.size, windows, team_)
-            .run(dealt, [&](std::int64_t begin, std::int64_t end, auto&& put) {
-              for (std::int64_t i = begin; i < end; ++i) {
-                put(items_[i], static_cast<std::size_t>(items_[i].index >> window_bits));
-              }
-            });
-    team_.for_each(static_cast<std::int64_t>(windows), layer_.size, [&](std::int64_t w, int) {
-      const auto window = static_cast<std::size_t>(w);
-      for (std::size_t i = starts[window]; i < starts[window + 1]; ++i) {
-        output_[dealt[i].index] = bit_cast<Score>(dealt[i].key);
-      }
-    });
+  // Puts the scores of a bucket in the places of its keys, and adds it to the total.
+  void score_bucket(const Arithmetic& arithmetic, const Bucket& bucket, Total& after, int worker) {
+    Key* keys = keys_ + bucket.begin;
+    if (std::all_of(keys, keys + bucket.count, [&](Key key) { return key == *keys; })) {
+      arithmetic.write(Equal<Key>{bucket.count, *keys}, after, keys);
+      return;
+    }
+    using Wide = std::conditional_t<sizeof(Key) == 4, std::uint64_t, Uint128>;
+    int place_bits = 0;
+    while ((bucket.count - 1) >> place_bits != 0) ++place_bits;
+    if (rest_bits_ + place_bits <= 8 * static_cast<int>(sizeof(Key))) {
+      score_sorted<Key>(arithmetic, keys, bucket.count, place_bits, after, worker);
+    } else {
+      score_sorted<Wide>(arithmetic, keys, bucket.count, place_bits, after, worker);
+    }
+  }
+
+  template <class Word>
+  void score_sorted(const Arithmetic& arithmetic, Key* keys, std::size_t count, int place_bits,
+                    Total& after, int worker) {
+    Word* items = rooms_[worker].items.template of<Word>(count);
+    Word* other = rooms_[worker].other_items.template of<Word>(count);
+    const Key rest = (Key{1} << rest_bits_) - 1;
+    const Key base = keys[0] & ~rest;
+    for (std::size_t i = 0; i < count; ++i) {
+      items[i] = Word{keys[i] & rest} << place_bits | static_cast<Word>(i);
+    }
+    const Word* sorted =
+        radix_sort(items, other, count, rest_bits_, [=](Word item) { return item >> place_bits; });
+    arithmetic.write(Packed<Key, Word>{sorted, count, base, place_bits}, after, keys);
   }
 
   const Layer& layer_;
@@ -425,9 +214,9 @@ class BucketSort {
   Score* output_;
   Rooms* rooms_;
   cpu::Team& team_;
-  int rest_bits_;  // of a key, that its bucket does not tell
-  Item* items_ = nullptr;
-  std::vector<Bucket> buckets_;  // those that have elements
+  int rest_bits_;                // of a key, that its bucket does not tell
+  Key* keys_ = nullptr;          // dealt
+  std::vector<Bucket> buckets_;  // those that have elements, the largest first
 };
 
 template <class Arithmetic>

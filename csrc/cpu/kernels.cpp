@@ -9,16 +9,16 @@ namespace lampfast::cpu {
 
 namespace baseline {
 extern const Kernels table[];
-extern const ScorePairs score_pairs;
+extern const ScoreKeys score_keys;
 }  // namespace baseline
 #if defined(LAMPFAST_X86_64)
 namespace avx2 {
 extern const Kernels table[];
-extern const ScorePairs score_pairs;
+extern const ScoreKeys score_keys;
 }  // namespace avx2
 namespace avx512 {
 extern const Kernels table[];
-extern const ScorePairs score_pairs;
+extern const ScoreKeys score_keys;
 }  // namespace avx512
 #endif
 
@@ -27,22 +27,22 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels* table;
-  ScorePairs score_pairs;
+  ScoreKeys score_keys;
   bool (*supported)();
 };
 
 // Best first.
 const InstructionSet instruction_sets[] = {
 #if defined(LAMPFAST_X86_64)
-    {"avx512", avx512::table, avx512::score_pairs,
+    {"avx512", avx512::table, avx512::score_keys,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::table, avx2::score_pairs,
+    {"avx2", avx2::table, avx2::score_keys,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }},
 #endif
-    {"baseline", baseline::table, baseline::score_pairs, [] { return true; }},
+    {"baseline", baseline::table, baseline::score_keys, [] { return true; }},
 };
 
 const InstructionSet& choose() {
@@ -66,7 +66,7 @@ const InstructionSet& chosen() {
 
 const Kernels& kernels(Dtype dtype) { return chosen().table[static_cast<int>(dtype)]; }
 
-ScorePairs score_pairs() { return chosen().score_pairs; }
+ScoreKeys score_keys() { return chosen().score_keys; }
 
 const char* instruction_set() { return chosen().name; }
 

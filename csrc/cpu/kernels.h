@@ -45,18 +45,12 @@ struct Kernels {
   std::int64_t (*count_equal)(const void* elements, std::int64_t count, std::uint64_t key);
 };
 
-// A magnitude of float32 and its place in the layer.
-struct Pair32 {
-  std::uint32_t key;
-  std::uint32_t index;
-};
-
 constexpr int score_block = 64;
 
-// Scores score_block magnitudes in ascending order, that are followed by others whose squares add
+// Scores score_block magnitudes of float32 in ascending order, that are followed by others whose squares add
 // up to `after`; the sum of their own squares.
-using ScorePairs = double (*)(const Pair32* pairs, double after, float* scores);
-ScorePairs score_pairs();
+using ScoreKeys = double (*)(const std::uint32_t* keys, double after, float* scores);
+ScoreKeys score_keys();
 
 // For the best instruction set that the processor has, or the one that LAMPFAST_ISA names.
 const Kernels& kernels(Dtype dtype);

@@ -443,14 +443,14 @@ std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t
   return total;
 }
 
-double score_pairs_here(const Pair32* pairs, double after, float* scores) {
+double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
   constexpr int parts = 4;  // each addition waits for the one before it, so four chains of them
   constexpr int part = score_block / parts;
   double squares[score_block];
   double sums[score_block];
   for (int i = 0; i < score_block; ++i) {
     float magnitude;
-    std::memcpy(&magnitude, &pairs[i].key, sizeof(magnitude));
+    std::memcpy(&magnitude, &keys[i], sizeof(magnitude));
     squares[i] = static_cast<double>(magnitude) * static_cast<double>(magnitude);
   }
   double chains[parts] = {};
@@ -460,8 +460,9 @@ double score_pairs_here(const Pair32* pairs, double after, float* scores) {
   double later = after;
   for (int p = parts; p-- > 0;) {
     for (int i = p * part; i < (p + 1) * part; ++i) {
-      const double score = squares[i] / (later + sums[i]);
-      scores[i] = squares[i] == 0.0 ? 0.0F : static_cast<float>(score);
+      // Zeros are divided by one rather than left out: a loop with a branch is not vectorised.
+      const double sum = later + sums[i];
+      scores[i] = static_cast<float>(squares[i] / (sum > 0.0 ? sum : 1.0));
     }
     later += chains[p];
   }
@@ -476,8 +477,8 @@ constexpr Kernels kernels_of() {
 
 }  // namespace
 
-extern const ScorePairs score_pairs;
-const ScorePairs score_pairs = score_pairs_here;
+extern const ScoreKeys score_keys;
+const ScoreKeys score_keys = score_keys_here;
 
 // By Dtype.
 extern const Kernels table[];
