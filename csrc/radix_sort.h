@@ -8,8 +8,8 @@
 
 namespace lampfast {
 
-// Sorts by the lowest key_bits (one or more) of key_of(item), and returns where the sorted items are: where they
-// were, or in `other`, which has room for as many.
+// Sorts by the lowest key_bits (one or more) of key_of(item), and returns where the sorted items
+// are: where they were, or in `other`, which has room for as many.
 template <class Item, class KeyOf>
 Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyOf&& key_of) {
   constexpr int most_digit_bits = 11;

@@ -25,9 +25,7 @@ void for_each_key(const Layer& layer, std::int64_t begin, std::int64_t end, Visi
   const std::int64_t step = walk.step()[0];
   walk.runs(begin, end, [&](std::int64_t index, const auto& offsets, std::int64_t length) {
     for (std::int64_t i = 0; i < length; ++i) {
-      const auto key = Format::key(data[offsets[0] + i * step]);
-      if (key >= Format::not_finite) throw NotFinite();
-      visit(index + i, key);
+      visit(index + i, Format::key(data[offsets[0] + i * step]));
     }
   });
 }
@@ -39,10 +37,12 @@ void score_by_table(const Layer& layer, float* output) {
     std::int64_t remaining = 0;  // from the next element of this magnitude on
     double after = 0.0;          // the squares of all larger magnitudes
   };
-  std::vector<Magnitude> table(Format::not_finite);
+  std::vector<Magnitude> table(std::size_t{Format::magnitude_mask} + 1);
   for_each_key<Format>(layer, 0, layer.size, [&](auto, auto key) { ++table[key].remaining; });
   Sum sum;
   for (std::size_t key = table.size(); key-- > 0;) {
+    if (table[key].remaining == 0) continue;
+    if (key >= Format::not_finite) throw NotFinite();
     table[key].after = sum.value();
     const double square = scaled_square<Format>(static_cast<typename Format::Storage>(key), 1.0);
     sum.add(static_cast<double>(table[key].remaining) * square);
@@ -117,8 +117,9 @@ class BucketSort {
     const auto visit = [&](std::int64_t begin, std::int64_t end, auto&& body) {
       for_each_key<Format>(layer_, begin, end, body);
     };
-    const std::size_t groups = (std::size_t{Format::not_finite} >> rest_bits_) + 1;
+    const std::size_t groups = (std::size_t{Format::magnitude_mask} >> rest_bits_) + 1;
     Grouping<Place> grouping(layer_.size, groups, rest_bits_, team_, visit);
+    if (grouping.starts()[Format::not_finite >> rest_bits_] < size_) throw NotFinite();
     keys_ = rooms_[0].keys.template of<Key>(size_);
     // Each group's next line is asked for early: the far jumps are too many for the processor to
     // foresee.

@@ -47,8 +47,8 @@ struct Kernels {
 
 constexpr int score_block = 64;
 
-// Scores score_block magnitudes of float32 in ascending order, that are followed by others whose squares add
-// up to `after`; the sum of their own squares.
+// Scores score_block magnitudes of float32 in ascending order, that are followed by others whose
+// squares add up to `after`; the sum of their own squares.
 using ScoreKeys = double (*)(const std::uint32_t* keys, double after, float* scores);
 ScoreKeys score_keys();
 
