@@ -112,7 +112,6 @@ def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.Stages]
 
     def prepare(stages: _core.Stages) -> Call:
         contenders.copy(weights, targets)
-        prune = _core.prune
-        return partial(prune, pointers, pointers, count, threads, stages=stages)
+        return partial(_core.prune, pointers, None, count, threads, stages=stages)
 
     return prepare

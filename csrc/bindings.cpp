@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <numeric>
+#include <optional>
 
 #include "apply.h"
 #include "census.h"
@@ -61,9 +62,10 @@ std::vector<Cut> masks(const Layers& sources, const Layers& targets, std::int64_
   return std::move(selected.cuts);
 }
 
-std::vector<Cut> prune(const Layers& sources, const Layers& targets, std::int64_t count,
-                       int threads, Stages* stages) {
+std::vector<Cut> prune(const Layers& targets, const std::optional<Layers>& importances,
+                       std::int64_t count, int threads, Stages* stages) {
   cpu::Team team(threads);
+  const Layers& sources = importances ? *importances : targets;
   Selected selected = select(sources, {}, count, team, stages);
   const StageTimer timer(stages, &Stages::apply);
   zero(sources, targets, selected.cuts, selected.surveys, team);
@@ -117,7 +119,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("sources"), py::arg("targets"), py::arg("cuts"), py::arg("threads"), released);
   m.def("masks", &masks, py::arg("sources"), py::arg("targets"), py::arg("count"),
         py::arg("threads"), py::kw_only(), py::arg("stages") = nullptr, released);
-  m.def("prune", &prune, py::arg("sources"), py::arg("targets"), py::arg("count"),
+  m.def("prune", &prune, py::arg("targets"), py::arg("importances"), py::arg("count"),
         py::arg("threads"), py::kw_only(), py::arg("stages") = nullptr, released);
   m.def(
       "score",

@@ -33,11 +33,13 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
     if (count == 0) return;
     const double after = sum.value();
     sum.add(own);
+    const double first_square = square(first);
+    const double last_square = first == last ? first_square : square(last);
     const double slack = first == last ? margin : Slot::relative_error;
-    const double least = square(first) > 0.0 ? square(first) / sum.value() : 0.0;
+    const double least = first_square > 0.0 ? first_square / sum.value() : 0.0;
     // A bound may be far above all magnitudes, and its square infinite; a score is at most 1.
-    const double ratio = square(last) / (square(last) + after);
-    const double most = square(last) > 0.0 ? std::fmin(ratio, 1.0) : 0.0;
+    const double ratio = last_square / (last_square + after);
+    const double most = last_square > 0.0 ? std::fmin(ratio, 1.0) : 0.0;
     steps_.push_back({first, last, 0, count, after, least * (1.0 - slack), most * (1.0 + slack)});
   };
   const auto push_run = [&](std::uint64_t key, std::int64_t count) {

@@ -62,8 +62,8 @@ def masks(
     stages: Stages | None = None,
 ) -> list[Cut]: ...
 def prune(
-    sources: Sequence[Layer],
     targets: Sequence[Layer],
+    importances: Sequence[Layer] | None,
     count: int,
     threads: int,
     *,

@@ -16,7 +16,8 @@ from lampfast.views import Pointer, View
 def prune(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
     """Zero the `count` weights of `layers` that score lowest, in place."""
     with _naming_nonfinite(layers, sources):
-        return _core.prune(_pointers(sources), _pointers(layers), count, torch.get_num_threads())
+        importances = None if sources is layers else _pointers(sources)
+        return _core.prune(_pointers(layers), importances, count, torch.get_num_threads())
 
 
 def masks(
@@ -42,22 +43,23 @@ def census(layers: Sequence[View]) -> list[_core.Cut]:
 @contextmanager
 def _naming_nonfinite(layers: Sequence[View], sources: Sequence[View]) -> Iterator[None]:
     """Check what the engine does not read, and say where it found a NaN or an infinity."""
-    if sources is not layers and (error := _nonfinite(layers)):
+    if sources is not layers and (error := _nonfinite("layer", layers)):
         raise error
     try:
         yield
     except ValueError as error:
-        raise _nonfinite(sources) or error from None
+        what = "layer" if sources is layers else "importance of layer"
+        raise _nonfinite(what, sources) or error from None
 
 
-def _nonfinite(views: Sequence[View]) -> ValueError | None:
+def _nonfinite(what: str, views: Sequence[View]) -> ValueError | None:
     found = _core.first_nonfinite(_pointers(views), torch.get_num_threads())
     if found is None:
         return None
     view, flat = views[found[0]], found[1]
     index = tuple(map(int, np.unravel_index(flat, view.weight.shape)))
     return ValueError(
-        f"{view.what} {view.name!r} has {view.weight[index].item()} at index {index}, and only "
+        f"{what} {view.name!r} has {view.weight[index].item()} at index {index}, and only "
         "finite values can be ordered; repair it first, or leave the layer out with exclude="
     )
 

@@ -33,24 +33,25 @@ class View(NamedTuple):
     """A checked weight, as the engine reads or writes it; keeps its memory alive.
 
     Attributes:
-        what: What a message calls it: "layer" or "importance of layer".
         name: Its name in the model.
         weight: The tensor or array itself.
-        dtype: How its elements are stored.
         size: How many elements it has.
         pointer: What the engine sees of it: address, dtype, shape, strides in elements.
         span: The addresses [start, stop) that its elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
     """
 
-    what: str
     name: str
     weight: Weight
-    dtype: Dtype
     size: int
     pointer: Pointer
     span: tuple[int, int]
     dense: bool
+
+    @property
+    def dtype(self) -> Dtype:
+        """How its elements are stored."""
+        return self.pointer[1]
 
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
@@ -174,8 +175,7 @@ def empty_masks(layers: Sequence[View]) -> list[View]:
         for layer in layers
     ]
     return [
-        _view("mask", layer.name, mask, Dtype.boolean)
-        for layer, mask in zip(layers, masks, strict=True)
+        _view(layer.name, mask, Dtype.boolean) for layer, mask in zip(layers, masks, strict=True)
     ]
 
 
@@ -193,7 +193,7 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
             scores = torch.empty(shape, dtype=getattr(torch, dtype.name), device=like.device)
         else:
             scores = np.empty(shape, dtype.name)
-        views.append(_view("scores", layer.name, scores, dtype))
+        views.append(_view(layer.name, scores, dtype))
     return views
 
 
@@ -210,25 +210,25 @@ def _checked(what: str, name: str, weight: Weight) -> View:
         )
     if problem:
         raise TypeError(f"{what} {name!r} {problem}")
-    return _view(what, name, weight, _DTYPES[weight.dtype])
+    return _view(name, weight, _DTYPES[weight.dtype])
 
 
-def _view(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
+def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
     shape = weight.shape
     if isinstance(weight, torch.Tensor):
         address, strides = weight.data_ptr(), weight.stride()
-        size, nbytes, dense = weight.numel(), weight.nbytes, weight.is_contiguous()
+        size, dense = weight.numel(), weight.is_contiguous()
     else:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
-        size, nbytes, dense = weight.size, weight.nbytes, weight.flags.c_contiguous
+        size, dense = weight.size, weight.flags.c_contiguous
     if dense:
-        span = address, address + nbytes
+        span = address, address + size * weight.itemsize
     else:
         first, last = _memory.reach(shape, strides)
         span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
-    return View(what, name, weight, dtype, size, (address, dtype, shape, strides), span, dense)
+    return View(name, weight, size, (address, dtype, shape, strides), span, dense)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
