@@ -43,7 +43,8 @@ def prune(
             where every entry is a layer; a sequence of tensors or arrays; or a sequence of
             (module, "weight") pairs, as torch.nn.utils.prune takes it. Layers may have any shape,
             memory format and mix of float32, float16, bfloat16, float64, float8_e4m3fn and
-            float8_e5m2, in CPU memory. Tied weights count once.
+            float8_e5m2, on any device (those on others than the CPU are copied to host memory and
+            back). Tied weights count once.
         s: The sparsity of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
@@ -112,7 +113,7 @@ def masks(
     sources, count = _sources(layers, importance), _count(s, layers)
     outputs = views.empty_masks(layers)
     _engine.masks(layers, sources, outputs, count)
-    return {output.name: output.weight for output in outputs}
+    return views.delivered(outputs, layers)
 
 
 def scores(
@@ -151,7 +152,7 @@ def scores(
     sources = _sources(layers, importance)
     outputs = views.empty_scores(layers, sources)
     _engine.scores(layers, sources, outputs)
-    return {output.name: output.weight for output in outputs}
+    return views.delivered(outputs, layers)
 
 
 def report(model: Model, *, include: Patterns = None, exclude: Patterns = None) -> Report:

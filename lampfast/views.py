@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.parameter import Parameter, is_lazy
 
-from lampfast import _memory
+from lampfast import _host, _memory
 from lampfast._core import Dtype
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
@@ -35,14 +35,16 @@ class View(NamedTuple):
     Attributes:
         name: Its name in the model.
         weight: The tensor or array itself.
+        host: What the engine reads or writes: the weight, or its copy (`_host`).
         size: How many elements it has.
-        pointer: What the engine sees of it: address, dtype, shape, strides in elements.
-        span: The addresses [start, stop) that its elements lie in.
+        pointer: What the engine sees of `host`: address, dtype, shape, strides in elements.
+        span: The addresses [start, stop) that the weight's elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
     """
 
     name: str
     weight: Weight
+    host: Weight
     size: int
     pointer: Pointer
     span: tuple[int, int]
@@ -167,9 +169,9 @@ def count(s: float, numel: int) -> int:
 
 
 def empty_masks(layers: Sequence[View]) -> list[View]:
-    """New bool tensors or arrays of the layers' shapes, to write masks to."""
+    """New bool tensors or arrays of the layers' shapes in host memory, to write masks to."""
     masks: list[Weight] = [
-        torch.empty_like(layer.weight, dtype=torch.bool)
+        torch.empty_like(layer.weight, dtype=torch.bool, device="cpu")
         if isinstance(layer.weight, torch.Tensor)
         else np.empty_like(layer.weight, dtype=bool, subok=False)
         for layer in layers
@@ -180,7 +182,7 @@ def empty_masks(layers: Sequence[View]) -> list[View]:
 
 
 def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
-    """New tensors or arrays of the layers' shapes, to write the scores of `sources` to.
+    """New tensors or arrays of the layers' shapes in host memory, for the scores of `sources`.
 
     They are float64 where the source is, else float32.
     """
@@ -190,11 +192,21 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
         like, shape = layer.weight, layer.weight.shape
         scores: Weight
         if isinstance(like, torch.Tensor):
-            scores = torch.empty(shape, dtype=getattr(torch, dtype.name), device=like.device)
+            scores = torch.empty(shape, dtype=getattr(torch, dtype.name), device="cpu")
         else:
             scores = np.empty(shape, dtype.name)
         views.append(_view(layer.name, scores, dtype))
     return views
+
+
+def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]:
+    """The tensors or arrays of outputs by name, each on its layer's device."""
+    return {
+        output.name: output.weight
+        if layer.host is layer.weight
+        else torch.as_tensor(output.weight, device=layer.weight.device)
+        for output, layer in zip(outputs, layers, strict=True)
+    }
 
 
 def _checked(what: str, name: str, weight: Weight) -> View:
@@ -216,19 +228,27 @@ def _checked(what: str, name: str, weight: Weight) -> View:
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
     shape = weight.shape
+    host = weight
     if isinstance(weight, torch.Tensor):
-        address, strides = weight.data_ptr(), weight.stride()
-        size, dense = weight.numel(), weight.is_contiguous()
+        strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
+        if _host.is_here(weight):
+            address = weight.data_ptr()
+            pointer = address, dtype, shape, strides
+        else:
+            address = _host.address(weight)
+            host = _host.copied(weight)
+            pointer = host.data_ptr(), dtype, shape, host.stride()
     else:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
         size, dense = weight.size, weight.flags.c_contiguous
+        pointer = address, dtype, shape, strides
     if dense:
         span = address, address + size * weight.itemsize
     else:
         first, last = _memory.reach(shape, strides)
         span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
-    return View(name, weight, size, (address, dtype, shape, strides), span, dense)
+    return View(name, weight, host, size, pointer, span, dense)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
@@ -243,10 +263,8 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
         return _dtype_problem(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.is_nested:
         return "is sparse or nested, not strided; convert it with .to_dense() first"
-    if not tensor.is_cpu:
-        if tensor.is_meta:
-            return "is on the meta device and has no values; load them first"
-        return f"is on {tensor.device}; this version prunes on the CPU: move it with .cpu() first"
+    if tensor.is_meta:
+        return "is on the meta device and has no values; load them first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
     if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
@@ -334,5 +352,7 @@ def _check_apart(sources: Sequence[View], layers: Sequence[View]) -> None:
 def _array(weight: Weight) -> npt.NDArray[Any]:
     """The weight's memory for the questions of `_memory`."""
     if isinstance(weight, torch.Tensor):
-        return _memory.array(weight.data_ptr(), weight.itemsize, weight.shape, weight.stride())
+        # Of two that are compared the spaces are the same.
+        address = _host.address(weight) % (1 << 64)
+        return _memory.array(address, weight.itemsize, weight.shape, weight.stride())
     return weight

@@ -118,14 +118,6 @@ def test_unfit_importances(
         verb({"fc": weight}, importance={"fc": make()})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@verbs
-def test_weights_on_a_gpu(verb: Callable[..., object]) -> None:
-    good, far = torch.randn(10), torch.randn(10, device="cuda")
-    with refused(TypeError, "layer 'far' is on cuda:0", ".cpu()", keeps=[good]):
-        verb({"good": good, "far": far})
-
-
 def laid_out(value: float, dtype: torch.dtype) -> dict[str, Weight]:
     """The value at (1, 2, 0, 1) of tensors and arrays in several memory formats."""
     tensor = torch.ones(2, 3, 2, 2)
