@@ -59,12 +59,12 @@ def scaling(run: Run) -> Outcome:
     run.progress("scaling: 25 and 400 million weights")
     many = gaussian(run.sized({str(layer): (5000, 5000) for layer in range(16)}))
     targets = contenders.clone(many)
-    one = {"0": many["0"]}
+    one, target = {"0": many["0"]}, {"0": targets["0"]}
     contenders.check_masks(many, USUAL)
     contenders.check_prune(many, targets, USUAL)
     masks = run.medians(contenders.masks(many, USUAL), contenders.masks(one, USUAL))
     prune = run.medians(
-        contenders.prune(many, targets, USUAL), contenders.prune(one, targets, USUAL)
+        contenders.prune(many, targets, USUAL), contenders.prune(one, target, USUAL)
     )
     times = len(many)
     return Outcome([_scaled("masks", masks, times), _scaled("prune", prune, times)])
