@@ -5,13 +5,14 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
 // GCC 12 takes the deliberately undefined operands inside its own header for mistakes.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#define LAMPFAST_REGISTERS
 #endif
 
 #include "cpu/kernels.h"
@@ -19,6 +20,12 @@
 
 namespace lampfast::cpu::LAMPFAST_ISA {
 namespace {
+
+#if defined(__AVX512BW__)
+#include "cpu/registers_avx512.inl"
+#elif defined(__AVX2__)
+#include "cpu/registers_avx2.inl"
+#endif
 
 constexpr int lane_count = 8;
 
@@ -122,11 +129,7 @@ class Block {
   alignas(64) Key keys_[classify_block];
 };
 
-#if defined(__AVX512BW__)
-// The elements whose mask bytes fill a register. Whole ones only: masked loads and stores take
-// several times as long.
-constexpr int unit = 64;
-
+#if defined(LAMPFAST_REGISTERS)
 // Calls body(elements, valid) for each unit, `valid` having a bit for each of its elements. The
 // last one may be a copy with zeros behind the valid elements.
 template <class Key, class Body>
@@ -139,103 +142,6 @@ void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
   body(i, static_cast<const Key*>(rest), (std::uint64_t{1} << (count - i)) - 1);
 }
 
-// Writes the mask bytes of a unit.
-inline void store_kept(__m512i states, std::uint64_t valid, std::uint8_t* kept) {
-  if (~valid == 0) {
-    _mm512_storeu_si512(kept, states);
-  } else {
-    _mm512_mask_storeu_epi8(kept, valid, states);
-  }
-}
-
-// As many keys as fit a register, zero-extended to 32 bits where they are narrower.
-template <class Format, std::size_t KeyBytes = sizeof(typename Format::Storage)>
-struct Register {
-  static constexpr int lanes = 16;
-  using Mask = __mmask16;
-  using Sums = __m512d[2];
-
-  // Whether a sum of squares shows that an element is not finite. Not every narrow format's
-  // infinity and NaN become float32's when their bits are widened.
-  static constexpr bool sum_tells_not_finite = Format::rebias == 1.0F;
-
-  static __m512i load(const typename Format::Storage* elements) {
-    __m512i bits;
-    if constexpr (KeyBytes == 4) {
-      bits = _mm512_loadu_si512(elements);
-    } else if constexpr (KeyBytes == 2) {
-      bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(elements)));
-    } else {
-      bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(elements)));
-    }
-    return _mm512_and_si512(bits, all(Format::magnitude_mask));
-  }
-
-  static __m512i all(typename Format::Storage key) {
-    return _mm512_set1_epi32(static_cast<int>(key));
-  }
-  static Mask less(__m512i a, __m512i b) { return _mm512_cmplt_epu32_mask(a, b); }
-  static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu32(a, b); }
-
-  // Writes whole registers; only the chosen keys, which come first, mean anything.
-  static void compress(Mask chosen, __m512i keys, typename Format::Storage* to) {
-    const __m512i first = _mm512_maskz_compress_epi32(chosen, keys);
-    if constexpr (KeyBytes == 4) {
-      _mm512_storeu_si512(to, first);
-    } else if constexpr (KeyBytes == 2) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(first));
-    } else {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(first));
-    }
-  }
-
-  static void add_squares(Mask chosen, const typename Format::Storage* elements, __m512i keys,
-                          double, Sums& sums) {
-    __m512d half[2];
-    if constexpr (KeyBytes == 4) {
-      const auto* values = reinterpret_cast<const float*>(elements);
-      half[0] = _mm512_maskz_cvtps_pd(static_cast<__mmask8>(chosen), _mm256_loadu_ps(values));
-      half[1] =
-          _mm512_maskz_cvtps_pd(static_cast<__mmask8>(chosen >> 8), _mm256_loadu_ps(values + 8));
-    } else {
-      const __m512i bits = _mm512_maskz_mov_epi32(chosen, keys);
-      __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 23 - Format::mantissa_bits));
-      if constexpr (Format::rebias != 1.0F) {
-        value = _mm512_mul_ps(value, _mm512_set1_ps(Format::rebias));
-      }
-      half[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(value));
-      half[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1));
-    }
-    for (int i = 0; i < 2; ++i) sums[i] = _mm512_fmadd_pd(half[i], half[i], sums[i]);
-  }
-};
-
-template <class Format>
-struct Register<Format, 8> {
-  static constexpr int lanes = 8;
-  using Mask = __mmask8;
-  using Sums = __m512d[2];
-  static constexpr bool sum_tells_not_finite = true;
-
-  static __m512i load(const std::uint64_t* elements) {
-    return _mm512_and_si512(_mm512_loadu_si512(elements), all(Format::magnitude_mask));
-  }
-  static __m512i all(std::uint64_t key) {
-    return _mm512_set1_epi64(static_cast<std::int64_t>(key));
-  }
-  static Mask less(__m512i a, __m512i b) { return _mm512_cmplt_epu64_mask(a, b); }
-  static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu64(a, b); }
-  static void compress(Mask chosen, __m512i keys, std::uint64_t* to) {
-    _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(chosen, keys));
-  }
-  static void add_squares(Mask chosen, const std::uint64_t*, __m512i keys, double scale,
-                          Sums& sums) {
-    const __m512d value = _mm512_mul_pd(_mm512_castsi512_pd(_mm512_maskz_mov_epi64(chosen, keys)),
-                                        _mm512_set1_pd(scale));
-    sums[0] = _mm512_fmadd_pd(value, value, sums[0]);
-  }
-};
-
 // Writes the magnitudes that are chosen from a unit, and perhaps some behind them; how many there
 // are. Mostly these are few, so that two are written whether they are there or not.
 template <class Format>
@@ -245,13 +151,15 @@ int compact(const typename Format::Storage* elements, std::uint64_t chosen,
   using Keys = Register<Format>;
   constexpr int few = 8;
   const int found = __builtin_popcountll(chosen);
-  if (found > few) {
-    for (int j = 0; j < unit; j += Keys::lanes) {
-      const auto here = static_cast<typename Keys::Mask>(chosen >> j);
-      Keys::compress(here, Keys::load(elements + j), to);
-      to += __builtin_popcount(here);
+  if constexpr (Keys::can_compress) {
+    if (found > few) {
+      for (int j = 0; j < unit; j += Keys::lanes) {
+        const auto here = static_cast<typename Keys::Flags>(chosen >> j);
+        Keys::compress(here, Keys::load(elements + j), to);
+        to += __builtin_popcount(here);
+      }
+      return found;
     }
-    return found;
   }
   constexpr std::uint64_t last = std::uint64_t{1} << (unit - 1);
   const auto next = [&] {
@@ -273,41 +181,33 @@ Classified classify_in_registers(const typename Format::Storage* elements, int c
                                  std::uint8_t* kept) {
   using Key = typename Format::Storage;
   using Keys = Register<Format>;
-  const __m512i lows = Keys::all(low);
-  const __m512i highs = Keys::all(high);
+  const auto lows = Keys::all(low);
+  const auto highs = Keys::all(high);
   // Several sums, so that an addition need not wait for the one before it.
   typename Keys::Sums sums[2] = {};
-  __m512i largest = _mm512_setzero_si512();
+  auto largest = Keys::all(0);
   Classified result{};
   for_each_unit(elements, count, [&](std::int64_t i, const Key* here, std::uint64_t valid) {
     std::uint64_t below = 0;
-    std::uint64_t above = 0;
+    std::uint64_t not_above = 0;
     for (int j = 0; j < unit; j += Keys::lanes) {
-      const __m512i keys = Keys::load(here + j);
-      const auto is_below = Keys::less(keys, lows);
-      const auto is_above = static_cast<typename Keys::Mask>(~Keys::less(keys, highs));
-      Keys::add_squares(is_above, here + j, keys, scale, sums[j / Keys::lanes % 2]);
+      const auto keys = Keys::load(here + j);
+      const auto is_not_above = Keys::less(keys, highs);
+      Keys::add_squares_unless(is_not_above, here + j, keys, scale, sums[j / Keys::lanes % 2]);
       if constexpr (!Keys::sum_tells_not_finite) largest = Keys::larger(largest, keys);
-      below |= std::uint64_t{is_below} << j;
-      above |= std::uint64_t{is_above} << j;
+      below |= Keys::bits(Keys::less(keys, lows)) << j;
+      not_above |= Keys::bits(is_not_above) << j;
     }
-    below &= valid;
-    const std::uint64_t is_inside = valid & ~(below | above);
-    result.below += __builtin_popcountll(below);
-    result.above += __builtin_popcountll(above);
+    const std::uint64_t is_inside = valid & not_above & ~below;
+    result.below += __builtin_popcountll(valid & below);
+    result.above += __builtin_popcountll(valid & ~not_above);
     result.inside += compact<Format>(here, is_inside, inside + result.inside);
-    if (kept != nullptr) {
-      const __m512i ones = _mm512_maskz_set1_epi8(above, 1);
-      const __m512i open = _mm512_set1_epi8(static_cast<char>(undecided));
-      store_kept(_mm512_mask_mov_epi8(ones, is_inside, open), valid, kept + i);
-    }
+    if (kept != nullptr) store_kept(~not_above, is_inside, valid, kept + i);
   });
-  __m512d sum = _mm512_add_pd(sums[0][0], sums[1][0]);
-  sum = _mm512_add_pd(sum, _mm512_add_pd(sums[0][1], sums[1][1]));
-  result.above_sum = _mm512_reduce_add_pd(sum);
+  result.above_sum = Keys::total(sums[0]) + Keys::total(sums[1]);
   if constexpr (!Keys::sum_tells_not_finite) {
-    const auto finite = Keys::less(largest, Keys::all(Format::not_finite));
-    if (static_cast<typename Keys::Mask>(~finite) != 0) {
+    constexpr std::uint64_t all = (std::uint64_t{1} << Keys::lanes) - 1;
+    if (Keys::bits(Keys::less(largest, Keys::all(Format::not_finite))) != all) {
       result.above_sum = std::numeric_limits<double>::quiet_NaN();
     }
   }
@@ -323,7 +223,7 @@ Classified classify(const void* elements, int count, const Bracket& bracket, dou
   auto* keys = static_cast<Key*>(inside);
   const auto low = static_cast<Key>(bracket.low);
   const auto high = static_cast<Key>(bracket.high);
-#if defined(__AVX512BW__)
+#if defined(LAMPFAST_REGISTERS)
   return classify_in_registers<Format>(data, count, low, high, scale, keys, kept);
 #else
   const Block<Format> block(data, count);
@@ -343,43 +243,21 @@ void mask(const void* elements, std::int64_t count, std::uint64_t threshold, std
   }
 }
 
-#if defined(__AVX512BW__)
-// Completes a unit at once: compares as many candidates as are undecided, and deposits the answers
-// where these are.
-template <class Format>
-std::int64_t settle_in_registers(std::uint8_t* kept, std::int64_t count,
-                                 const typename Format::Storage* candidates,
-                                 typename Format::Storage threshold) {
-  using Keys = Register<Format>;
-  const __m512i thresholds = Keys::all(threshold);
-  std::int64_t settled = 0;
-  for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* here, std::uint64_t valid) {
-    const __m512i states = _mm512_loadu_si512(here);
-    const std::uint64_t open =
-        _mm512_test_epi8_mask(states, _mm512_set1_epi8(static_cast<char>(undecided)));
-    if (open == 0) return;
-    const int found = __builtin_popcountll(open);
-    std::uint64_t stay = 0;
-    for (int j = 0; j < found; j += Keys::lanes) {
-      const auto less = Keys::less(Keys::load(candidates + settled + j), thresholds);
-      stay |= std::uint64_t{static_cast<typename Keys::Mask>(~less)} << j;
-    }
-    settled += found;
-    const __m512i answers = _mm512_maskz_set1_epi8(_pdep_u64(stay, open), 1);
-    store_kept(_mm512_mask_mov_epi8(states, open, answers), valid, kept + i);
-  });
-  return settled;
-}
-#endif
-
 template <class Format>
 std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidates,
                     std::uint64_t threshold) {
   using Key = typename Format::Storage;
   const auto* keys = static_cast<const Key*>(candidates);
   const auto bound = static_cast<Key>(threshold);
-#if defined(__AVX512BW__)
-  return settle_in_registers<Format>(kept, count, keys, bound);
+#if defined(LAMPFAST_REGISTERS)
+  std::int64_t settled = 0;
+  for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* states, std::uint64_t valid) {
+    const std::uint64_t open = open_places(states);
+    if (open == 0) return;
+    settle_unit<Format>(states, open, keys + settled, bound, valid, kept + i);
+    settled += __builtin_popcountll(open);
+  });
+  return settled;
 #else
   constexpr std::int64_t word = sizeof(std::uint64_t);
   constexpr std::uint64_t undecided_bits = 0x0101010101010101 * undecided;
