@@ -4,6 +4,7 @@ Each is handed out as a function that sets the call up, untimed, and returns it,
 `lampfast._measure.median_seconds` takes it.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -27,10 +28,19 @@ def prune(weights: Weights, targets: Weights, s: float) -> Prepare:
     """Times `lampfast.prune` on `targets`, which are restored from `weights` before every call."""
 
     def prepare() -> Call:
-        copy(weights, targets)
+        restore(weights, targets)
         return partial(lampfast.prune, targets, s)
 
     return prepare
+
+
+def restore(weights: Weights, targets: Weights) -> None:
+    """Copies, and waits until torch's threads rest; they spin for milliseconds after their work.
+
+    Whatever is timed next would share its cores with them.
+    """
+    copy(weights, targets)
+    time.sleep(0.02)
 
 
 # Floors.

@@ -54,12 +54,12 @@ def measure_here(name: str, shapes: Shapes, rounds: int) -> list[tuple[Cell, ...
         contenders.check_masks(weights, USUAL)
         contenders.check_prune(weights, targets, USUAL)
         floor, _ = contenders.masks_floors(weights, USUAL)
-        masks, written, prune, copied = _measure.median_seconds(
+        masks, written, copied, prune = _measure.median_seconds(
             [
                 contenders.masks(weights, USUAL),
                 floor,
-                contenders.prune(weights, targets, USUAL),
                 contenders.copy_floor(weights, targets),
+                contenders.prune(weights, targets, USUAL),
             ],
             rounds,
         )

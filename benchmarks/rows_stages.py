@@ -111,7 +111,7 @@ def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.Stages]
     count, threads = views.count(USUAL, contenders.numel(weights)), torch.get_num_threads()
 
     def prepare(stages: _core.Stages) -> Call:
-        contenders.copy(weights, targets)
+        contenders.restore(weights, targets)
         return partial(_core.prune, pointers, None, count, threads, stages=stages)
 
     return prepare

@@ -155,9 +155,9 @@ def test_prune(name: str, weights: Weights, summary: Summary, benchmark: Benchma
     rounds, prepare = PRUNE[name]
 
     def setup() -> tuple[tuple[Callable[[], object]], dict[str, object]]:
-        call = prepare(contenders.clone(weights))
-        _measure.settle()
-        return (call,), {}
+        targets = contenders.clone(weights)
+        contenders.restore(weights, targets)
+        return (prepare(targets),), {}
 
     benchmark.pedantic(lambda call: call(), setup=setup, rounds=rounds, warmup_rounds=1)
     summary.note_time("prune", name, benchmark)

@@ -15,14 +15,6 @@ import torch
 Call = Callable[[], object]
 
 
-def settle() -> None:
-    """Waits until torch's threads have given up their cores, which they hold for more work to come.
-
-    What sets a call up is no part of it, and libgomp's threads spin for milliseconds after.
-    """
-    time.sleep(0.02)
-
-
 def median_seconds(prepare: Sequence[Callable[[], Call]], rounds: int) -> list[float]:
     """Times several calls in turns, so that a busy moment of the machine meets all of them.
 
@@ -41,7 +33,6 @@ def median_seconds(prepare: Sequence[Callable[[], Call]], rounds: int) -> list[f
     for _ in range(rounds + 1):
         for times, setup in zip(seconds, prepare, strict=True):
             call = setup()
-            settle()
             start = time.perf_counter()
             result = call()
             times.append(time.perf_counter() - start)
