@@ -25,7 +25,7 @@ Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyO
   }
   // No more digits than items, or their counts would take longer than the items.
   const auto digit_bits_of = [&](int passes) { return (key_bits + passes - 1) / passes; };
-  int passes = digit_bits_of(most_digit_bits);
+  int passes = (key_bits + most_digit_bits - 1) / most_digit_bits;
   while ((std::size_t{1} << digit_bits_of(passes)) > count) ++passes;
   const int digit_bits = digit_bits_of(passes);
   const std::size_t digits = std::size_t{1} << digit_bits;
@@ -34,7 +34,7 @@ Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyO
   };
   std::vector<std::size_t> all_places(static_cast<std::size_t>(passes) * digits);
   std::size_t* first = all_places.data();
-  // Two digits in one sweep: so are most keys sorted here.
+  // Two digits are counted in one sweep: most keys that are sorted here have two.
   int counted = 0;
   for (; counted + 2 <= passes; counted += 2) {
     std::size_t* one = first + static_cast<std::size_t>(counted) * digits;

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lampfast import _core, _host
+from lampfast import _core
 from lampfast.views import Pointer, View
 
 
@@ -17,11 +17,7 @@ def prune(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_
     """Zero the `count` weights of `layers` that score lowest, in place."""
     with _naming_nonfinite(layers, sources):
         importances = None if sources is layers else _pointers(sources)
-        cuts = _core.prune(_pointers(layers), importances, count, torch.get_num_threads())
-    for layer in layers:
-        if isinstance(layer.weight, torch.Tensor) and layer.host is not layer.weight:
-            _host.write_back(layer.weight, layer.host)
-    return cuts
+        return _core.prune(_pointers(layers), importances, count, torch.get_num_threads())
 
 
 def masks(

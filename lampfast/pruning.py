@@ -70,9 +70,11 @@ def prune(
     """
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
-    sources = _sources(layers, importance, write=True)
-    cuts = _engine.prune(layers, sources, _count(s, layers))
+    sources, count = _sources(layers, importance, write=True), _count(s, layers)
+    targets, near = _reachable(layers, sources)
+    cuts = _engine.prune(targets, near, count)
     _mark_changed(weights.values())
+    views.write_back(layers, targets)
     return _report(layers, cuts)
 
 
@@ -112,7 +114,8 @@ def masks(
     layers = views.layers(parameters.named(model, include, exclude))
     sources, count = _sources(layers, importance), _count(s, layers)
     outputs = views.empty_masks(layers)
-    _engine.masks(layers, sources, outputs, count)
+    targets, near = _reachable(layers, sources)
+    _engine.masks(targets, near, outputs, count)
     return views.delivered(outputs, layers)
 
 
@@ -151,7 +154,8 @@ def scores(
     layers = views.layers(parameters.named(model, include, exclude))
     sources = _sources(layers, importance)
     outputs = views.empty_scores(layers, sources)
-    _engine.scores(layers, sources, outputs)
+    targets, near = _reachable(layers, sources)
+    _engine.scores(targets, near, outputs)
     return views.delivered(outputs, layers)
 
 
@@ -176,7 +180,7 @@ def report(model: Model, *, include: Patterns = None, exclude: Patterns = None) 
         ValueError: As for `prune`.
     """
     layers = views.layers(parameters.named(model, include, exclude))
-    return _report(layers, _engine.census(layers))
+    return _report(layers, _engine.census(views.reachable(layers)))
 
 
 def _mark_changed(weights: Iterable[Weight]) -> None:
@@ -197,6 +201,12 @@ def _sources(
     if importance is None:
         return layers
     return views.importances(importance, layers, write=write)
+
+
+def _reachable(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Sequence[View]]:
+    """Both where the engine can reach them; one list remains one list."""
+    targets = views.reachable(layers)
+    return targets, targets if sources is layers else views.reachable(sources)
 
 
 def _count(s: float, layers: Sequence[View]) -> int:

@@ -1,9 +1,9 @@
 """From tensors to addresses: everything is checked here, once, and trusted below."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,18 +35,19 @@ class View(NamedTuple):
     Attributes:
         name: Its name in the model.
         weight: The tensor or array itself.
-        host: What the engine reads or writes: the weight, or its copy (`_host`).
         size: How many elements it has.
-        pointer: What the engine sees of `host`: address, dtype, shape, strides in elements.
-        span: The addresses [start, stop) that the weight's elements lie in.
+        pointer: What the engine sees of it: address, dtype, shape, strides in elements.
+        space: What its address counts in: None for memory, or a storage that only its device can
+            find.
+        span: The addresses [start, stop) that its elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
     """
 
     name: str
     weight: Weight
-    host: Weight
     size: int
     pointer: Pointer
+    space: int | None
     span: tuple[int, int]
     dense: bool
 
@@ -54,6 +55,12 @@ class View(NamedTuple):
     def dtype(self) -> Dtype:
         """How its elements are stored."""
         return self.pointer[1]
+
+    @property
+    def far(self) -> torch.Tensor | None:
+        """The weight, if it is a tensor whose memory the engine cannot reach."""
+        weight = self.weight
+        return weight if isinstance(weight, torch.Tensor) and not _host.is_here(weight) else None
 
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
@@ -199,12 +206,29 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
     return views
 
 
+def reachable(views: Sequence[View]) -> Sequence[View]:
+    """The views for the engine: of copies where it cannot reach the weights themselves."""
+    if all(view.far is None for view in views):
+        return views
+    return [
+        view if (far := view.far) is None else _view(view.name, _host.copied(far), view.dtype)
+        for view in views
+    ]
+
+
+def write_back(views: Sequence[View], copies: Sequence[View]) -> None:
+    """Give the weights that the engine could not reach the values of their copies."""
+    for view, copy in zip(views, copies, strict=True):
+        if (far := view.far) is not None:
+            _host.write_back(far, cast(torch.Tensor, copy.weight))
+
+
 def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]:
     """The tensors or arrays of outputs by name, each on its layer's device."""
     return {
         output.name: output.weight
-        if layer.host is layer.weight
-        else torch.as_tensor(output.weight, device=layer.weight.device)
+        if (far := layer.far) is None
+        else cast(torch.Tensor, output.weight).to(far.device)
         for output, layer in zip(outputs, layers, strict=True)
     }
 
@@ -228,27 +252,24 @@ def _checked(what: str, name: str, weight: Weight) -> View:
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
     shape = weight.shape
-    host = weight
+    space = None
     if isinstance(weight, torch.Tensor):
         strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
-        if _host.is_here(weight):
+        if weight.is_cpu or _host.has_address(weight):
             address = weight.data_ptr()
-            pointer = address, dtype, shape, strides
         else:
-            address = _host.address(weight)
-            host = _host.copied(weight)
-            pointer = host.data_ptr(), dtype, shape, host.stride()
+            space = weight.untyped_storage()._cdata
+            address = int(weight.storage_offset()) * weight.itemsize
     else:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
         size, dense = weight.size, weight.flags.c_contiguous
-        pointer = address, dtype, shape, strides
     if dense:
         span = address, address + size * weight.itemsize
     else:
         first, last = _memory.reach(shape, strides)
         span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
-    return View(name, weight, host, size, pointer, span, dense)
+    return View(name, weight, size, (address, dtype, shape, strides), space, span, dense)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
@@ -267,6 +288,8 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
         return "is on the meta device and has no values; load them first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
+    if not tensor.is_cpu and not _host.has_address(tensor):
+        return None
     if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
         return "has no memory, its storage was freed; restore it first"
     return None
@@ -294,7 +317,7 @@ def _check_writable(view: View) -> None:
     weight = view.weight
     if isinstance(weight, np.ndarray) and not weight.flags.writeable:
         raise ValueError(f"layer {view.name!r} is a read-only array; prune a copy of it")
-    if not view.dense and _memory.repeats(_array(weight)):
+    if not view.dense and _memory.repeats(_array(view)):
         raise ValueError(
             f"layer {view.name!r} has elements that share memory, as an expanded tensor does; "
             "prune the tensor that it was expanded from, or a copy"
@@ -308,9 +331,9 @@ def _tied(views: Sequence[View]) -> set[int]:
         ValueError: Two views share memory in any other way.
     """
     tied = set()
-    for cluster in _memory.clusters([view.span for view in views]):
+    for cluster in _clusters(views):
         distinct: dict[object, int] = {}
-        arrays = {i: _array(views[i].weight) for i in cluster}
+        arrays = {i: _array(views[i]) for i in cluster}
         for i in cluster:
             same = views[i].dtype, views[i].span, _memory.runs(arrays[i])
             if same in distinct:
@@ -333,8 +356,8 @@ def _check_apart(sources: Sequence[View], layers: Sequence[View]) -> None:
     """
     n = len(layers)
     views = [*layers, *sources]
-    for cluster in _memory.clusters([view.span for view in views]):
-        arrays = {i: _array(views[i].weight) for i in cluster}
+    for cluster in _clusters(views):
+        arrays = {i: _array(views[i]) for i in cluster}
         for i, j in itertools.product(cluster, repeat=2):
             if not i < n <= j:
                 continue
@@ -349,10 +372,17 @@ def _check_apart(sources: Sequence[View], layers: Sequence[View]) -> None:
                 )
 
 
-def _array(weight: Weight) -> npt.NDArray[Any]:
+def _clusters(views: Sequence[View]) -> Iterator[list[int]]:
+    """Positions of views that may share memory."""
+    spaces: dict[int | None, list[int]] = {}
+    for i, view in enumerate(views):
+        spaces.setdefault(view.space, []).append(i)
+    for positions in spaces.values():
+        for cluster in _memory.clusters([views[i].span for i in positions]):
+            yield [positions[i] for i in cluster]
+
+
+def _array(view: View) -> npt.NDArray[Any]:
     """The weight's memory for the questions of `_memory`."""
-    if isinstance(weight, torch.Tensor):
-        # Of two that are compared the spaces are the same.
-        address = _host.address(weight) % (1 << 64)
-        return _memory.array(address, weight.itemsize, weight.shape, weight.stride())
-    return weight
+    address, _, shape, strides = view.pointer
+    return _memory.array(address, view.weight.itemsize, shape, strides)

@@ -81,8 +81,9 @@ def test_importance(data: st.DataObject, model: Model) -> None:
 def test_the_warning_comes_once() -> None:
     weights = {"fc": torch.randn(10)}
     with far(weights.values()), mock.patch.object(_host, "_warned", set()):
-        with pytest.warns(UserWarning, match="copied to host memory and back"):
+        with pytest.warns(UserWarning, match="copied to host memory and back") as caught:
             lampfast.prune(weights, 0.5)
+        assert [warning.filename for warning in caught] == [__file__]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             lampfast.prune(weights, 0.5)
@@ -130,6 +131,55 @@ def test_inference_tensors() -> None:
     with far([weight]):
         lampfast.prune([weight], 4)
     assert int((weight == 0).sum()) == 4
+
+
+def test_an_alias_through_another_storage() -> None:
+    weight = torch.arange(1.0, 11)
+    alias = torch.utils.dlpack.from_dlpack(weight)
+    layers = {"a": weight, "b": alias[4:]}
+    with far([weight, alias]), refused(ValueError, "'a' and 'b' share part", keeps=[weight]):
+        lampfast.prune(layers, 0.5)
+
+
+def test_storages_that_only_their_device_can_find() -> None:
+    base, other = torch.randn(30), torch.randn(30)
+    with far([base, other]), mock.patch.object(_host, "has_address", return_value=False):
+        report = lampfast.report({"a": base, "b": base.view(5, 6), "c": other})
+        assert [layer.name for layer in report.layers] == ["a", "c"]
+        with refused(ValueError, "'a' and 'b' share part", keeps=[base]):
+            lampfast.prune({"a": base[:20], "b": base[10:]}, 0.5)
+
+
+def test_a_default_device() -> None:
+    weight = torch.arange(1.0, 11)
+    with far([weight]), torch.device("meta"):
+        lampfast.prune([weight], 4)
+        mask = lampfast.masks([weight], 4)["0"]
+    assert int((weight == 0).sum()) == 4
+    assert mask.is_cpu
+
+
+def test_nothing_is_copied_before_all_is_checked() -> None:
+    weight = torch.arange(1.0, 11)
+    with far([weight]), mock.patch.object(_host, "copied") as copied:
+        with pytest.raises(ValueError, match=r"s is 7\.5"):
+            lampfast.prune([weight], 7.5)
+        with pytest.raises(TypeError, match="layer '1'"):
+            lampfast.prune([weight, torch.ones(3, dtype=torch.int32)], 0.5)
+    copied.assert_not_called()
+
+
+def test_a_device_that_fails_leaves_no_stale_backward() -> None:
+    near, away = torch.randn(10, requires_grad=True), torch.randn(10)
+    loss = near.square().sum()
+    with (
+        far([away]),
+        mock.patch.object(_host, "write_back", side_effect=RuntimeError("lost")),
+        pytest.raises(RuntimeError, match="lost"),
+    ):
+        lampfast.prune([near, away], 10)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.backward([loss])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
