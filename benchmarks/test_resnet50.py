@@ -153,9 +153,9 @@ PRUNE: dict[str, tuple[int, Callable[[Weights], Callable[[], object]]]] = {
 @pytest.mark.parametrize("name", PRUNE)
 def test_prune(name: str, weights: Weights, summary: Summary, benchmark: BenchmarkFixture) -> None:
     rounds, prepare = PRUNE[name]
+    targets = contenders.clone(weights)
 
     def setup() -> tuple[tuple[Callable[[], object]], dict[str, object]]:
-        targets = contenders.clone(weights)
         contenders.restore(weights, targets)
         return (prepare(targets),), {}
 

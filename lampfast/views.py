@@ -255,11 +255,12 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     space = None
     if isinstance(weight, torch.Tensor):
         strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
-        if weight.is_cpu or _host.has_address(weight):
+        if _host.is_here(weight) or _host.has_address(weight):
             address = weight.data_ptr()
         else:
             space = weight.untyped_storage()._cdata
-            address = int(weight.storage_offset()) * weight.itemsize
+            # Not from 0, where numpy would see no memory.
+            address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
     else:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
@@ -288,7 +289,7 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
         return "is on the meta device and has no values; load them first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
-    if not tensor.is_cpu and not _host.has_address(tensor):
+    if not _host.is_here(tensor) and not _host.has_address(tensor):
         return None
     if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
         return "has no memory, its storage was freed; restore it first"
