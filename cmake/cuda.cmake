@@ -1,5 +1,5 @@
 # The CUDA engine, or the stub that stands in for it, so that no other source needs an #ifdef.
-if(NOT LAMPFAST_CUDA STREQUAL "OFF")
+if(LAMPFAST_CUDA MATCHES "^(ON|AUTO)$")
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
@@ -12,8 +12,13 @@ if(NOT LAMPFAST_CUDA STREQUAL "OFF")
   endif()
 endif()
 
-if(CMAKE_CUDA_COMPILER AND NOT LAMPFAST_CUDA STREQUAL "OFF")
-  file(GLOB LAMPFAST_CUDA_ENGINE CONFIGURE_DEPENDS csrc/cuda/*.cu)
+file(GLOB LAMPFAST_CUDA_ENGINE CONFIGURE_DEPENDS csrc/cuda/*.cu)
+if(LAMPFAST_CUDA STREQUAL "EMULATED")
+  set_property(SOURCE ${LAMPFAST_CUDA_ENGINE} PROPERTY LANGUAGE CXX)
+  set_property(SOURCE ${LAMPFAST_CUDA_ENGINE} PROPERTY COMPILE_OPTIONS -xc++ -Wno-unknown-pragmas)
+  target_sources(_core PRIVATE ${LAMPFAST_CUDA_ENGINE})
+  target_include_directories(_core PRIVATE tests/emulator)
+elseif(CMAKE_CUDA_COMPILER)
   target_sources(_core PRIVATE ${LAMPFAST_CUDA_ENGINE})
   # The target is older than the language, so these are not taken over from CMAKE_CUDA_*.
   set_target_properties(_core PROPERTIES
@@ -21,7 +26,7 @@ if(CMAKE_CUDA_COMPILER AND NOT LAMPFAST_CUDA STREQUAL "OFF")
     CUDA_STANDARD 17
     CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_options(_core PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra -fmad=false --expt-relaxed-constexpr>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LAMPFAST_WERROR}>>:--Werror=all-warnings>)
 else()
   target_sources(_core PRIVATE csrc/cuda/stub.cpp)

@@ -131,23 +131,25 @@ const Survey* useful(const std::vector<Survey>& surveys, std::size_t i, const La
   return &surveys[i];
 }
 
-// Calls visit(chunk, index of the first kept tie) for chunks of all layers.
+// Calls visit(chunk, index of the first kept tie) for chunks of the chosen layers.
 template <class Visit>
-void for_each_cut(const std::vector<Layer>& sources, const std::vector<Cut>& cuts,
-                  const std::vector<Survey>& surveys, cpu::Team& team, Visit&& visit) {
+void for_each_cut(const std::vector<Layer>& sources, const Chosen& chosen,
+                  const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team,
+                  Visit&& visit) {
   std::vector<std::int64_t> first_kept(sources.size());
-  for (std::size_t i = 0; i < sources.size(); ++i) {
+  for (const std::size_t i : chosen) {
     const Survey* survey = useful(surveys, i, sources[i], cuts[i]);
     first_kept[i] = first_kept_tie(sources[i], cuts[i], survey, team);
   }
-  for_each_chunk(whole(sources), team,
+  for_each_chunk(whole(sources, chosen), team,
                  [&](const Chunk& chunk, int) { visit(chunk, first_kept[chunk.layer]); });
 }
 
 }  // namespace
 
 void zero(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
-          const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team) {
+          const Chosen& chosen, const std::vector<Cut>& cuts, const std::vector<Survey>& surveys,
+          cpu::Team& team) {
   const auto zero_chunk = [&](const Chunk& chunk, std::int64_t first_kept) {
     const Layer& source = sources[chunk.layer];
     const Layer& target = targets[chunk.layer];
@@ -170,11 +172,12 @@ void zero(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
       });
     });
   };
-  for_each_cut(sources, cuts, surveys, team, zero_chunk);
+  for_each_cut(sources, chosen, cuts, surveys, team, zero_chunk);
 }
 
 void mask(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
-          const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team) {
+          const Chosen& chosen, const std::vector<Cut>& cuts, const std::vector<Survey>& surveys,
+          cpu::Team& team) {
   const auto complete_chunk = [&](const Chunk& chunk, std::int64_t first_kept) {
     const Layer& source = sources[chunk.layer];
     const Layer& target = targets[chunk.layer];
@@ -188,7 +191,7 @@ void mask(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
       mask_chunk(source, target, cut, first_kept, chunk);
     }
   };
-  for_each_cut(sources, cuts, surveys, team, complete_chunk);
+  for_each_cut(sources, chosen, cuts, surveys, team, complete_chunk);
 }
 
 }  // namespace lampfast

@@ -13,10 +13,12 @@ namespace lampfast {
 // Zeroing may have source and target the same, as it has where no importance is given. What the
 // selection's surveys know saves reads; without them (none at all) the result is the same.
 void zero(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
-          const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team);
+          const Chosen& chosen, const std::vector<Cut>& cuts, const std::vector<Survey>& surveys,
+          cpu::Team& team);
 
 // Targets are boolean: true = kept. A mask that the survey has written is only completed.
 void mask(const std::vector<Layer>& sources, const std::vector<Layer>& targets,
-          const std::vector<Cut>& cuts, const std::vector<Survey>& surveys, cpu::Team& team);
+          const Chosen& chosen, const std::vector<Cut>& cuts, const std::vector<Survey>& surveys,
+          cpu::Team& team);
 
 }  // namespace lampfast

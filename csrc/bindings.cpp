@@ -6,30 +6,30 @@
 #include <numeric>
 #include <optional>
 
-#include "apply.h"
 #include "census.h"
 #include "cpu/kernels.h"
-#include "cuda/devices.h"
+#include "cuda/gpu.h"
 #include "layer.h"
-#include "scores.h"
+#include "places.h"
 #include "select.h"
 
 namespace py = pybind11;
 using namespace lampfast;
 
-// A layer is a tuple (address, dtype, shape, strides): many are made for every call, and an object
-// of a class of its own would take several times as long to make.
+// A layer is a tuple (address, dtype, shape, strides, device): many are made for every call, and an
+// object of a class of its own would take several times as long to make.
 template <>
 struct py::detail::type_caster<Layer> {
   PYBIND11_TYPE_CASTER(Layer, const_name("Layer"));
 
   bool load(handle source, bool) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 4) return false;
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 5) return false;
     const auto item = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(source.ptr(), i); };
     value.data = reinterpret_cast<std::byte*>(py::cast<std::uintptr_t>(handle(item(0))));
     value.dtype = py::cast<Dtype>(handle(item(1)));
     load_integers(item(2), value.shape);
     load_integers(item(3), value.strides);
+    value.device = py::cast<int>(handle(item(4)));
     if (value.shape.size() != value.strides.size()) {
       throw std::invalid_argument("a layer needs as many strides as dimensions");
     }
@@ -48,28 +48,91 @@ struct py::detail::type_caster<Layer> {
   }
 };
 
+// A GPU is a tuple of the fields of cuda::Gpu.
+template <>
+struct py::detail::type_caster<cuda::Gpu> {
+  PYBIND11_TYPE_CASTER(cuda::Gpu, const_name("Gpu"));
+
+  bool load(handle source, bool) {
+    using Fields =
+        std::tuple<int, std::uintptr_t, std::uintptr_t, std::int64_t, std::uintptr_t, std::int64_t>;
+    const auto [device, stream, memory, bytes, host_memory, host_bytes] = py::cast<Fields>(source);
+    value = {device,
+             stream,
+             reinterpret_cast<std::byte*>(memory),
+             bytes,
+             reinterpret_cast<std::byte*>(host_memory),
+             host_bytes};
+    return true;
+  }
+};
+
 namespace {
 
 using Layers = std::vector<Layer>;
+using Gpus = std::vector<cuda::Gpu>;
+
+const Layers nothing;  // a job that writes nothing
 
 // The stages in order: select on the sources, then act on the targets.
-std::vector<Cut> masks(const Layers& sources, const Layers& targets, std::int64_t count,
-                       int threads, Stages* stages) {
-  cpu::Team team(threads);
-  Selected selected = select(sources, targets, count, team, stages);
+std::vector<Cut> select_and_apply(const Layers& sources, const Layers& targets, std::int64_t count,
+                                  const Machine& machine, Stages* stages) {
+  Places places({sources, targets}, machine);
+  Selected selected = select(places, count, stages);
   const StageTimer timer(stages, &Stages::apply);
-  mask(sources, targets, selected.cuts, selected.surveys, team);
+  places.for_each(places.all(), [&](Place& place, const Chosen& there) {
+    place.apply(there, selected.cuts, selected.surveys);
+  });
   return std::move(selected.cuts);
 }
 
 std::vector<Cut> prune(const Layers& targets, const std::optional<Layers>& importances,
-                       std::int64_t count, int threads, Stages* stages) {
-  cpu::Team team(threads);
+                       std::int64_t count, int threads, const Gpus& gpus, Stages* stages) {
   const Layers& sources = importances ? *importances : targets;
-  Selected selected = select(sources, {}, count, team, stages);
-  const StageTimer timer(stages, &Stages::apply);
-  zero(sources, targets, selected.cuts, selected.surveys, team);
-  return std::move(selected.cuts);
+  return select_and_apply(sources, targets, count, {threads, gpus}, stages);
+}
+
+std::vector<Cut> masks(const Layers& sources, const Layers& targets, std::int64_t count,
+                       int threads, const Gpus& gpus, Stages* stages) {
+  return select_and_apply(sources, targets, count, {threads, gpus}, stages);
+}
+
+std::vector<Cut> select_only(const Layers& layers, std::int64_t count, int threads,
+                             const Gpus& gpus) {
+  Places places({layers, nothing}, {threads, gpus});
+  return select(places, count, nullptr).cuts;
+}
+
+void write_masks(const Layers& sources, const Layers& targets, const std::vector<Cut>& cuts,
+                 int threads, const Gpus& gpus) {
+  Places places({sources, targets}, {threads, gpus});
+  places.for_each(places.all(),
+                  [&](Place& place, const Chosen& there) { place.apply(there, cuts, {}); });
+}
+
+void write_scores(const Layers& layers, const Layers& outputs, int threads, const Gpus& gpus) {
+  Places places({layers, outputs}, {threads, gpus});
+  places.for_each(places.all(), [](Place& place, const Chosen& there) { place.score(there); });
+}
+
+std::vector<Cut> describe(const Layers& layers, int threads, const Gpus& gpus) {
+  Places places({layers, nothing}, {threads, gpus});
+  std::vector<Cut> cuts(layers.size());
+  places.for_each(places.all(),
+                  [&](Place& place, const Chosen& there) { place.census(there, cuts); });
+  return cuts;
+}
+
+std::optional<std::pair<std::size_t, std::int64_t>> first_nonfinite(const Layers& layers,
+                                                                    int threads, const Gpus& gpus) {
+  Places places({layers, nothing}, {threads, gpus});
+  std::optional<Element> first;
+  places.for_each(places.all(), [&](Place& place, const Chosen& there) {
+    const std::optional<Element> found = place.first_not_finite(there);
+    if (found && (!first || *found < *first)) first = found;
+  });
+  if (!first) return std::nullopt;
+  return std::pair{first->layer, first->index};
 }
 
 }  // namespace
@@ -103,45 +166,26 @@ PYBIND11_MODULE(_core, m) {
 
   const py::call_guard<py::gil_scoped_release> released;
   m.def("instruction_set", &cpu::instruction_set);
-  m.def(
-      "select",
-      [](const Layers& layers, std::int64_t count, int threads) {
-        cpu::Team team(threads);
-        return select(layers, {}, count, team, nullptr).cuts;
-      },
-      py::arg("layers"), py::arg("count"), py::arg("threads"), released);
-  m.def(
-      "mask",
-      [](const Layers& sources, const Layers& targets, const std::vector<Cut>& cuts, int threads) {
-        cpu::Team team(threads);
-        mask(sources, targets, cuts, {}, team);
-      },
-      py::arg("sources"), py::arg("targets"), py::arg("cuts"), py::arg("threads"), released);
+  m.def("cuda_needs", [](const Layers& layers, int device) {
+    const cuda::Needs needs = cuda::needs(layers, device);
+    return std::pair{needs.bytes, needs.host_bytes};
+  });
+  m.def("cuda_needs_of_scores", [](const Layers& layers, int device) {
+    const cuda::Needs needs = cuda::needs_of_scores(layers, device);
+    return std::pair{needs.bytes, needs.host_bytes};
+  });
+  const auto gpus = py::arg("gpus") = py::tuple();
+  const auto stages = py::arg("stages") = nullptr;
+  m.def("select", &select_only, py::arg("layers"), py::arg("count"), py::arg("threads"), gpus,
+        released);
+  m.def("mask", &write_masks, py::arg("sources"), py::arg("targets"), py::arg("cuts"),
+        py::arg("threads"), gpus, released);
   m.def("masks", &masks, py::arg("sources"), py::arg("targets"), py::arg("count"),
-        py::arg("threads"), py::kw_only(), py::arg("stages") = nullptr, released);
+        py::arg("threads"), gpus, py::kw_only(), stages, released);
   m.def("prune", &prune, py::arg("targets"), py::arg("importances"), py::arg("count"),
-        py::arg("threads"), py::kw_only(), py::arg("stages") = nullptr, released);
-  m.def(
-      "score",
-      [](const Layers& layers, const Layers& outputs, int threads) {
-        cpu::Team team(threads);
-        score(layers, outputs, team);
-      },
-      py::arg("layers"), py::arg("outputs"), py::arg("threads"), released);
-  m.def(
-      "census",
-      [](const Layers& layers, int threads) {
-        cpu::Team team(threads);
-        return census(layers, team);
-      },
-      py::arg("layers"), py::arg("threads"), released);
-  m.def(
-      "first_nonfinite",
-      [](const Layers& layers, int threads) -> std::optional<std::pair<std::size_t, std::int64_t>> {
-        cpu::Team team(threads);
-        const auto found = first_not_finite(layers, team);
-        if (!found) return std::nullopt;
-        return std::pair{found->layer, found->index};
-      },
-      py::arg("layers"), py::arg("threads"), released);
+        py::arg("threads"), gpus, py::kw_only(), stages, released);
+  m.def("score", &write_scores, py::arg("layers"), py::arg("outputs"), py::arg("threads"), gpus,
+        released);
+  m.def("census", &describe, py::arg("layers"), py::arg("threads"), gpus, released);
+  m.def("first_nonfinite", &first_nonfinite, py::arg("layers"), py::arg("threads"), gpus, released);
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "both.h"
 #include "chunks.h"
 #include "exact_sum.h"
 #include "layer.h"
@@ -22,7 +23,7 @@ constexpr int group_bits = pair_bits + 1;
 constexpr std::size_t groups = 2 * pairs;
 
 // A number below `end` that looks random but depends on `seed` alone (a splitmix64 step).
-inline std::int64_t scramble(std::uint64_t seed, std::int64_t end) {
+LAMPFAST_BOTH inline std::int64_t scramble(std::uint64_t seed, std::int64_t end) {
   seed += 0x9e3779b97f4a7c15;
   seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;
   seed = (seed ^ (seed >> 27)) * 0x94d049bb133111eb;

@@ -9,13 +9,11 @@
 
 namespace lampfast {
 
-std::vector<Cut> census(const std::vector<Layer>& layers, cpu::Team& team) {
-  const cpu::DefaultFloatEnvironment environment;
-  std::vector<Cut> cuts;
-  cuts.reserve(layers.size());
-  for (const Layer& layer : layers) cuts.push_back({not_finite_key(layer.dtype), 0, 0, 0.0});
+void census(const std::vector<Layer>& layers, const Chosen& chosen, std::vector<Cut>& cuts,
+            cpu::Team& team) {
+  for (const std::size_t i : chosen) cuts[i] = {not_finite_key(layers[i].dtype), 0, 0, 0.0};
   std::mutex mutex;
-  for_each_chunk(whole(layers), team, [&](const Chunk& chunk, int) {
+  for_each_chunk(whole(layers, chosen), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
@@ -40,16 +38,16 @@ std::vector<Cut> census(const std::vector<Layer>& layers, cpu::Team& team) {
       cut.pruned += zeros;
     });
   });
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+  for (const std::size_t i : chosen) {
     cuts[i].threshold = magnitude_of(layers[i].dtype, cuts[i].key);
   }
-  return cuts;
 }
 
-std::optional<Element> first_not_finite(const std::vector<Layer>& layers, cpu::Team& team) {
+std::optional<Element> first_not_finite(const std::vector<Layer>& layers, const Chosen& chosen,
+                                        cpu::Team& team) {
   std::optional<Element> first;
   std::mutex mutex;
-  for_each_chunk(whole(layers), team, [&](const Chunk& chunk, int) {
+  for_each_chunk(whole(layers, chosen), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
     const Strides indices = row_major_strides(layer.shape);
     with_format(layer.dtype, [&](auto format) {
@@ -61,9 +59,7 @@ std::optional<Element> first_not_finite(const std::vector<Layer>& layers, cpu::T
           if (Format::key(data[offsets[0] + i]) < Format::not_finite) continue;
           const Element found{chunk.layer, offsets[1] + i * walk.step()[1]};
           const std::lock_guard<std::mutex> lock(mutex);
-          const bool earlier = !first || found.layer < first->layer ||
-                               (found.layer == first->layer && found.index < first->index);
-          if (earlier) first = found;
+          if (!first || found < *first) first = found;
         }
       });
     });

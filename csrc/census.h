@@ -10,15 +10,21 @@
 
 namespace lampfast {
 
-// Each layer as if its zeros had been pruned: `pruned` counts them, and the threshold is the
-// smallest other magnitude. Throws NotFinite.
-std::vector<Cut> census(const std::vector<Layer>& layers, cpu::Team& team);
+// The chosen layers as if their zeros had been pruned: `pruned` counts them, and the threshold is
+// the smallest other magnitude. Throws NotFinite.
+void census(const std::vector<Layer>& layers, const Chosen& chosen, std::vector<Cut>& cuts,
+            cpu::Team& team);
 
 struct Element {
   std::size_t layer;
   std::int64_t index;  // row-major
+
+  bool operator<(const Element& other) const {
+    return layer < other.layer || (layer == other.layer && index < other.index);
+  }
 };
 
-std::optional<Element> first_not_finite(const std::vector<Layer>& layers, cpu::Team& team);
+std::optional<Element> first_not_finite(const std::vector<Layer>& layers, const Chosen& chosen,
+                                        cpu::Team& team);
 
 }  // namespace lampfast

@@ -7,9 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <numeric>
 #include <vector>
 
+#include "both.h"
 #include "cpu/parallel.h"
 #include "layer.h"
 #include "tiny.h"
@@ -18,7 +18,8 @@
 namespace lampfast {
 
 // Where the part begins, or the last one ends, of `parts` equal parts of a whole.
-inline std::int64_t part_begin(std::int64_t size, std::int64_t parts, std::int64_t part) {
+LAMPFAST_BOTH inline std::int64_t part_begin(std::int64_t size, std::int64_t parts,
+                                             std::int64_t part) {
   return size / parts * part + std::min(size % parts, part);
 }
 
@@ -31,18 +32,11 @@ struct Chunk {
 
 constexpr std::int64_t chunk_size = tiny ? 20 : 1 << 17;
 
-inline std::vector<Chunk> whole(const std::vector<Layer>& layers,
-                                const std::vector<std::size_t>& chosen) {
+inline std::vector<Chunk> whole(const std::vector<Layer>& layers, const Chosen& chosen) {
   std::vector<Chunk> ranges;
   ranges.reserve(chosen.size());
   for (const std::size_t i : chosen) ranges.push_back({i, 0, layers[i].size});
   return ranges;
-}
-
-inline std::vector<Chunk> whole(const std::vector<Layer>& layers) {
-  std::vector<std::size_t> all(layers.size());
-  std::iota(all.begin(), all.end(), std::size_t{0});
-  return whole(layers, all);
 }
 
 // Calls body(chunk, worker) for chunks that make up the ranges.

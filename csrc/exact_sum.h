@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "both.h"
 #include "magnitude.h"
 
 namespace lampfast {
@@ -27,19 +28,19 @@ struct Sum {
   double high = 0.0;
   double low = 0.0;
 
-  void add(double term) {
+  LAMPFAST_BOTH void add(double term) {
     const double total = high + term;
     const double kept = total - term;
     low += (high - kept) + (term - (total - kept));
     high = total;
   }
 
-  void add(const Sum& other) {
+  LAMPFAST_BOTH void add(const Sum& other) {
     add(other.high);
     low += other.low;
   }
 
-  double value() const { return high + low; }
+  LAMPFAST_BOTH double value() const { return high + low; }
 };
 
 // A natural number of any size, for the comparisons that doubles cannot decide.

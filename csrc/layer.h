@@ -20,12 +20,18 @@ enum class Dtype : std::uint8_t {
 
 // A strided tensor by its address. Strides count elements; the caller keeps the memory alive.
 struct Layer {
+  static constexpr int in_host_memory = -1;
+
   std::byte* data;
   Dtype dtype;
   std::vector<std::int64_t> shape;
   std::vector<std::int64_t> strides;
+  int device;         // the index of the GPU, or in_host_memory
   std::int64_t size;  // the product of the shape
 };
+
+// Positions of layers.
+using Chosen = std::vector<std::size_t>;
 
 // A layer's answer. Magnitudes whose key (magnitude.h) is smaller are pruned, and of those equal to
 // it the first `ties` in row-major order; `key` is that of the smallest kept element, or the first

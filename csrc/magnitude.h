@@ -11,12 +11,13 @@
 #include <limits>
 #include <stdexcept>
 
+#include "both.h"
 #include "layer.h"
 
 namespace lampfast {
 
 template <class To, class From>
-inline To bit_cast(const From& from) {
+LAMPFAST_BOTH inline To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(To));
@@ -50,15 +51,17 @@ struct FloatFormat {
   // 2^(127 - bias): from a narrow format's exponent to float32's. (float64 has no use for it.)
   static constexpr float rebias = bias > 127 ? 0.0F : power_of_two(127 - bias);
 
-  static Storage key(Storage bits) { return static_cast<Storage>(bits & magnitude_mask); }
+  LAMPFAST_BOTH static Storage key(Storage bits) {
+    return static_cast<Storage>(bits & magnitude_mask);
+  }
 
   // Which power of two the mantissa is counted in, from 0 for subnormals on.
-  static int exponent_index(Storage key) {
+  LAMPFAST_BOTH static int exponent_index(Storage key) {
     const int field = static_cast<int>(key >> MantissaBits);
     return field > 0 ? field - 1 : 0;
   }
 
-  static std::uint64_t mantissa(Storage key) {
+  LAMPFAST_BOTH static std::uint64_t mantissa(Storage key) {
     constexpr Storage implicit = Storage{1} << MantissaBits;
     const auto fraction = static_cast<Storage>(key & (implicit - 1));
     return key >> MantissaBits ? static_cast<std::uint64_t>(fraction | implicit) : fraction;
@@ -70,7 +73,7 @@ struct FloatFormat {
 
   // NaN or infinity for a key that is not finite: a sum of squares is then not finite either, and
   // that is how the survey notices. Subnormals count because every worker clears FTZ and DAZ.
-  static double value(Storage key) {
+  LAMPFAST_BOTH static double value(Storage key) {
     if constexpr (sizeof(Storage) == 8) {
       return bit_cast<double>(key);
     } else if constexpr (sizeof(Storage) == 4) {
@@ -116,7 +119,7 @@ decltype(auto) with_format(Dtype dtype, Body&& body) {
 // The square of a magnitude, times scale^2: exact but for float64, where the scale (a power of two)
 // keeps the layer's largest square within range. Other dtypes have scale 1.
 template <class Format>
-double scaled_square(typename Format::Storage key, double scale) {
+LAMPFAST_BOTH double scaled_square(typename Format::Storage key, double scale) {
   double value = Format::value(key);
   if constexpr (sizeof(typename Format::Storage) == 8) value *= scale;
   return value * value;

@@ -3,49 +3,22 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <mutex>
 
-#include "chunks.h"
 #include "exact_sum.h"
 #include "magnitude.h"
 #include "tiny.h"
-#include "walk.h"
 
 namespace lampfast {
 namespace {
 
-// The exact sum of the squares of a layer's magnitudes above a key, by one more read of the layer.
-Natural exact_sum_above(const Layer& layer, std::uint64_t above, cpu::Team& team) {
-  Natural sum;
-  std::mutex mutex;
-  for_each_chunk({{0, 0, layer.size}}, team, [&](const Chunk& chunk, int) {
-    with_format(layer.dtype, [&](auto format) {
-      using Format = decltype(format);
-      using Key = typename Format::Storage;
-      const auto* data = reinterpret_cast<const Key*>(layer.data);
-      ExactSum<Format> partial;
-      Walk<1>(layer.shape, {&layer.strides}, Order::memory)
-          .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-            for (std::int64_t i = 0; i < length; ++i) {
-              const Key key = Format::key(data[offsets[0] + i]);
-              if (key > above) partial.add_square(key);
-            }
-          });
-      const Natural total = partial.total();
-      const std::lock_guard<std::mutex> lock(mutex);
-      sum += total;
-    });
-  });
-  return sum;
-}
-
 // One layer's open elements in their order, with their scores: in doubles, and exactly when asked.
 class Sequence {
  public:
-  Sequence(const Layer& layer, const Profile& profile, const Window& window, cpu::Team& team)
-      : layer_(&layer),
+  Sequence(Places& places, std::size_t layer, const Profile& profile, const Window& window)
+      : layer_(layer),
+        dtype_(places.job().layers[layer].dtype),
+        place_(&places.of(layer)),
         profile_(&profile),
-        team_(&team),
         first_(profile.step_at(window.begin)),
         last_(profile.step_at(window.end - 1)) {}
 
@@ -78,9 +51,9 @@ class Sequence {
   // The exact square of a magnitude times `other`, in the same units as `other` times those of
   // exact_sum_from.
   Natural times_square(const Natural& other, std::uint64_t key) const {
-    const Decomposed magnitude = decompose(layer_->dtype, key);
-    const int least = with_format(
-        layer_->dtype, [](auto format) { return int{decltype(format)::least_exponent}; });
+    const Decomposed magnitude = decompose(dtype_, key);
+    const int least =
+        with_format(dtype_, [](auto format) { return int{decltype(format)::least_exponent}; });
     return other.times(magnitude.mantissa)
         .times(magnitude.mantissa)
         .shifted(2 * (magnitude.exponent - least));
@@ -100,7 +73,7 @@ class Sequence {
   void sum_exactly() {
     const Step* end = profile_->steps().data() + profile_->steps().size();
     Natural sum;
-    if (last_ + 1 != end) sum = exact_sum_above(*layer_, last_->last, *team_);
+    if (last_ + 1 != end) sum = place_->exact_sum_above(layer_, last_->last);
     const Step* run = last_;
     for (; run - first_ >= spacing; run -= spacing) {
       exact_after_.push_back(sum);
@@ -109,9 +82,10 @@ class Sequence {
     exact_after_.push_back(sum);
   }
 
-  const Layer* layer_;
+  std::size_t layer_;
+  Dtype dtype_;
+  Place* place_;
   const Profile* profile_;
-  cpu::Team* team_;
   const Step* first_;
   const Step* last_;
   // What lies above every so many runs, from last_ down.
@@ -139,10 +113,8 @@ int compare_scores(Sequence& a, const Sequence::Element& x, Sequence& b,
 
 }  // namespace
 
-std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
-                                  const std::vector<Profile>& profiles,
-                                  const std::vector<Window>& windows, std::int64_t count,
-                                  cpu::Team& team) {
+std::vector<std::int64_t> resolve(Places& places, const std::vector<Profile>& profiles,
+                                  const std::vector<Window>& windows, std::int64_t count) {
   struct Open {
     std::size_t layer;
     Sequence sequence;
@@ -152,10 +124,10 @@ std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
   };
   std::vector<Open> open;
   std::int64_t total = 0;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+  for (std::size_t i = 0; i < windows.size(); ++i) {
     const Window& window = windows[i];
     if (window.begin == window.end) continue;
-    open.push_back({i, {layers[i], profiles[i], window, team}, window.begin, window.end, 0});
+    open.push_back({i, {places, i, profiles[i], window}, window.begin, window.end, 0});
     total += window.end - window.begin;
   }
 
@@ -197,7 +169,7 @@ std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
     for (const Open& each : open) total += each.end - each.begin;
   }
 
-  std::vector<std::int64_t> chosen(layers.size(), 0);
+  std::vector<std::int64_t> chosen(windows.size(), 0);
   for (const Open& each : open) {
     chosen[each.layer] = (count > 0 ? each.end : each.begin) - windows[each.layer].begin;
   }

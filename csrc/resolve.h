@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/parallel.h"
 #include "layer.h"
 #include "locate.h"
+#include "places.h"
 #include "profile.h"
 
 namespace lampfast {
@@ -14,9 +14,7 @@ namespace lampfast {
 // The steps that hold the windows must be runs. How many elements of each window are among the
 // first `count` of all windows in the order of the contract: exact score, then layer position, then
 // the layer's own order.
-std::vector<std::int64_t> resolve(const std::vector<Layer>& layers,
-                                  const std::vector<Profile>& profiles,
-                                  const std::vector<Window>& windows, std::int64_t count,
-                                  cpu::Team& team);
+std::vector<std::int64_t> resolve(Places& places, const std::vector<Profile>& profiles,
+                                  const std::vector<Window>& windows, std::int64_t count);
 
 }  // namespace lampfast

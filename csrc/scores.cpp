@@ -246,15 +246,15 @@ void score_layer(const Layer& layer, const Layer& output, Rooms* rooms, cpu::Tea
 
 }  // namespace
 
-void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs, cpu::Team& team) {
-  const cpu::DefaultFloatEnvironment environment;
+void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs,
+           const Chosen& chosen, cpu::Team& team) {
   std::int64_t total = 0;
-  for (const Layer& layer : layers) total += layer.size;
+  for (const std::size_t i : chosen) total += layers[i].size;
   // A layer that is much of the whole is everybody's; the others are scored one a thread, the
   // largest first.
   std::vector<Rooms> rooms(static_cast<std::size_t>(team.size()));
-  std::vector<std::size_t> alone;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+  Chosen alone;
+  for (const std::size_t i : chosen) {
     if (layers[i].size > total / (4 * team.size())) {
       score_layer(layers[i], outputs[i], rooms.data(), team);
     } else {

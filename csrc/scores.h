@@ -10,6 +10,7 @@ namespace lampfast {
 
 // Outputs are row-major, float64 for float64 layers and float32 for all others. Each score is
 // within one unit in the last place of the exact value. Throws NotFinite.
-void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs, cpu::Team& team);
+void score(const std::vector<Layer>& layers, const std::vector<Layer>& outputs,
+           const Chosen& chosen, cpu::Team& team);
 
 }  // namespace lampfast

@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <memory>
-#include <numeric>
 
-#include "cpu/classify.h"
-#include "cpu/parallel.h"
 #include "guess.h"
 #include "locate.h"
 #include "magnitude.h"
 #include "profile.h"
 #include "resolve.h"
+#include "sketch.h"
 #include "survey.h"
 #include "tiny.h"
 
@@ -22,30 +19,7 @@ namespace {
 // As many candidates of a layer are sorted rather than narrowed further.
 constexpr std::int64_t few = tiny ? 4 : 256;
 
-// Memory for candidates: 3% of the weights' bytes, and what small models need.
-constexpr std::int64_t least_budget = tiny ? 256 : 1 << 19;
-
-std::int64_t candidate_budget(const std::vector<Layer>& layers) {
-  std::int64_t bytes = 0;
-  for (const Layer& layer : layers) {
-    bytes += layer.size * item_size(layer.dtype);
-  }
-  return least_budget + bytes / 100 * 3;
-}
-
-std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
-  std::vector<std::uint64_t> keys;
-  keys.reserve(static_cast<std::size_t>(survey.inside()));
-  with_format(layer.dtype, [&](auto format) {
-    using Key = typename decltype(format)::Storage;
-    for (const Segment& segment : survey.candidates) {
-      cpu::classify(layer.dtype, reinterpret_cast<const Key*>(segment.keys), segment.count,
-                    survey.sides.bracket, survey.scale, nullptr,
-                    [&](const cpu::Classified& block, const Key* inside) {
-                      keys.insert(keys.end(), inside, inside + block.inside);
-                    });
-    }
-  });
+std::vector<Run> sorted_runs(std::vector<std::uint64_t> keys) {
   std::sort(keys.begin(), keys.end());
   std::vector<Run> runs;
   runs.reserve(keys.size());
@@ -58,18 +32,15 @@ std::vector<Run> sorted_runs(const Layer& layer, const Survey& survey) {
 
 class Selection {
  public:
-  Selection(const std::vector<Layer>& layers, const std::vector<Layer>& masks, std::int64_t count,
-            cpu::Team& team, Stages* stages)
-      : layers_(layers),
-        masks_(masks),
+  Selection(Places& places, std::int64_t count, Stages* stages)
+      : places_(places),
+        layers_(places.job().layers),
         count_(count),
-        team_(team),
         stages_(stages),
-        budget_(std::make_shared<CandidateBudget>(candidate_budget(layers))),
-        surveys_(layers.size()),
-        profiles_(layers.size()),
-        windows_(layers.size()),
-        misses_(layers.size(), 0) {}
+        surveys_(layers_.size()),
+        profiles_(layers_.size()),
+        windows_(layers_.size()),
+        misses_(layers_.size(), 0) {}
 
   Selected solve() {
     begin();
@@ -78,7 +49,7 @@ class Selection {
     const StageTimer timer(stages_, &Stages::select);
     std::int64_t open = count_;
     for (const Window& window : windows_) open -= window.begin;
-    const auto chosen = resolve(layers_, profiles_, windows_, open, team_);
+    const auto chosen = resolve(places_, profiles_, windows_, open);
     Selected result;
     result.cuts.reserve(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -90,17 +61,26 @@ class Selection {
 
  private:
   void begin() {
-    const std::vector<double> scale = scales(layers_, team_);
-    Guess guessed;
-    {
-      const StageTimer timer(stages_, &Stages::guess);
-      guessed = guess(layers_, scale, count_, team_);
-    }
-    std::vector<std::size_t> all(layers_.size());
-    std::iota(all.begin(), all.end(), std::size_t{0});
-    for (const std::size_t i : all) surveys_[i].scale = scale[i];
+    const Chosen& all = places_.all();
+    std::vector<double> scales(layers_.size());
+    places_.for_each(all,
+                     [&](Place& place, const Chosen& there) { place.find_scales(there, scales); });
+    const Guess guessed = guess_brackets(scales);
+    for (const std::size_t i : all) surveys_[i].scale = scales[i];
     for (const std::size_t i : all) windows_[i] = {0, layers_[i].size};
-    read_weights(all, guessed.brackets, budget_, few, guessed.scores);
+    read_weights(all, guessed.brackets, true, few, guessed.scores);
+  }
+
+  Guess guess_brackets(const std::vector<double>& scales) {
+    const StageTimer timer(stages_, &Stages::guess);
+    if (places_.is_only_host()) return guess(layers_, scales, count_, places_.team());
+    std::vector<Sketch> sketches(layers_.size());
+    places_.for_each(places_.all(),
+                     [&](Place& place, const Chosen& there) { place.start_sketches(there); });
+    places_.for_each(places_.all(), [&](Place& place, const Chosen& there) {
+      place.finish_sketches(there, sketches);
+    });
+    return guess_from(layers_, scales, sketches, count_, places_.team());
   }
 
   // Bounds the cut, and reads again what the bounds leave open. True when nothing is.
@@ -111,8 +91,8 @@ class Selection {
       likely_score = locate(profiles_, count_, range_, windows_);
     }
     std::vector<Bracket> needed(layers_.size());
-    std::vector<std::size_t> open;
-    std::vector<std::size_t> missed;
+    Chosen open;
+    Chosen missed;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
       open.push_back(i);
@@ -126,9 +106,9 @@ class Selection {
     // As long as a layer's bracket has missed it keeps the bounds wide for all, so it comes first.
     if (!missed.empty()) open = std::move(missed);
 
-    std::vector<std::size_t> candidates;
-    std::vector<std::size_t> weights;
-    std::vector<std::size_t> stuck;
+    Chosen candidates;
+    Chosen weights;
+    Chosen stuck;
     for (const std::size_t i : open) {
       const Survey& survey = surveys_[i];
       const bool same =
@@ -139,16 +119,17 @@ class Selection {
     if (candidates.empty() && weights.empty()) {
       // Scores too close or too small for the bounds: sort them, whatever memory it takes.
       constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
-      const auto unlimited = std::make_shared<CandidateBudget>(CandidateBudget::no_limit);
-      read_weights(stuck, needed, unlimited, everything, range_);
+      read_weights(stuck, needed, false, everything, range_);
       return false;
     }
     if (!candidates.empty()) {
       const StageTimer timer(stages_, &Stages::select);
-      survey_candidates(layers_, candidates, needed, surveys_, team_);
+      places_.for_each(candidates, [&](Place& place, const Chosen& there) {
+        place.survey_candidates(there, needed, surveys_);
+      });
       digest(candidates, few, range_);
     }
-    if (!weights.empty()) read_weights(weights, needed, budget_, few, range_);
+    if (!weights.empty()) read_weights(weights, needed, true, few, range_);
     return false;
   }
 
@@ -195,30 +176,42 @@ class Selection {
     return !std::all_of(from, to + 1, [](const Step& step) { return step.is_run(); });
   }
 
-  void read_weights(const std::vector<std::size_t>& chosen, const std::vector<Bracket>& brackets,
-                    const std::shared_ptr<CandidateBudget>& budget, std::int64_t sortable,
-                    const ScoreRange& scores) {
+  void read_weights(const Chosen& chosen, const std::vector<Bracket>& brackets, bool limited,
+                    std::int64_t sortable, const ScoreRange& scores) {
     const StageTimer timer(stages_, &Stages::survey);
     for (const std::size_t i : chosen) surveys_[i].sides.bracket = brackets[i];
-    survey_weights(layers_, masks_, chosen, surveys_, budget, team_);
+    places_.for_each(chosen, [&](Place& place, const Chosen& there) {
+      place.start_survey(there, surveys_, limited);
+    });
+    places_.for_each(
+        chosen, [&](Place& place, const Chosen& there) { place.finish_survey(there, surveys_); });
     digest(chosen, sortable, scores);
   }
 
   // Turns surveys into profiles, candidates into runs where they are few enough.
-  void digest(const std::vector<std::size_t>& chosen, std::int64_t sortable,
-              const ScoreRange& scores) {
+  void digest(const Chosen& chosen, std::int64_t sortable, const ScoreRange& scores) {
+    const auto is_sorted = [&](std::size_t i) {
+      return surveys_[i].stored && surveys_[i].inside() <= sortable;
+    };
+    Chosen sorted;
+    std::copy_if(chosen.begin(), chosen.end(), std::back_inserter(sorted), is_sorted);
+    places_.for_each(sorted, [&](Place& place, const Chosen& there) {
+      place.fetch_candidates(there, surveys_);
+    });
     std::int64_t candidates = 0;
     for (const std::size_t i : chosen) {
       for (const Segment& segment : surveys_[i].candidates) candidates += segment.count;
     }
-    team_.for_each(static_cast<std::int64_t>(chosen.size()), candidates, [&](std::int64_t c, int) {
-      const std::size_t i = chosen[static_cast<std::size_t>(c)];
-      Survey& survey = surveys_[i];
-      std::vector<Run> runs;
-      if (survey.stored && survey.inside() <= sortable) runs = sorted_runs(layers_[i], survey);
-      profiles_[i] = Profile(layers_[i].dtype, survey, runs, scores);
-      survey.slots = {};
-    });
+    places_.team().for_each(static_cast<std::int64_t>(chosen.size()), candidates,
+                            [&](std::int64_t c, int) {
+                              const std::size_t i = chosen[static_cast<std::size_t>(c)];
+                              Survey& survey = surveys_[i];
+                              std::vector<Run> runs;
+                              if (is_sorted(i))
+                                runs = sorted_runs(places_.of(i).candidate_keys(i, survey));
+                              profiles_[i] = Profile(layers_[i].dtype, survey, runs, scores);
+                              survey.slots = {};
+                            });
   }
 
   Cut cut_after(std::size_t i, std::int64_t pruned) const {
@@ -233,12 +226,10 @@ class Selection {
     return cut;
   }
 
+  Places& places_;
   const std::vector<Layer>& layers_;
-  const std::vector<Layer>& masks_;
   const std::int64_t count_;
-  cpu::Team& team_;
   Stages* stages_;
-  const std::shared_ptr<CandidateBudget> budget_;
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;
@@ -248,10 +239,8 @@ class Selection {
 
 }  // namespace
 
-Selected select(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
-                std::int64_t count, cpu::Team& team, Stages* stages) {
-  const cpu::DefaultFloatEnvironment environment;
-  return Selection(layers, masks, count, team, stages).solve();
+Selected select(Places& places, std::int64_t count, Stages* stages) {
+  return Selection(places, count, stages).solve();
 }
 
 }  // namespace lampfast

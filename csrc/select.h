@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/parallel.h"
 #include "layer.h"
+#include "places.h"
 #include "stages.h"
 #include "survey.h"
 
@@ -17,10 +17,9 @@ struct Selected {
   std::vector<Survey> surveys;
 };
 
-// The cuts have together exactly `count` elements. Masks, where there are any, are written as far
-// as a single read of the weights allows: see Survey::fused. Throws NotFinite; needs 0 <= count <=
-// the sizes' sum.
-Selected select(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
-                std::int64_t count, cpu::Team& team, Stages* stages);
+// The cuts have together exactly `count` elements. Targets that are masks are written as far as a
+// single read of the weights allows: see Survey::fused. Throws NotFinite; needs 0 <= count <= the
+// sizes' sum.
+Selected select(Places& places, std::int64_t count, Stages* stages);
 
 }  // namespace lampfast

@@ -24,14 +24,6 @@ constexpr std::int64_t most_slots = tiny ? 8 : 512;
 // Once the cut is bounded only a few steps near it are kept (profile.h).
 constexpr std::int64_t least_slots_of_candidates = tiny ? 4 : 64;
 
-// As many slots as wanted or somewhat fewer, each a power of two of keys wide.
-void lay_out_slots(std::int64_t wanted, Survey& survey) {
-  const std::uint64_t keys = survey.sides.bracket.high - survey.sides.bracket.low;
-  survey.slot_bits = 0;
-  while ((keys >> survey.slot_bits) >= static_cast<std::uint64_t>(wanted)) ++survey.slot_bits;
-  survey.slots.assign(static_cast<std::size_t>((keys >> survey.slot_bits) + 1), Slot{});
-}
-
 std::int64_t slot_count(const Layer& layer, std::int64_t least) {
   return std::clamp(layer.size * item_size(layer.dtype) / bytes_per_slot, least, most_slots);
 }
@@ -120,9 +112,19 @@ bool alike(const Layer& layer, const Layer& mask) {
 
 }  // namespace
 
-std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team) {
-  std::vector<std::size_t> wide;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
+double scale_for(Dtype dtype, std::uint64_t largest_key) {
+  if (largest_key >= not_finite_key(dtype)) throw NotFinite();
+  if (dtype != Dtype::float64 || largest_key == 0) return 1.0;
+  // Within +-1000 the scale and its inverse are normal numbers; the squares stay far from overflow,
+  // and what underflows is below 2^-700 of the layer's sum.
+  return std::ldexp(1.0, -std::clamp(std::ilogb(Float64::value(largest_key)), -1000, 1000));
+}
+
+void find_scales(const std::vector<Layer>& layers, const Chosen& chosen,
+                 std::vector<double>& scales, cpu::Team& team) {
+  Chosen wide;
+  for (const std::size_t i : chosen) {
+    scales[i] = 1.0;
     if (layers[i].dtype == Dtype::float64) wide.push_back(i);
   }
   std::vector<std::uint64_t> largest(layers.size(), 0);
@@ -138,19 +140,11 @@ std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team) {
     const std::lock_guard<std::mutex> lock(mutex);
     largest[chunk.layer] = std::max(largest[chunk.layer], most);
   });
-  std::vector<double> result(layers.size(), 1.0);
-  for (const std::size_t i : wide) {
-    if (largest[i] >= Float64::not_finite) throw NotFinite();
-    if (largest[i] == 0) continue;
-    // Within +-1000 the scale and its inverse are normal numbers; the squares stay far from
-    // overflow, and what underflows is below 2^-700 of the layer's sum.
-    result[i] = std::ldexp(1.0, -std::clamp(std::ilogb(Float64::value(largest[i])), -1000, 1000));
-  }
-  return result;
+  for (const std::size_t i : wide) scales[i] = scale_for(layers[i].dtype, largest[i]);
 }
 
 void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
-                    const std::vector<std::size_t>& chosen, std::vector<Survey>& surveys,
+                    const Chosen& chosen, std::vector<Survey>& surveys,
                     const std::shared_ptr<CandidateBudget>& budget, cpu::Team& team) {
   for (const std::size_t i : chosen) {
     Survey fresh;
@@ -158,7 +152,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
     fresh.scale = surveys[i].scale;
     fresh.fused = !masks.empty() && alike(layers[i], masks[i]);
     if (fresh.fused) cpu::use_large_pages(masks[i].data, static_cast<std::size_t>(masks[i].size));
-    lay_out_slots(slot_count(layers[i], least_slots), fresh);
+    fresh.lay_out_slots(slot_count(layers[i], least_slots));
     surveys[i] = std::move(fresh);
   }
   std::vector<CandidateWriter> writers(static_cast<std::size_t>(team.size()),
@@ -216,7 +210,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
   }
 }
 
-void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
+void survey_candidates(const std::vector<Layer>& layers, const Chosen& chosen,
                        const std::vector<Bracket>& brackets, std::vector<Survey>& surveys,
                        cpu::Team& team) {
   struct Task {
@@ -229,7 +223,7 @@ void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::
     Survey& survey = surveys[i];
     survey.sides = survey.read_sides;
     survey.sides.bracket = brackets[i];
-    lay_out_slots(slot_count(layers[i], least_slots_of_candidates), survey);
+    survey.lay_out_slots(slot_count(layers[i], least_slots_of_candidates));
     for (const Segment& segment : survey.candidates) {
       tasks.push_back({i, &segment});
       total += segment.count;
@@ -250,6 +244,22 @@ void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::
     if (survey.candidates.size() > 1) lock.lock();
     tally.merge_into(survey);
   });
+}
+
+std::vector<std::uint64_t> candidate_keys(const Layer& layer, const Survey& survey) {
+  std::vector<std::uint64_t> keys;
+  keys.reserve(static_cast<std::size_t>(survey.inside()));
+  with_format(layer.dtype, [&](auto format) {
+    using Key = typename decltype(format)::Storage;
+    for (const Segment& segment : survey.candidates) {
+      cpu::classify(layer.dtype, reinterpret_cast<const Key*>(segment.keys), segment.count,
+                    survey.sides.bracket, survey.scale, nullptr,
+                    [&](const cpu::Classified& block, const Key* inside) {
+                      keys.insert(keys.end(), inside, inside + block.inside);
+                    });
+    }
+  });
+  return keys;
 }
 
 }  // namespace lampfast

@@ -42,8 +42,8 @@ struct Survey {
   std::vector<Slot> slots;
 
   Sides read_sides;                 // of the bracket that the weights were last read with,
-  bool stored = false;              // whether `candidates` are all that this bracket holds,
-  std::vector<Segment> candidates;  // by position,
+  bool stored = false;              // whether all that this bracket holds has been stored,
+  std::vector<Segment> candidates;  // here, by position, where the layer is in host memory,
   bool fused = false;  // and whether its mask was written then, the candidates left undecided
 
   // Whether no element outside that bracket is on the wrong side of the cut.
@@ -53,6 +53,14 @@ struct Survey {
            (cut.key < bracket.high || cut.pruned == size - read_sides.above);
   }
 
+  // Makes as many slots as wanted or somewhat fewer, each a power of two of keys wide.
+  void lay_out_slots(std::int64_t wanted) {
+    const std::uint64_t keys = sides.bracket.high - sides.bracket.low;
+    slot_bits = 0;
+    while ((keys >> slot_bits) >= static_cast<std::uint64_t>(wanted)) ++slot_bits;
+    slots.assign(static_cast<std::size_t>((keys >> slot_bits) + 1), Slot{});
+  }
+
   std::int64_t inside() const {
     std::int64_t count = 0;
     for (const Slot& slot : slots) count += slot.count;
@@ -60,20 +68,27 @@ struct Survey {
   }
 };
 
-// Powers of two that bring each float64 layer's largest weight near 1; 1 for other dtypes.
-// Throws NotFinite.
-std::vector<double> scales(const std::vector<Layer>& layers, cpu::Team& team);
+// A power of two that brings a float64 layer's largest weight near 1; 1 for other dtypes. Throws
+// NotFinite where that weight is not finite.
+double scale_for(Dtype dtype, std::uint64_t largest_key);
+
+// Fills in the scales of the chosen layers.
+void find_scales(const std::vector<Layer>& layers, const Chosen& chosen,
+                 std::vector<double>& scales, cpu::Team& team);
 
 // Reads the chosen layers and fills in their surveys, for the brackets of their `sides`. Candidates
 // are stored for as long as the budget lasts. Where there are masks, those that lie in memory as
 // their layers do are written on the way. Throws NotFinite.
 void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
-                    const std::vector<std::size_t>& chosen, std::vector<Survey>& surveys,
+                    const Chosen& chosen, std::vector<Survey>& surveys,
                     const std::shared_ptr<CandidateBudget>& budget, cpu::Team& team);
 
 // Narrows the chosen layers, whose candidates are stored, to brackets within their own.
-void survey_candidates(const std::vector<Layer>& layers, const std::vector<std::size_t>& chosen,
+void survey_candidates(const std::vector<Layer>& layers, const Chosen& chosen,
                        const std::vector<Bracket>& brackets, std::vector<Survey>& surveys,
                        cpu::Team& team);
+
+// The keys inside the bracket of a layer whose candidates are stored, in any order.
+std::vector<std::uint64_t> candidate_keys(const Layer& layer, const Survey& survey);
 
 }  // namespace lampfast

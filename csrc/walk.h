@@ -99,12 +99,19 @@ class Walk {
     }
   }
 
- private:
   struct Axis {
     std::int64_t extent;
     std::array<std::int64_t, Tensors> stride;
   };
 
+  // The axes that make up the positions, outermost first; the last one is the run.
+  std::vector<Axis> axes() const {
+    std::vector<Axis> all = axes_;
+    all.push_back(run_);
+    return all;
+  }
+
+ private:
   static Offsets unit() {
     Offsets ones;
     ones.fill(1);

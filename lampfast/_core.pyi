@@ -20,8 +20,12 @@ class Dtype:
     @property
     def name(self) -> str: ...
 
-# A strided tensor: address, dtype, shape, strides in elements. The caller keeps it alive.
-Layer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...]]
+# A strided tensor: address, dtype, shape, strides in elements, and the index of its GPU, or -1 in
+# host memory. The caller keeps it alive.
+Layer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
+
+# Device, stream, address and size of memory there, address and size of page-locked host memory.
+Gpu: TypeAlias = tuple[int, int, int, int, int, int]
 
 class Cut:
     """A layer's answer: magnitudes with a smaller key go, and the first `ties` of the equals."""
@@ -49,15 +53,24 @@ class Stages:
     def apply(self) -> float: ...
 
 def instruction_set() -> str: ...
-def select(layers: Sequence[Layer], count: int, threads: int) -> list[Cut]: ...
+def cuda_needs(layers: Sequence[Layer], device: int) -> tuple[int, int]: ...
+def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> tuple[int, int]: ...
+def select(
+    layers: Sequence[Layer], count: int, threads: int, gpus: Sequence[Gpu] = ()
+) -> list[Cut]: ...
 def mask(
-    sources: Sequence[Layer], targets: Sequence[Layer], cuts: Sequence[Cut], threads: int
+    sources: Sequence[Layer],
+    targets: Sequence[Layer],
+    cuts: Sequence[Cut],
+    threads: int,
+    gpus: Sequence[Gpu] = (),
 ) -> None: ...
 def masks(
     sources: Sequence[Layer],
     targets: Sequence[Layer],
     count: int,
     threads: int,
+    gpus: Sequence[Gpu] = (),
     *,
     stages: Stages | None = None,
 ) -> list[Cut]: ...
@@ -66,9 +79,14 @@ def prune(
     importances: Sequence[Layer] | None,
     count: int,
     threads: int,
+    gpus: Sequence[Gpu] = (),
     *,
     stages: Stages | None = None,
 ) -> list[Cut]: ...
-def score(layers: Sequence[Layer], outputs: Sequence[Layer], threads: int) -> None: ...
-def census(layers: Sequence[Layer], threads: int) -> list[Cut]: ...
-def first_nonfinite(layers: Sequence[Layer], threads: int) -> tuple[int, int] | None: ...
+def score(
+    layers: Sequence[Layer], outputs: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()
+) -> None: ...
+def census(layers: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()) -> list[Cut]: ...
+def first_nonfinite(
+    layers: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()
+) -> tuple[int, int] | None: ...

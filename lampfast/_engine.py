@@ -9,15 +9,17 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lampfast import _core
+from lampfast import _core, _gpus
 from lampfast.views import Pointer, View
 
 
 def prune(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
     """Zero the `count` weights of `layers` that score lowest, in place."""
     with _naming_nonfinite(layers, sources):
+        targets = _pointers(layers)
         importances = None if sources is layers else _pointers(sources)
-        return _core.prune(_pointers(layers), importances, count, torch.get_num_threads())
+        with _gpus.borrowed(importances or targets, _core.cuda_needs) as gpus:
+            return _core.prune(targets, importances, count, torch.get_num_threads(), gpus)
 
 
 def masks(
@@ -25,19 +27,25 @@ def masks(
 ) -> None:
     """Write False to `outputs` for the `count` weights that score lowest, else True."""
     with _naming_nonfinite(layers, sources):
-        _core.masks(_pointers(sources), _pointers(outputs), count, torch.get_num_threads())
+        pointers, targets = _pointers(sources), _pointers(outputs)
+        with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
+            _core.masks(pointers, targets, count, torch.get_num_threads(), gpus)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
     """Write the score of every weight to `outputs`."""
     with _naming_nonfinite(layers, sources):
-        _core.score(_pointers(sources), _pointers(outputs), torch.get_num_threads())
+        pointers, targets = _pointers(sources), _pointers(outputs)
+        with _gpus.borrowed(pointers, _core.cuda_needs_of_scores) as gpus:
+            _core.score(pointers, targets, torch.get_num_threads(), gpus)
 
 
 def census(layers: Sequence[View]) -> list[_core.Cut]:
     """The cuts that describe what is zero now."""
     with _naming_nonfinite(layers, layers):
-        return _core.census(_pointers(layers), torch.get_num_threads())
+        pointers = _pointers(layers)
+        with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
+            return _core.census(pointers, torch.get_num_threads(), gpus)
 
 
 @contextmanager
@@ -53,7 +61,9 @@ def _naming_nonfinite(layers: Sequence[View], sources: Sequence[View]) -> Iterat
 
 
 def _nonfinite(what: str, views: Sequence[View]) -> ValueError | None:
-    found = _core.first_nonfinite(_pointers(views), torch.get_num_threads())
+    pointers = _pointers(views)
+    with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
+        found = _core.first_nonfinite(pointers, torch.get_num_threads(), gpus)
     if found is None:
         return None
     view, flat = views[found[0]], found[1]

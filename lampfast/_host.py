@@ -2,18 +2,28 @@
 
 import sys
 import warnings
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+from lampfast import _gpus
 
 # Where an address means the same for all devices and the host.
 _UNIFIED = frozenset({"cpu", "cuda", "xpu"})
+
+_CURES = {
+    "cuda": "; for an engine on NVIDIA GPUs install lampfast where CUDA's compiler, nvcc, is, with "
+    "pip install --config-settings=cmake.define.LAMPFAST_CUDA=ON"
+}
 
 _warned: set[str] = set()  # types of devices
 
 
 def is_here(tensor: torch.Tensor) -> bool:
     """Whether the engine can reach a tensor's memory."""
-    return tensor.is_cpu
+    return tensor.is_cpu or _gpus.has_engine(tensor)
 
 
 def has_address(tensor: torch.Tensor) -> bool:
@@ -26,13 +36,20 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
     kind = tensor.device.type
     if kind not in _warned:
         warnings.warn(
-            f"layers on {tensor.device} are copied to host memory and back, since this version "
+            f"layers on {tensor.device} are copied to host memory and back, since this build "
             f"has no engine for {kind} devices; the result is the same, but it takes longer, and "
-            "host memory for the copies",
+            f"host memory for the copies{_CURES.get(kind, '')}",
             stacklevel=_frames_to_the_caller(),
         )
         _warned.add(kind)
     return tensor.detach().to("cpu", copy=True)
+
+
+def moved(weight: torch.Tensor | npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A weight's values as a tensor on a device that the engine can reach."""
+    if isinstance(weight, np.ndarray):
+        weight = torch.from_numpy(np.ascontiguousarray(weight))
+    return weight.detach().to(device)
 
 
 def write_back(tensor: torch.Tensor, copy: torch.Tensor) -> None:

@@ -206,7 +206,9 @@ def _sources(
 def _reachable(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Sequence[View]]:
     """Both where the engine can reach them; one list remains one list."""
     targets = views.reachable(layers)
-    return targets, targets if sources is layers else views.reachable(sources)
+    if sources is layers:
+        return targets, targets
+    return targets, views.beside(views.reachable(sources), targets)
 
 
 def _count(s: float, layers: Sequence[View]) -> int:

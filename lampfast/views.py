@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch.nn.parameter import Parameter, is_lazy
 
-from lampfast import _host, _memory
+from lampfast import _gpus, _host, _memory
 from lampfast._core import Dtype
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
-Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...]]
+Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
 
 _DTYPES: dict[object, Dtype] = {
     torch.float32: Dtype.float32,
@@ -36,7 +36,7 @@ class View(NamedTuple):
         name: Its name in the model.
         weight: The tensor or array itself.
         size: How many elements it has.
-        pointer: What the engine sees of it: address, dtype, shape, strides in elements.
+        pointer: What the engine sees of it: address, dtype, shape, strides in elements, device.
         space: What its address counts in: None for memory, or a storage that only its device can
             find.
         span: The addresses [start, stop) that its elements lie in.
@@ -176,9 +176,9 @@ def count(s: float, numel: int) -> int:
 
 
 def empty_masks(layers: Sequence[View]) -> list[View]:
-    """New bool tensors or arrays of the layers' shapes in host memory, to write masks to."""
+    """New bool tensors or arrays of the layers' shapes, where the engine writes masks to."""
     masks: list[Weight] = [
-        torch.empty_like(layer.weight, dtype=torch.bool, device="cpu")
+        torch.empty_like(layer.weight, dtype=torch.bool, device=_device(layer))
         if isinstance(layer.weight, torch.Tensor)
         else np.empty_like(layer.weight, dtype=bool, subok=False)
         for layer in layers
@@ -189,7 +189,7 @@ def empty_masks(layers: Sequence[View]) -> list[View]:
 
 
 def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
-    """New tensors or arrays of the layers' shapes in host memory, for the scores of `sources`.
+    """New tensors or arrays of the layers' shapes, where the engine writes `sources`' scores to.
 
     They are float64 where the source is, else float32.
     """
@@ -199,7 +199,7 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
         like, shape = layer.weight, layer.weight.shape
         scores: Weight
         if isinstance(like, torch.Tensor):
-            scores = torch.empty(shape, dtype=getattr(torch, dtype.name), device="cpu")
+            scores = torch.empty(shape, dtype=getattr(torch, dtype.name), device=_device(layer))
         else:
             scores = np.empty(shape, dtype.name)
         views.append(_view(layer.name, scores, dtype))
@@ -213,6 +213,16 @@ def reachable(views: Sequence[View]) -> Sequence[View]:
     return [
         view if (far := view.far) is None else _view(view.name, _host.copied(far), view.dtype)
         for view in views
+    ]
+
+
+def beside(sources: Sequence[View], targets: Sequence[View]) -> Sequence[View]:
+    """The sources, those that are on other devices than their targets as copies there."""
+    return [
+        source
+        if source.pointer[4] == target.pointer[4]
+        else _view(source.name, _host.moved(source.weight, _device(target)), source.dtype)
+        for source, target in zip(sources, targets, strict=True)
     ]
 
 
@@ -231,6 +241,14 @@ def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]
         else cast(torch.Tensor, output.weight).to(far.device)
         for output, layer in zip(outputs, layers, strict=True)
     }
+
+
+def _device(view: View) -> torch.device:
+    """Where the engine reads or writes in a view's place."""
+    weight = view.weight
+    if isinstance(weight, torch.Tensor) and view.far is None:
+        return weight.device
+    return torch.device("cpu")
 
 
 def _checked(what: str, name: str, weight: Weight) -> View:
@@ -252,9 +270,10 @@ def _checked(what: str, name: str, weight: Weight) -> View:
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
     shape = weight.shape
-    space = None
+    space, device = None, _gpus.HOST
     if isinstance(weight, torch.Tensor):
         strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
+        device = _gpus.index(weight)
         if _host.is_here(weight) or _host.has_address(weight):
             address = weight.data_ptr()
         else:
@@ -270,7 +289,7 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     else:
         first, last = _memory.reach(shape, strides)
         span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
-    return View(name, weight, size, (address, dtype, shape, strides), space, span, dense)
+    return View(name, weight, size, (address, dtype, shape, strides, device), space, span, dense)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
@@ -385,5 +404,5 @@ def _clusters(views: Sequence[View]) -> Iterator[list[int]]:
 
 def _array(view: View) -> npt.NDArray[Any]:
     """The weight's memory for the questions of `_memory`."""
-    address, _, shape, strides = view.pointer
+    address, _, shape, strides, _ = view.pointer
     return _memory.array(address, view.weight.itemsize, shape, strides)

@@ -1,10 +1,15 @@
-"""Settings of the whole suite: hypothesis profiles, and threads put back after each test."""
+"""Settings of the whole suite: hypothesis profiles, and threads put back after each test.
+
+With LAMPFAST_EMULATED set, tensors are pruned by the kernels for GPUs (emulation.py).
+"""
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
+from emulation import emulated
 from hypothesis import HealthCheck, settings
 
 # Examples vary in cost with the machine's load: no deadlines. CI repeats the same examples.
@@ -24,3 +29,9 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _place() -> Iterator[None]:
+    with emulated() if "LAMPFAST_EMULATED" in os.environ else nullcontext():
+        yield

@@ -15,7 +15,7 @@ from sorted_check import SortedCheck
 from strategies import DTYPES
 
 import lampfast
-from lampfast import _core
+from lampfast import _core, _gpus
 from lampfast.views import Pointer
 
 Array = npt.NDArray[np.float64]
@@ -39,7 +39,7 @@ def _around(counts: Iterable[int], most: int) -> list[int]:
 def _pointer(tensor: torch.Tensor) -> Pointer:
     name = str(tensor.dtype).removeprefix("torch.")
     dtype: _core.Dtype = getattr(_core.Dtype, "boolean" if name == "bool" else name)
-    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride()
+    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), _gpus.HOST
 
 
 def _pointers(tensors: Model) -> list[Pointer]:

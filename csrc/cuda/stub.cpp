@@ -1,8 +1,20 @@
 // Stands in for the CUDA engine in a CPU-only build.
-#include "cuda/devices.h"
+#include <stdexcept>
+
+#include "cuda/gpu.h"
 
 namespace lampfast::cuda {
+namespace {
+
+[[noreturn]] void refuse() { throw std::runtime_error("this build has no CUDA engine"); }
+
+}  // namespace
 
 bool built() { return false; }
+
+Needs needs(const std::vector<Layer>&, int) { refuse(); }
+Needs needs_of_scores(const std::vector<Layer>&, int) { refuse(); }
+
+std::unique_ptr<Place> gpu_place(const Job&, const Gpu&) { refuse(); }
 
 }  // namespace lampfast::cuda

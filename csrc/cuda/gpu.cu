@@ -1,0 +1,557 @@
+// A GPU as a place: what the stages ask for becomes launches on one stream, and what comes back is
+// waited for where a stage needs it to go on, and nowhere else.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "cuda/gpu.h"
+#include "cuda/kernels.h"
+#include "cuda/plan.h"
+#include "cuda/runtime.h"
+#include "cuda/scores.h"
+#include "magnitude.h"
+#include "walk.h"
+
+namespace lampfast::cuda {
+namespace {
+
+// As many keys of a layer are collected as are sorted (select.cpp), and no more than fit at a time.
+using Keys = std::vector<std::uint64_t>;
+
+class GpuPlace : public Place {
+ public:
+  GpuPlace(const Job& job, const Gpu& gpu)
+      : job_(job),
+        layers_(job.layers),
+        device_(gpu.device),
+        stream_(reinterpret_cast<cudaStream_t>(gpu.stream)),
+        plan_(layers_, gpu.device, gpu.memory, gpu.host_memory),
+        beyond_plan_(gpu.memory + plan_.needs.bytes),
+        works_(layers_.size()),
+        notes_(layers_.size()) {
+    if (gpu.bytes < plan_.needs.bytes || gpu.host_bytes < plan_.needs.host_bytes) {
+      throw std::invalid_argument("a GPU needs more memory than it was lent");
+    }
+    const DeviceGuard guard(device_);
+    lay_out_works();
+  }
+
+  void find_scales(const Chosen& chosen, std::vector<double>& scales) override {
+    Chosen wide;
+    for (const std::size_t i : chosen) {
+      scales[i] = 1.0;
+      if (layers_[i].dtype == Dtype::float64) wide.push_back(i);
+    }
+    for_each_digest(wide, [&](std::size_t i, const Digest& digest) {
+      scales[i] = scale_for(layers_[i].dtype, digest.largest);
+    });
+  }
+
+  void start_sketches(const Chosen& chosen) override {
+    const DeviceGuard guard(device_);
+    send(chosen, [](Work&, std::size_t) {});
+    for (const Launch& launch : launches_) draw_sketches(launch, plan_.sketches);
+    receive(plan_.results, plan_.sketches, order_.size());
+  }
+
+  void finish_sketches(const Chosen&, std::vector<Sketch>& sketches) override {
+    wait();
+    const auto* received = reinterpret_cast<const Sketch*>(plan_.results);
+    for (std::size_t w = 0; w < order_.size(); ++w) sketches[order_[w]] = received[w];
+  }
+
+  void start_survey(const Chosen& chosen, std::vector<Survey>& surveys, bool limited) override {
+    const DeviceGuard guard(device_);
+    limited_ = limited;
+    for (const std::size_t i : chosen) {
+      Survey fresh;
+      fresh.sides.bracket = surveys[i].sides.bracket;
+      fresh.scale = surveys[i].scale;
+      fresh.fused = limited && writes_masks(i);
+      fresh.lay_out_slots(Row::slots);
+      surveys[i] = std::move(fresh);
+      notes_[i].is_stored = false;
+    }
+    forget_unused_candidates();
+    send_brackets(chosen, surveys);
+    begin(plan_.store.taken, order_.size());
+    begin(plan_.store.incomplete, order_.size());
+    for (const Launch& launch : launches_) {
+      survey_weights(launch, job_.writes_masks(), plan_.store, plan_.rows);
+    }
+    receive_rows();
+    receive(plan_.results + part_count_ * sizeof(Row), plan_.store.incomplete, order_.size());
+  }
+
+  void finish_survey(const Chosen& chosen, std::vector<Survey>& surveys) override {
+    wait();
+    const auto* incomplete =
+        reinterpret_cast<const std::uint32_t*>(plan_.results + part_count_ * sizeof(Row));
+    for (std::size_t w = 0; w < order_.size(); ++w) {
+      const std::size_t i = order_[w];
+      add_rows(w, layers_[i].size, surveys[i]);
+      if (!std::isfinite(surveys[i].sides.above_sum.value())) throw NotFinite();
+      notes_[i].is_stored = stores_candidates(layers_[i].dtype) && incomplete[w] == 0;
+    }
+    for (const std::size_t i : chosen) {
+      notes_[i].is_whole = !limited_;
+      surveys[i].stored = notes_[i].is_stored || notes_[i].is_whole || layers_[i].size == 0;
+      surveys[i].read_sides = surveys[i].sides;
+    }
+  }
+
+  void survey_candidates(const Chosen& chosen, const std::vector<Bracket>& brackets,
+                         std::vector<Survey>& surveys) override {
+    const DeviceGuard guard(device_);
+    for (const std::size_t i : chosen) {
+      Survey& survey = surveys[i];
+      survey.sides = survey.read_sides;
+      survey.sides.bracket = brackets[i];
+      survey.lay_out_slots(Row::slots);
+    }
+    send_brackets(chosen, surveys);
+    for (const Launch& launch : launches_) {
+      cuda::survey_candidates(launch, plan_.store, plan_.rows);
+    }
+    receive_rows();
+    wait();
+    for (std::size_t w = 0; w < order_.size(); ++w) {
+      const Survey& survey = surveys[order_[w]];
+      const Sides& read = survey.read_sides;
+      const std::int64_t candidates = layers_[order_[w]].size - read.below - read.above;
+      add_rows(w, candidates, surveys[order_[w]]);
+    }
+  }
+
+  void fetch_candidates(const Chosen& chosen, const std::vector<Survey>& surveys) override {
+    const DeviceGuard guard(device_);
+    Chosen batch;
+    std::int64_t count = 0;
+    for (const std::size_t i : chosen) {
+      const std::int64_t inside = surveys[i].inside();
+      if (notes_[i].is_whole) {
+        read_keys(i, surveys[i].sides.bracket);
+        continue;
+      }
+      if (count + inside > Plan::most_collected) {
+        fetch_batch(batch, surveys);
+        batch.clear();
+        count = 0;
+      }
+      batch.push_back(i);
+      count += inside;
+    }
+    fetch_batch(batch, surveys);
+  }
+
+  Keys candidate_keys(std::size_t layer, const Survey&) override {
+    return std::move(notes_[layer].keys);
+  }
+
+  Natural exact_sum_above(std::size_t layer, std::uint64_t key) override {
+    const DeviceGuard guard(device_);
+    send({layer}, [key](Work& work, std::size_t) { work.low = key; });
+    return with_format(layers_[layer].dtype, [&](auto format) {
+      using Format = decltype(format);
+      constexpr std::size_t count = digits_of_sum<Format>;
+      begin(plan_.digits, count);
+      for (const Launch& launch : launches_) sum_exactly(launch, plan_.digits);
+      receive(plan_.results, plan_.digits, count);
+      wait();
+      const auto* digits = reinterpret_cast<const unsigned long long*>(plan_.results);
+      Natural sum;
+      for (int e = 0; e < Format::exponents; ++e) {
+        for (int d = 0; d < digits_of_square<Format>; ++d, ++digits) {
+          if (*digits != 0) sum += Natural(*digits).shifted(digit_bits * d + 2 * e);
+        }
+      }
+      return sum;
+    });
+  }
+
+  void apply(const Chosen& chosen, const std::vector<Cut>& cuts,
+             const std::vector<Survey>& surveys) override {
+    const DeviceGuard guard(device_);
+    Chosen settled;
+    Chosen others;
+    for (const std::size_t i : chosen) {
+      const bool is_settled = !surveys.empty() && surveys[i].fused && notes_[i].is_stored &&
+                              surveys[i].holds(cuts[i], layers_[i].size);
+      if (is_settled) {
+        settled.push_back(i);
+      } else if (job_.writes_masks() || cuts[i].pruned > 0) {
+        others.push_back(i);
+      }
+    }
+    send_cuts(settled, cuts);
+    for (const Launch& launch : launches_) settle_masks(launch, plan_.store, plan_.first_kept);
+    send_cuts(others, cuts);
+    for (const Launch& launch : launches_) {
+      (job_.writes_masks() ? mask : zero)(launch, plan_.first_kept);
+    }
+  }
+
+  void census(const Chosen& chosen, std::vector<Cut>& cuts) override {
+    for (const std::size_t i : chosen) {
+      const std::uint64_t end = not_finite_key(layers_[i].dtype);
+      cuts[i] = {end, 0, 0, magnitude_of(layers_[i].dtype, end)};
+    }
+    for_each_digest(chosen, [&](std::size_t i, const Digest& digest) {
+      if (digest.first_not_finite != no_index) throw NotFinite();
+      const std::uint64_t key = std::min<std::uint64_t>(digest.smallest, cuts[i].key);
+      const auto zeros = static_cast<std::int64_t>(digest.zeros);
+      cuts[i] = {key, 0, zeros, magnitude_of(layers_[i].dtype, key)};
+    });
+  }
+
+  std::optional<Element> first_not_finite(const Chosen& chosen) override {
+    std::optional<Element> first;
+    for_each_digest(chosen, [&](std::size_t i, const Digest& digest) {
+      if (digest.first_not_finite == no_index) return;
+      const Element found{i, static_cast<std::int64_t>(digest.first_not_finite)};
+      if (!first || found < *first) first = found;
+    });
+    return first;
+  }
+
+  void score(const Chosen& chosen) override {
+    const DeviceGuard guard(device_);
+    begin(plan_.not_finite, 1);
+    for (const Batch& batch : batches(layers_, chosen)) {
+      std::int64_t out = 0;
+      std::int64_t span = 0;
+      send(batch.layers, [&](Work& work, std::size_t i) {
+        work.out = out;
+        work.first_span = span;
+        out += layers_[i].size;
+        span += spans_of(layers_[i]);
+      });
+      score_batch(batch, plan_.works, beyond_plan_, plan_.not_finite, stream_);
+    }
+    receive(plan_.results, plan_.not_finite, 1);
+    wait();
+    if (*reinterpret_cast<const std::uint32_t*>(plan_.results) != 0) throw NotFinite();
+  }
+
+ private:
+  static constexpr unsigned long long no_index = std::numeric_limits<unsigned long long>::max();
+
+  // What is known of a layer beside its survey.
+  struct Note {
+    bool is_stored = false;  // its candidates are in the store
+    bool is_whole = false;   // all of its weights are its candidates
+    bool has_rows = false;   // of this bracket:
+    Bracket row_bracket{};
+    int row_slot_bits = 0;
+    Keys keys;  // fetched
+  };
+
+  bool writes_masks(std::size_t i) const {
+    return job_.writes_masks() && works_[i].dense && stores_candidates(layers_[i].dtype);
+  }
+
+  // --- the layers' works, and the orders of their elements ---
+
+  void lay_out_works() {
+    std::vector<Axis> axes;
+    std::int64_t spans = 0;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Layer& layer = layers_[i];
+      if (layer.device != device_) continue;
+      const Layer& target = job_.targets.empty() ? layer : job_.targets[i];
+      Work& work = works_[i];
+      work = {};
+      work.data = layer.data;
+      work.target = target.data;
+      work.size = layer.size;
+      work.first_span = spans;
+      work.scale = 1.0;
+      work.own_target = target.data == layer.data && target.strides == layer.strides;
+      work.target_size = job_.writes_masks() ? 1 : static_cast<int>(item_size(target.dtype));
+      const Walk<2> together(layer.shape, {&layer.strides, &target.strides}, Order::memory);
+      work.dense = together.is_one_run();
+      work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
+                     is_aligned(work.target, work.own_target ? vector_bytes : 4);
+      work.by_memory = steps(layer, target, Order::memory, axes);
+      work.by_index = steps(layer, target, Order::row_major, axes);
+      spans += spans_of(layer);
+    }
+    send_to(plan_.axes, axes);
+  }
+
+  static bool is_aligned(const std::byte* data, std::uintptr_t bytes) {
+    return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+  }
+
+  Steps steps(const Layer& layer, const Layer& target, Order order, std::vector<Axis>& axes) const {
+    const Strides indices = row_major_strides(layer.shape);
+    const Walk<3, 0> walk(layer.shape, {&layer.strides, &target.strides, &indices}, order);
+    const auto found = walk.axes();
+    const auto& run = found.back().stride;
+    if (found.size() == 1 && run[0] == 1 && run[1] == 1 && run[2] == 1) return {nullptr, 0};
+    const Steps steps{plan_.axes + axes.size(), static_cast<int>(found.size())};
+    for (const auto& axis : found) {
+      axes.push_back({axis.extent, axis.stride[0], axis.stride[1], axis.stride[2]});
+    }
+    return steps;
+  }
+
+  // --- to the GPU and back ---
+
+  template <class T>
+  void send_to(T* to, const std::vector<T>& values) {
+    // From pageable memory: the call returns when it has been read.
+    if (values.empty()) return;
+    check(cudaMemcpyAsync(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
+                          stream_),
+          "cudaMemcpyAsync to the device");
+  }
+
+  template <class T>
+  void receive(std::byte* to, const T* from, std::size_t count) {
+    if (count == 0) return;
+    check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, stream_),
+          "cudaMemcpyAsync to the host");
+  }
+
+  template <class T>
+  void begin(T* at, std::size_t count) {
+    if (count == 0) return;
+    check(cudaMemsetAsync(at, 0, count * sizeof(T), stream_), "cudaMemsetAsync");
+  }
+
+  void wait() {
+    const DeviceGuard guard(device_);
+    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  }
+
+  // Sends the works of the chosen layers, those of a dtype together, and makes their launches.
+  // fill(work, layer) adds what the kernels need to know.
+  template <class Fill>
+  void send(const Chosen& chosen, Fill&& fill) {
+    order_.clear();
+    std::copy_if(chosen.begin(), chosen.end(), std::back_inserter(order_),
+                 [&](std::size_t i) { return layers_[i].size > 0; });
+    std::stable_sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) {
+      return layers_[a].dtype < layers_[b].dtype;
+    });
+    std::vector<Work> works;
+    works.reserve(order_.size());
+    launches_.clear();
+    part_count_ = 0;
+    for (const std::size_t i : order_) {
+      const Dtype dtype = layers_[i].dtype;
+      if (launches_.empty() || launches_.back().dtype != dtype) {
+        const auto first = static_cast<int>(works.size());
+        launches_.push_back({dtype, plan_.works + first, first, 0, 0, stream_});
+      }
+      Launch& launch = launches_.back();
+      Work work = works_[i];
+      work.first_block = launch.blocks;
+      work.first_part = static_cast<std::int64_t>(part_count_);
+      fill(work, i);
+      works.push_back(work);
+      ++launch.count;
+      launch.blocks += spans_of(layers_[i]);
+      part_count_ += static_cast<std::size_t>(parts_of(spans_of(layers_[i])));
+    }
+    send_to(plan_.works, works);
+  }
+
+  void send_brackets(const Chosen& chosen, const std::vector<Survey>& surveys) {
+    send(chosen, [&](Work& work, std::size_t i) {
+      const Survey& survey = surveys[i];
+      work.low = survey.sides.bracket.low;
+      work.high = survey.sides.bracket.high;
+      work.scale = survey.scale;
+      work.slot_bits = survey.slot_bits;
+      work.share = limited_ ? most_stored(layers_[i].size) : 0;
+      Note& note = notes_[i];
+      note.has_rows = true;
+      note.row_bracket = survey.sides.bracket;
+      note.row_slot_bits = survey.slot_bits;
+    });
+  }
+
+  // As CandidateBudget::share (candidates.h).
+  static std::int64_t most_stored(std::int64_t size) { return size / 16 + (tiny ? 16 : 1 << 13); }
+
+  // Sends cuts, and finds the first kept ties.
+  void send_cuts(const Chosen& chosen, const std::vector<Cut>& cuts) {
+    bool has_ties = false;
+    bool counts_ties = false;
+    send(chosen, [&](Work& work, std::size_t i) {
+      const Cut& cut = cuts[i];
+      work.low = cut.key;
+      work.ties = cut.ties;
+      work.tie_slot = tie_slot(i, cut.key);
+      has_ties = has_ties || cut.ties > 0;
+      counts_ties = counts_ties || (cut.ties > 0 && work.tie_slot < 0);
+    });
+    for (const Launch& launch : launches_) {
+      if (counts_ties) count_ties(launch, plan_.tie_counts);
+      if (has_ties) find_ties(launch, plan_.tie_counts, plan_.rows, plan_.first_kept);
+    }
+  }
+
+  // Where the rows of a layer count the elements with a key, span by span in row-major order.
+  int tie_slot(std::size_t i, std::uint64_t key) const {
+    const Note& note = notes_[i];
+    const bool in_order = works_[i].by_index.count == 0;
+    if (!note.has_rows || note.row_slot_bits > 0 || !in_order) return -1;
+    if (key < note.row_bracket.low || key >= note.row_bracket.high) return -1;
+    return static_cast<int>(key - note.row_bracket.low);
+  }
+
+  // --- what comes back ---
+
+  void receive_rows() {
+    for (Launch launch : launches_) {
+      launch.blocks = 0;
+      for (int w = 0; w < launch.count; ++w) {
+        const std::size_t i = order_[static_cast<std::size_t>(launch.first + w)];
+        launch.blocks += parts_of(spans_of(layers_[i]));
+      }
+      sum_rows(launch, plan_.rows, plan_.parts);
+    }
+    receive(plan_.results, plan_.parts, part_count_);
+    next_part_ = reinterpret_cast<const Row*>(plan_.results);
+  }
+
+  // Adds the w-th work's parts, of so many elements, to its layer's survey; in the works' order.
+  void add_rows(std::size_t w, std::int64_t elements, Survey& survey) {
+    Sides found;
+    std::int64_t inside = 0;
+    for (std::int64_t p = parts_of(spans_of(layers_[order_[w]])); p > 0; --p, ++next_part_) {
+      const Row& part = *next_part_;
+      found.below += part.below;
+      inside += part.inside;
+      found.above_sum.add(part.above_sum);
+      for (std::size_t s = 0; s < survey.slots.size(); ++s) {
+        survey.slots[s].count += part.counts[s];
+        survey.slots[s].sum += part.sums[s];
+      }
+    }
+    found.above = elements - found.below - inside;
+    survey.sides.add(found);
+  }
+
+  template <class Body>
+  void for_each_digest(const Chosen& chosen, Body&& body) {
+    const DeviceGuard guard(device_);
+    send(chosen, [](Work&, std::size_t) {});
+    send_to(plan_.digests, std::vector<Digest>(order_.size(), {0, no_index, 0, no_index}));
+    for (const Launch& launch : launches_) digest(launch, plan_.digests);
+    receive(plan_.results, plan_.digests, order_.size());
+    wait();
+    const auto* digests = reinterpret_cast<const Digest*>(plan_.results);
+    for (std::size_t w = 0; w < order_.size(); ++w) body(order_[w], digests[w]);
+  }
+
+  // --- candidates ---
+
+  // Candidates of layers that are read again are of no use, but their room is free only when no
+  // others are in use: it is given out in one direction.
+  void forget_unused_candidates() {
+    const auto is_stored = [](const Note& note) { return note.is_stored; };
+    if (std::any_of(notes_.begin(), notes_.end(), is_stored)) return;
+    begin(plan_.store.used_bytes, 1);
+    begin(plan_.store.used_segments, 1);
+  }
+
+  void fetch_batch(const Chosen& batch, const std::vector<Survey>& surveys) {
+    if (batch.empty()) return;
+    std::int64_t count = 0;
+    std::vector<std::int64_t> firsts;
+    send(batch, [&](Work& work, std::size_t i) {
+      work.low = surveys[i].sides.bracket.low;
+      work.high = surveys[i].sides.bracket.high;
+      work.out = count;
+      firsts.push_back(count);
+      count += surveys[i].inside();
+    });
+    begin(plan_.found, order_.size());
+    for (const Launch& launch : launches_) {
+      collect_candidates(launch, plan_.store, plan_.found, plan_.collected);
+    }
+    receive(plan_.results, plan_.collected, static_cast<std::size_t>(count));
+    wait();
+    const auto* keys = reinterpret_cast<const std::uint64_t*>(plan_.results);
+    for (std::size_t w = 0; w < order_.size(); ++w) {
+      const std::size_t i = order_[w];
+      notes_[i].keys.assign(keys + firsts[w], keys + firsts[w] + surveys[i].inside());
+    }
+  }
+
+  // All keys of a layer inside a bracket, by way of a copy of the layer in the host.
+  void read_keys(std::size_t i, const Bracket& bracket) {
+    const Layer& layer = layers_[i];
+    std::int64_t first = 0;
+    std::int64_t last = 0;
+    for (std::size_t a = 0; a < layer.shape.size(); ++a) {
+      const std::int64_t reach = (layer.shape[a] - 1) * layer.strides[a];
+      (reach < 0 ? first : last) += reach;
+    }
+    const std::int64_t width = item_size(layer.dtype);
+    std::vector<std::byte> copy(static_cast<std::size_t>((last - first + 1) * width));
+    receive(copy.data(), layer.data + first * width, copy.size());
+    wait();
+    Keys& keys = notes_[i].keys;
+    keys.clear();
+    with_format(layer.dtype, [&](auto format) {
+      using Format = decltype(format);
+      const auto* data = reinterpret_cast<const typename Format::Storage*>(copy.data()) - first;
+      const Walk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+      walk.runs(0, layer.size, [&](auto, const auto& offsets, std::int64_t length) {
+        for (std::int64_t j = 0; j < length; ++j) {
+          const auto key = Format::key(data[offsets[0] + j * walk.step()[0]]);
+          if (key >= bracket.low && key < bracket.high) keys.push_back(key);
+        }
+      });
+    });
+  }
+
+  const Job& job_;
+  const std::vector<Layer>& layers_;
+  const int device_;
+  const cudaStream_t stream_;
+  const Plan plan_;
+  std::byte* const beyond_plan_;  // for scores
+  std::vector<Work> works_;       // of each layer, as far as it is the same in every launch
+  std::vector<Note> notes_;
+  bool limited_ = true;
+
+  // Of the works that were last sent:
+  Chosen order_;  // their layers
+  std::vector<Launch> launches_;
+  std::size_t part_count_ = 0;
+  const Row* next_part_ = nullptr;
+};
+
+}  // namespace
+
+bool built() { return true; }
+
+Needs needs(const std::vector<Layer>& layers, int device) {
+  return Plan(layers, device, nullptr, nullptr).needs;
+}
+
+Needs needs_of_scores(const std::vector<Layer>& layers, int device) {
+  const DeviceGuard guard(device);
+  Needs needs = cuda::needs(layers, device);
+  Chosen there;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].device == device) there.push_back(i);
+  }
+  std::int64_t most = 0;
+  for (const Batch& batch : batches(layers, there)) most = std::max(most, score_bytes(batch));
+  needs.bytes += most;
+  return needs;
+}
+
+std::unique_ptr<Place> gpu_place(const Job& job, const Gpu& gpu) {
+  return std::make_unique<GpuPlace>(job, gpu);
+}
+
+}  // namespace lampfast::cuda

@@ -1,0 +1,50 @@
+// The kernels' launchers. Works are on the device, `count` of them of one dtype, with `blocks` in
+// all; everything is queued on the stream.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/work.h"
+#include "layer.h"
+#include "sketch.h"
+
+namespace lampfast::cuda {
+
+struct Launch {
+  Dtype dtype;
+  const Work* works;
+  int first;  // of the works that were sent together, which count the store's layers
+  int count;
+  std::int64_t blocks;
+  cudaStream_t stream;
+};
+
+// Surveys one span a block; the candidates go to the store. Masks get what the bracket decides.
+void survey_weights(const Launch& launch, bool writes_masks, const Store& store, Row* rows);
+// The same of the candidates in the store.
+void survey_candidates(const Launch& launch, const Store& store, Row* rows);
+// Adds up the rows of every layer in parts, one a block.
+void sum_rows(const Launch& launch, const Row* rows, Row* parts);
+// Collects the candidates inside the brackets, each layer's from Work::out on.
+void collect_candidates(const Launch& launch, const Store& store, unsigned long long* found,
+                        std::uint64_t* keys);
+
+// One layer a block.
+void draw_sketches(const Launch& launch, Sketch* sketches);
+
+// Counts the elements that equal the cuts' keys, in spans of the row-major order, one a block.
+void count_ties(const Launch& launch, std::uint32_t* tie_counts);
+// The row-major index of the first tie that is kept, by the counts or the rows; one layer a block.
+void find_ties(const Launch& launch, const std::uint32_t* tie_counts, const Row* rows,
+               std::int64_t* first_kept);
+
+// Prunes, writes masks, or completes the masks that the survey has written; one span a block.
+void zero(const Launch& launch, const std::int64_t* first_kept);
+void mask(const Launch& launch, const std::int64_t* first_kept);
+void settle_masks(const Launch& launch, const Store& store, const std::int64_t* first_kept);
+
+// One span a block. The digests and the digits must have been begun.
+void digest(const Launch& launch, Digest* digests);
+void sum_exactly(const Launch& launch, unsigned long long* digits);
+
+}  // namespace lampfast::cuda

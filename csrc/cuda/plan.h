@@ -1,0 +1,128 @@
+// Where everything lies in the memory that a call is lent on a GPU and in the host.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/gpu.h"
+#include "cuda/work.h"
+#include "layer.h"
+#include "magnitude.h"
+#include "sketch.h"
+#include "tiny.h"
+
+namespace lampfast::cuda {
+
+inline bool stores_candidates(Dtype dtype) {
+  return with_format(dtype, [](auto format) { return stores<typename decltype(format)::Storage>; });
+}
+
+inline std::int64_t spans_of(const Layer& layer) {
+  return spans_of(layer.size, item_size(layer.dtype));
+}
+
+inline std::int64_t parts_of(std::int64_t spans) {
+  return (spans + rows_in_part - 1) / rows_in_part;
+}
+
+// Takes memory piece by piece; from nothing, to learn how much it takes in all.
+class Arena {
+ public:
+  explicit Arena(std::byte* base) : base_(base) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    constexpr std::int64_t alignment = 256;
+    used_ = (used_ + alignment - 1) / alignment * alignment;
+    auto* const piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += count * static_cast<std::int64_t>(sizeof(T));
+    return piece;
+  }
+
+  std::int64_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  std::int64_t used_ = 0;
+};
+
+// What the orders of a layer's elements take at most.
+inline std::int64_t most_axes(const Layer& layer) {
+  return 2 * static_cast<std::int64_t>(std::max<std::size_t>(layer.shape.size(), 1));
+}
+
+struct Plan {
+  static constexpr std::int64_t most_collected = tiny ? 64 : 1 << 16;
+
+  Work* works;
+  Axis* axes;
+  Row* rows;
+  Sketch* sketches;  // where the rows will be
+  Row* parts;
+  std::uint32_t* tie_counts;
+  std::int64_t* first_kept;
+  Store store;
+  Digest* digests;
+  unsigned long long* digits;
+  unsigned long long* found;
+  std::uint32_t* not_finite;
+  std::uint64_t* collected;
+  std::byte* results;  // in the host
+  Needs needs;
+
+  Plan(const std::vector<Layer>& layers, int device, std::byte* memory, std::byte* host_memory) {
+    std::int64_t count = 0;
+    std::int64_t axis_count = 0;
+    std::int64_t spans = 0;
+    std::int64_t part_count = 0;
+    std::int64_t bytes = 0;  // of layers whose candidates are stored
+    for (const Layer& layer : layers) {
+      if (layer.device != device) continue;
+      ++count;
+      axis_count += most_axes(layer);
+      spans += spans_of(layer);
+      part_count += parts_of(spans_of(layer));
+      if (stores_candidates(layer.dtype)) bytes += layer.size * item_size(layer.dtype);
+    }
+    Arena arena(memory);
+    works = arena.take<Work>(count);
+    axes = arena.take<Axis>(axis_count);
+    const auto row_bytes = std::max<std::int64_t>(spans * std::int64_t{sizeof(Row)},
+                                                  count * std::int64_t{sizeof(Sketch)});
+    auto* const shared = arena.take<std::byte>(row_bytes);
+    rows = reinterpret_cast<Row*>(shared);
+    sketches = reinterpret_cast<Sketch*>(shared);
+    parts = arena.take<Row>(part_count);
+    tie_counts = arena.take<std::uint32_t>(spans);
+    first_kept = arena.take<std::int64_t>(count);
+    digests = arena.take<Digest>(count);
+    digits = arena.take<unsigned long long>(most_digits);
+    found = arena.take<unsigned long long>(count);
+    not_finite = arena.take<std::uint32_t>(1);
+    collected = arena.take<std::uint64_t>(most_collected);
+
+    // Of the 5% that a call may take, 3% are for candidates; and what small layers need.
+    store.bytes = static_cast<std::uint64_t>((tiny ? 1 << 10 : 1 << 17) + bytes / 100 * 3);
+    store.segment_limit = static_cast<std::uint32_t>(
+        spans + static_cast<std::int64_t>(store.bytes) / (tile_bytes / 4));
+    store.keys = arena.take<std::byte>(static_cast<std::int64_t>(store.bytes));
+    store.segments = arena.take<Segment>(store.segment_limit);
+    store.used_bytes = arena.take<unsigned long long>(1);
+    store.used_segments = arena.take<std::uint32_t>(1);
+    store.chains = arena.take<std::uint32_t>(spans);
+    store.taken = arena.take<unsigned long long>(count);
+    store.incomplete = arena.take<std::uint32_t>(count);
+
+    Arena host(host_memory);
+    const std::int64_t survey_bytes = part_count * std::int64_t{sizeof(Row)} + count * 4;
+    results = host.take<std::byte>(std::max({survey_bytes, count * std::int64_t{sizeof(Sketch)},
+                                             count * std::int64_t{sizeof(Digest)},
+                                             std::int64_t{most_digits} * 8, most_collected * 8}));
+    arena.take<std::byte>(0);  // what follows is aligned too
+    needs = {arena.used(), host.used()};
+  }
+};
+
+}  // namespace lampfast::cuda

@@ -1,0 +1,34 @@
+// Scores on a GPU: layers are sorted, small ones together.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/runtime.h"
+#include "cuda/work.h"
+#include "layer.h"
+
+namespace lampfast::cuda {
+
+// Layers of one dtype that are sorted together.
+struct Batch {
+  Dtype dtype;
+  Chosen layers;
+  std::int64_t size = 0;   // elements in all
+  std::int64_t spans = 0;  // of all layers, in the kernels' counting
+
+  // Whether what is sorted takes eight bytes: the key with the layer's number before it, or more
+  // elements than four bytes can count.
+  bool is_wide() const;
+};
+std::vector<Batch> batches(const std::vector<Layer>& layers, const Chosen& chosen);
+
+// Device memory that a batch needs.
+std::int64_t score_bytes(const Batch& batch);
+
+// Writes the scores of a batch to the targets of its works, which count its elements from
+// Work::out on and its spans from 0 on. Sets not_finite where an element is not.
+void score_batch(const Batch& batch, const Work* works, std::byte* memory,
+                 std::uint32_t* not_finite, cudaStream_t stream);
+
+}  // namespace lampfast::cuda

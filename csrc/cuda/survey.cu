@@ -1,0 +1,328 @@
+// The survey: one streaming read; what lies inside the brackets is put together and stored.
+#include <cub/block/block_reduce.cuh>
+
+#include "cuda/block.h"
+#include "cuda/kernels.h"
+#include "magnitude.h"
+
+namespace lampfast::cuda {
+namespace {
+
+constexpr unsigned all_lanes = 0xffffffff;
+
+struct AddSums {
+  __device__ Sum operator()(Sum a, const Sum& b) const {
+    a.add(b);
+    return a;
+  }
+};
+
+using ReduceCount = cub::BlockReduce<std::uint32_t, block_threads>;
+using ReduceSum = cub::BlockReduce<Sum, block_threads>;
+
+// What a block's threads share, to count the candidates in slots.
+struct Slots {
+  std::uint32_t counts[Row::slots];
+  double sums[Row::slots];
+  union {
+    typename ReduceCount::TempStorage count;
+    typename ReduceSum::TempStorage sum;
+  } reduce;
+
+  __device__ void begin() {
+    for (int s = static_cast<int>(threadIdx.x); s < Row::slots; s += block_threads) {
+      counts[s] = 0;
+      sums[s] = 0.0;
+    }
+    __syncthreads();
+  }
+
+  template <class Format>
+  __device__ void add(const Work& work, typename Format::Storage key) {
+    const auto slot = static_cast<int>((key - work.low) >> work.slot_bits);
+    atomicAdd(&counts[slot], 1U);
+    // Of single keys the count tells the sum.
+    if (work.slot_bits > 0) atomicAdd(&sums[slot], scaled_square<Format>(key, work.scale));
+  }
+
+  // `below` and `above_sum` are this thread's.
+  __device__ void end(std::uint32_t below, double above_sum, Row& row) {
+    __syncthreads();
+    const std::uint32_t all_below = ReduceCount(reduce.count).Sum(below);
+    __syncthreads();
+    const Sum all_above = ReduceSum(reduce.sum).Reduce(Sum{above_sum, 0.0}, AddSums{});
+    for (int s = static_cast<int>(threadIdx.x); s < Row::slots; s += block_threads) {
+      row.counts[s] = counts[s];
+      row.sums[s] = sums[s];
+    }
+    if (threadIdx.x != 0) return;
+    std::uint32_t inside = 0;
+    for (int s = 0; s < Row::slots; ++s) inside += counts[s];
+    row.below = all_below;
+    row.inside = inside;
+    row.above_sum = all_above;
+  }
+};
+
+// The candidates of the last tiles, until there are enough to be counted and stored together.
+template <class Format>
+struct Staging {
+  using Key = typename Format::Storage;
+  static constexpr int room = tile_size<Key> + staged_reserve<Key>;
+
+  Key keys[room];
+  std::uint16_t places[stores<Key> ? room : 1];  // in the span
+  std::uint32_t count;
+  std::uint64_t offset;  // in the store
+  bool is_stored;
+
+  // All lanes of a warp must call it, those with `is_candidate` have one.
+  __device__ void add(bool is_candidate, Key key, std::int64_t place) {
+    const unsigned votes = __ballot_sync(all_lanes, is_candidate);
+    if (votes == 0) return;
+    const unsigned lane = threadIdx.x % 32;
+    const int leader = __ffs(static_cast<int>(votes)) - 1;
+    std::uint32_t first = 0;
+    if (lane == static_cast<unsigned>(leader)) {
+      first = atomicAdd(&count, static_cast<std::uint32_t>(__popc(votes)));
+    }
+    first = __shfl_sync(all_lanes, first, leader);
+    if (!is_candidate) return;
+    const auto at = first + static_cast<std::uint32_t>(__popc(votes & ((1U << lane) - 1)));
+    keys[at] = key;
+    if constexpr (stores<Key>) places[at] = static_cast<std::uint16_t>(place);
+  }
+
+  // All threads must call it, between barriers.
+  __device__ void flush(const Work& work, int layer, const Store& store, Slots& slots,
+                        std::uint32_t& chain) {
+    for (std::uint32_t i = threadIdx.x; i < count; i += block_threads) {
+      slots.add<Format>(work, keys[i]);
+    }
+    if constexpr (stores<Key>) {
+      if (threadIdx.x == 0) reserve(work, layer, store, chain);
+      __syncthreads();
+      if (is_stored) {
+        auto* to = reinterpret_cast<Key*>(store.keys + offset);
+        auto* to_places =
+            reinterpret_cast<std::uint16_t*>(store.keys + offset + rounded(count * sizeof(Key)));
+        for (std::uint32_t i = threadIdx.x; i < count; i += block_threads) {
+          to[i] = keys[i];
+          to_places[i] = places[i];
+        }
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+  }
+
+ private:
+  // Takes room in the store; a layer that gets none is incomplete, and stores no more.
+  __device__ void reserve(const Work& work, int layer, const Store& store, std::uint32_t& chain) {
+    is_stored = false;
+    if (count == 0) return;
+    const auto share = static_cast<unsigned long long>(work.share);
+    if (atomicAdd(&store.taken[layer], static_cast<unsigned long long>(count)) + count <= share) {
+      const unsigned long long bytes = segment_bytes<Key>(count);
+      offset = atomicAdd(store.used_bytes, bytes);
+      const std::uint32_t segment = atomicAdd(store.used_segments, 1U);
+      is_stored = offset + bytes <= store.bytes && segment < store.segment_limit;
+      if (is_stored) {
+        store.segments[segment] = {offset, count, chain};
+        chain = segment;
+      }
+    }
+    if (!is_stored) atomicExch(&store.incomplete[layer], 1U);
+  }
+};
+
+template <class Format>
+__global__ __launch_bounds__(block_threads) void survey_span(const Work* works, int first_work,
+                                                             int work_count, bool writes_masks,
+                                                             Store store, Row* rows) {
+  using Key = typename Format::Storage;
+  __shared__ Staging<Format> staging;
+  __shared__ Slots slots;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  const int layer = first_work + static_cast<int>(&work - works);
+  const Span span = Span::of_block<Key>(work);
+  const Key low = static_cast<Key>(work.low);
+  const auto width = static_cast<Key>(work.high - work.low);
+  const bool fused = writes_masks && work.dense;
+  std::uint32_t chain = no_segment;  // thread 0's
+  std::uint32_t below = 0;
+  double above_sum = 0.0;
+  if (threadIdx.x == 0) staging.count = 0;
+  slots.begin();
+  for (std::int64_t tile = span.begin; tile < span.end; tile += tile_size<Key>) {
+    Vector<Key> vectors[vectors_in_flight];
+#pragma unroll
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const std::int64_t position = vector_position<Key>(tile, v);
+      vectors[v] = load_vector<Key>(work, position, vector_count<Key>(position, span.end));
+    }
+#pragma unroll
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const std::int64_t position = vector_position<Key>(tile, v);
+      const int count = vector_count<Key>(position, span.end);
+      Kept<Key> kept{};
+#pragma unroll
+      for (int e = 0; e < vector_size<Key>; ++e) {
+        const Key key = Format::key(vectors[v].at[e]);
+        const bool is_there = e < count;
+        const bool is_below = key < low;
+        const bool is_inside = !is_below && static_cast<Key>(key - low) < width;
+        if (is_there && is_below) ++below;
+        if (is_there && !is_below && !is_inside) {
+          above_sum += scaled_square<Format>(key, work.scale);
+          kept.at[e] = true;
+        }
+        staging.add(is_there && is_inside, key, position + e - span.begin);
+      }
+      if (fused) kept.store(work, position, count);
+    }
+    __syncthreads();
+    const bool is_full = staging.count > static_cast<std::uint32_t>(staged_reserve<Key>);
+    __syncthreads();
+    if (is_full) staging.flush(work, layer, store, slots, chain);
+  }
+  __syncthreads();
+  staging.flush(work, layer, store, slots, chain);
+  if (threadIdx.x == 0) store.chains[span.number] = chain;
+  slots.end(below, above_sum, rows[span.number]);
+}
+
+template <class Format>
+__device__ const typename Format::Storage* keys_of(const Store& store, const Segment& segment) {
+  return reinterpret_cast<const typename Format::Storage*>(store.keys + segment.offset);
+}
+
+template <class Format>
+__global__ __launch_bounds__(block_threads) void survey_stored(const Work* works, int work_count,
+                                                               Store store, Row* rows) {
+  using Key = typename Format::Storage;
+  __shared__ Slots slots;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  const Span span = Span::of_block<Key>(work);
+  std::uint32_t below = 0;
+  double above_sum = 0.0;
+  slots.begin();
+  for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
+    const Segment segment = store.segments[s];
+    const Key* keys = keys_of<Format>(store, segment);
+    for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
+      const Key key = keys[i];
+      if (key < work.low) {
+        ++below;
+      } else if (key < work.high) {
+        slots.add<Format>(work, key);
+      } else {
+        above_sum += scaled_square<Format>(key, work.scale);
+      }
+    }
+  }
+  slots.end(below, above_sum, rows[span.number]);
+}
+
+__global__ __launch_bounds__(block_threads) void sum_part(const Work* works, int work_count,
+                                                          std::int64_t item_size, const Row* rows,
+                                                          Row* parts) {
+  constexpr int groups = block_threads / Row::slots;
+  __shared__ union {
+    typename ReduceCount::TempStorage count;
+    typename ReduceSum::TempStorage sum;
+  } reduce;
+  __shared__ std::uint32_t counts[groups][Row::slots];
+  __shared__ double sums[groups][Row::slots];
+  const std::int64_t number = works[0].first_part + blockIdx.x;
+  const Work& work = owner(works, work_count, number, &Work::first_part);
+  const std::int64_t all = spans_of(work.size, item_size);
+  const std::int64_t begin = (number - work.first_part) * rows_in_part;
+  const std::int64_t end = begin + rows_in_part < all ? begin + rows_in_part : all;
+  const Row* from = rows + work.first_span;
+  Row& part = parts[number];
+
+  const std::int64_t own = begin + threadIdx.x;
+  const bool has_own = own < end;
+  const std::uint32_t below = ReduceCount(reduce.count).Sum(has_own ? from[own].below : 0U);
+  __syncthreads();
+  const std::uint32_t inside = ReduceCount(reduce.count).Sum(has_own ? from[own].inside : 0U);
+  __syncthreads();
+  const Sum above = ReduceSum(reduce.sum).Reduce(has_own ? from[own].above_sum : Sum{}, AddSums{});
+  if (threadIdx.x == 0) {
+    part.below = below;
+    part.inside = inside;
+    part.above_sum = above;
+  }
+  const int s = static_cast<int>(threadIdx.x) % Row::slots;
+  const int group = static_cast<int>(threadIdx.x) / Row::slots;
+  std::uint32_t count = 0;
+  double sum = 0.0;
+  for (std::int64_t r = begin + group; r < end; r += groups) {
+    count += from[r].counts[s];
+    sum += from[r].sums[s];
+  }
+  counts[group][s] = count;
+  sums[group][s] = sum;
+  __syncthreads();
+  if (group != 0) return;
+  for (int other = 1; other < groups; ++other) {
+    count += counts[other][s];
+    sum += sums[other][s];
+  }
+  part.counts[s] = count;
+  part.sums[s] = sum;
+}
+
+template <class Format>
+__global__ __launch_bounds__(block_threads) void collect_span(const Work* works, int first_work,
+                                                              int work_count, Store store,
+                                                              unsigned long long* found,
+                                                              std::uint64_t* out) {
+  using Key = typename Format::Storage;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  const Span span = Span::of_block<Key>(work);
+  unsigned long long& taken = found[first_work + static_cast<int>(&work - works)];
+  for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
+    const Segment segment = store.segments[s];
+    const Key* keys = keys_of<Format>(store, segment);
+    for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
+      const Key key = keys[i];
+      if (key < work.low || key >= work.high) continue;
+      out[work.out + static_cast<std::int64_t>(atomicAdd(&taken, 1ULL))] = key;
+    }
+  }
+}
+
+}  // namespace
+
+void survey_weights(const Launch& with, bool writes_masks, const Store& store, Row* rows) {
+  with_format(with.dtype, [&](auto format) {
+    launch("survey_weights", survey_span<decltype(format)>, with.blocks, with.stream, with.works,
+           with.first, with.count, writes_masks, store, rows);
+  });
+}
+
+void survey_candidates(const Launch& with, const Store& store, Row* rows) {
+  with_format(with.dtype, [&](auto format) {
+    launch("survey_candidates", survey_stored<decltype(format)>, with.blocks, with.stream,
+           with.works, with.count, store, rows);
+  });
+}
+
+void sum_rows(const Launch& with, const Row* rows, Row* parts) {
+  const std::int64_t item_size = lampfast::item_size(with.dtype);
+  launch("sum_rows", sum_part, with.blocks, with.stream, with.works, with.count, item_size, rows,
+         parts);
+}
+
+void collect_candidates(const Launch& with, const Store& store, unsigned long long* found,
+                        std::uint64_t* keys) {
+  with_format(with.dtype, [&](auto format) {
+    launch("collect_candidates", collect_span<decltype(format)>, with.blocks, with.stream,
+           with.works, with.first, with.count, store, found, keys);
+  });
+}
+
+}  // namespace lampfast::cuda

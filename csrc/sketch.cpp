@@ -1,0 +1,403 @@
+#include "sketch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <utility>
+
+#include "margins.h"
+#include "sample.h"
+
+namespace lampfast {
+namespace {
+
+// How a layer's score answers to the errors of its sketch at the guessed threshold: what the count
+// of elements below and the logarithm of the sum of squares above may be off.
+struct Errors {
+  double density = 0.0;    // elements per unit of log magnitude
+  double steepness = 2.0;  // d log score / d log magnitude
+  double count = 0.0;      // variances,
+  double sum = 0.0;
+  double both = 0.0;  // and the covariance: what is drawn below is not drawn above
+
+  double flow() const { return density / steepness; }  // elements per unit of log score
+  // Of the count below a given score, which a larger sum moves up; and its covariance with the sum.
+  double count_at_score() const {
+    return std::max(count + flow() * (2.0 * both + flow() * sum), 0.0);
+  }
+  double count_with_sum() const { return both + flow() * sum; }
+};
+
+constexpr double most_score = 2.0;  // above all scores
+
+// What a sketch tells of its layer: how counts and sums of squares change with the magnitude, and
+// where they are at the score that was last looked at. Within a slot, elements are taken to be
+// spread evenly.
+class Curve {
+ public:
+  Curve() = default;
+  Curve(const Layer& layer, const Sketch& sketch, double scale)
+      : dtype_(layer.dtype),
+        scale_(scale),
+        size_(static_cast<double>(layer.size)),
+        drawn_(static_cast<double>(sketch.drawn)),
+        weight_(size_ / drawn_) {
+    if (drawn_ == sketch.counts[0]) return;
+    with_format(dtype_, [&](auto format) { add_up<decltype(format)>(sketch); });
+  }
+
+  // Nothing is known of a layer in which all that was drawn is zero, or as good as zero.
+  bool is_known() const { return !edges_.empty(); }
+  // Less is the score of zeros and of what is as good as zero.
+  double lowest_score() const {
+    return is_known() ? edges_[1].square() / (weight_ * edges_[1].tail) : most_score;
+  }
+  // Layers that have it in common are copies of each other.
+  double total() const { return is_known() ? edges_[0].tail : 0.0; }
+
+  void start_search() { low_ = 0, high_ = edges_.size() - 1; }
+
+  // How many elements score no more than one that the search has not left out.
+  double look_at(double score) {
+    if (!is_known()) return size_;
+    at_ = place_at(score, low_, high_);
+    return weight_ * rank(at_);
+  }
+
+  // Leaves out what is below the score that was looked at, or what is above it.
+  void narrow(bool is_too_low) { (is_too_low ? low_ : high_) = at_.slot + (is_too_low ? 0 : 1); }
+
+  // At the score that was last looked at.
+  Errors errors(double score) const {
+    Errors errors;
+    if (!is_known()) return errors;
+    // Wide enough to hold a few draws, but not so wide as to be another place.
+    constexpr double enough = 16.0;
+    std::size_t low = std::max<std::size_t>(at_.slot, 1);
+    std::size_t high = low + 1;
+    const std::size_t end = edges_.size() - 1;
+    do {
+      low = std::max<std::size_t>(low - 1, 1);
+      high = std::min(high + 1, end);
+    } while (count(low, high) < enough && (low > 1 || high < end));
+    if (at_.slot > 0 || lowest_score() < 1.25 * score) {
+      errors.density = weight_ * count(low, high) /
+                       std::log(double{edges_[high].magnitude} / edges_[low].magnitude);
+    }
+    // Of what is above the threshold. Of the largest, few are drawn or none: as much may be
+    // missing.
+    const double most = edges_[end].square();
+    double squares = 0.0;
+    double fourth_powers = most * most;
+    for (std::size_t slot = std::max<std::size_t>(at_.slot, 1); slot < end; ++slot) {
+      const double elements = (slot == at_.slot ? 1.0 - at_.part : 1.0) * count(slot, slot + 1);
+      const double middle = (double{edges_[slot].magnitude} + edges_[slot + 1].magnitude) / 2.0;
+      squares += elements * (middle * middle);
+      fourth_powers += elements * (middle * middle) * (middle * middle);
+    }
+    const double square = edges_[at_.slot].square();
+    squares = std::max(squares, std::max(square, edges_[1].square()));
+    errors.steepness += square * errors.density / (squares * weight_);
+    // A part of the layer from which one is drawn has about so much besides.
+    const double besides = 1.0 - (1.0 - 1.0 / (3.0 * weight_)) / weight_;
+    const double open = (weight_ > 1.0 ? besides : 0.0) / drawn_;
+    const double below = (rank(at_) + 0.5) / (drawn_ + 1.0);
+    const double rough = roughness(at_.slot);
+    const double misplaced =
+        at_.slot == 0 ? 0.0 : rough * weight_ * count(at_.slot, at_.slot + 1) / 2.0;
+    const double missummed = rough / 32.0;
+    errors.count = size_ * size_ * below * (1.0 - below) * open + misplaced * misplaced;
+    const double spread = drawn_ * fourth_powers / (squares * squares) - 1.0;
+    // Of sums that are a few draws', those that are left beside a bracket make up for the rest.
+    errors.sum = std::clamp(spread * open, 0.0, 0.125) + missummed * missummed;
+    errors.both = -size_ * below * open;
+    return errors;
+  }
+
+  // The keys with these scores, and a few draws on either side.
+  Bracket bracket(double low_score, double high_score) const {
+    Bracket bracket{1, not_finite_key(dtype_)};  // zeros are told apart by being below
+    if (!is_known()) return bracket;
+    constexpr double room = tiny ? 1.0 : 8.0;
+    const std::size_t end = edges_.size() - 1;
+    const double low_rank = rank(place_at(low_score, 0, end)) - room;
+    const double high_rank = rank(place_at(high_score, 0, end)) + room;
+    const Place low = place_of(low_rank);
+    if (low.slot > 0) {
+      const double least = (magnitude(low) - slack(low.slot)) / scale_;
+      bracket.low = std::max<std::uint64_t>(nearest_key(dtype_, least), 1);
+    }
+    // The layer may have elements beyond the largest that was drawn.
+    if (high_rank < drawn_) {
+      const Place high = place_of(high_rank);
+      const double most = (magnitude(high) + slack(high.slot)) / scale_;
+      // The first that is kept may have the key that follows that of the last pruned one.
+      const std::uint64_t after = nearest_key(dtype_, most) + (is_tied_ ? 1 : 2);
+      bracket.high = std::max(std::min(after, bracket.high), bracket.low);
+    }
+    return bracket;
+  }
+
+ private:
+  // Where a slot begins.
+  struct Edge {
+    float magnitude;  // scaled
+    float below;      // the draws up to here
+    double tail;      // and the sum of squares from here on
+
+    double square() const { return double{magnitude} * magnitude; }
+  };
+
+  struct Place {
+    std::size_t slot = 0;
+    double part = 1.0;  // of the slot's elements
+  };
+
+  // Which of the slots [slot, end) has the score.
+  Place place_at(double score, std::size_t slot, std::size_t end) const {
+    const double per_draw = score * weight_;
+    while (end - slot > 1) {
+      const std::size_t middle = slot + (end - slot) / 2;
+      const Edge& edge = edges_[middle];
+      const bool reached = edge.square() <= per_draw * edge.tail;
+      slot = reached ? middle : slot;
+      end = reached ? end : middle;
+    }
+    if (slot == 0) return {0, 1.0};  // it has zeros and what is as good as zero
+    const Edge& edge = edges_[slot];
+    const Edge& next = edges_[slot + 1];
+    const double rise = is_tied_ ? 0.0 : next.square() - edge.square();
+    const double part =
+        (per_draw * edge.tail - edge.square()) / (rise + per_draw * (edge.tail - next.tail));
+    return {slot, part < 1.0 ? part : 1.0};
+  }
+
+  // The first edge is that of all smaller elements, the last one is the end of all.
+  template <class Format>
+  void add_up(const Sketch& sketch) {
+    using Key = typename Format::Storage;
+    constexpr int shift = sketch_shift<Format>();
+    constexpr std::uint64_t half = (std::uint64_t{1} << shift) >> 1;
+    const auto value = [&](std::size_t slot, std::uint64_t more) {
+      const double magnitude =
+          Format::value(static_cast<Key>(((sketch.first + slot) << shift) + more));
+      return sizeof(Key) == 8 ? magnitude * scale_ : magnitude;
+    };
+    is_tied_ = shift == 0;
+    std::size_t slot = sketch.counts.size() - 1;
+    while (sketch.counts[slot] == 0) --slot;
+    const std::size_t end = slot + 2;
+    std::array<Edge, Sketch::slots + 1> edges;
+    const double begin = value(slot, 0);
+    double upper = is_tied_ ? begin * (1.0 + 0x1p-4) : 2.0 * value(slot, half) - begin;
+    double tail = 0.0;
+    auto below = static_cast<int>(sketch.drawn);
+    edges[slot + 1] = {static_cast<float>(upper), static_cast<float>(below), tail};
+    for (; below > sketch.counts[0]; --slot) {
+      const double lower = value(slot, 0);
+      const double middle = is_tied_ ? lower : (lower + upper) / 2.0;
+      tail += sketch.counts[slot] * (middle * middle);
+      below -= sketch.counts[slot];
+      edges[slot] = {static_cast<float>(lower), static_cast<float>(below), tail};
+      upper = lower;
+    }
+    edges[slot] = {0.0F, 0.0F, tail};
+    edges_.assign(edges.data() + slot, edges.data() + end);
+    if (!is_tied_) trim();
+  }
+
+  // The smallest and the largest elements fill only a part of their slots, in which they are about
+  // as dense as in the next ones.
+  void trim() {
+    const std::size_t last = edges_.size() - 2;
+    if (last < 2) return;
+    const double least = std::min(density(1) / density(2), 1.0);
+    const double most = std::min(density(last) / density(last - 1), 1.0);
+    edges_[1].magnitude = edges_[2].magnitude - static_cast<float>(least * width(1));
+    edges_[last + 1].magnitude = edges_[last].magnitude + static_cast<float>(most * width(last));
+  }
+
+  double count(std::size_t from, std::size_t to) const {
+    return double{edges_[to].below} - edges_[from].below;
+  }
+
+  double rank(const Place& place) const {
+    return edges_[place.slot].below + place.part * count(place.slot, place.slot + 1);
+  }
+
+  Place place_of(double rank) const {
+    const auto next =
+        std::upper_bound(edges_.begin() + 1, edges_.end() - 1, rank,
+                         [](double wanted, const Edge& edge) { return wanted < edge.below; });
+    const auto slot = static_cast<std::size_t>(next - edges_.begin()) - 1;
+    const double part = (rank - edges_[slot].below) / count(slot, slot + 1);
+    return {slot, part < 1.0 ? part : 1.0};
+  }
+
+  double width(std::size_t slot) const {
+    return double{edges_[slot + 1].magnitude} - edges_[slot].magnitude;
+  }
+
+  double magnitude(const Place& place) const {
+    return edges_[place.slot].magnitude + place.part * width(place.slot);
+  }
+
+  double slack(std::size_t slot) const { return roughness(slot) * width(slot); }
+
+  double density(std::size_t slot) const { return count(slot, slot + 1) / width(slot); }
+
+  // How far, in slots, elements may be from being spread evenly, as the differences between a slot
+  // and its neighbours tell: from little where the density is a smooth curve to a slot where it has
+  // gaps.
+  double roughness(std::size_t slot) const {
+    if (is_tied_) return 0.0;
+    const std::size_t last = edges_.size() - 2;
+    if (last < 2) return 1.0;
+    slot = std::max<std::size_t>(slot, 1);
+    const double here = density(slot);
+    const double before = slot > 1 ? density(slot - 1) : here;
+    const double after = slot < last ? density(slot + 1) : here;
+    const double mean = (before + here + after) / 3.0;
+    const double slope = std::abs(after - before) / mean;
+    const double bend = std::abs(here - (before + after) / 2.0) / mean;
+    const double chance = 1.0 / std::sqrt(mean * width(slot));
+    const double end = slot > 1 && slot < last ? 0.0 : 4.0 * chance;  // that is not where it is
+    const double rough = 0x1p-5 + slope / 16.0 + 2.0 * std::max(bend - 2.5 * chance, 0.0) + end;
+    return rough < 1.0 ? rough : 1.0;
+  }
+
+  Dtype dtype_ = Dtype::float32;
+  bool is_tied_ = false;  // whether all elements of a slot are equal
+  double scale_ = 1.0;
+  double size_ = 0.0;
+  double drawn_ = 0.0;
+  double weight_ = 0.0;  // elements of the layer for each that was drawn
+  std::vector<Edge> edges_;
+  std::size_t low_ = 0;  // the slots that are left
+  std::size_t high_ = 0;
+  Place at_;
+};
+
+// The score of a range at which the curves have `count` elements, or an end; they are left looking
+// at it.
+double find_score(std::vector<Curve>& curves, double lowest, double highest, double count) {
+  const auto elements_at = [&](double score) {
+    double elements = 0.0;
+    for (Curve& curve : curves) elements += curve.look_at(score);
+    return elements;
+  };
+  for (Curve& curve : curves) curve.start_search();
+  // Bits halve on a scale of logarithms; the last of them are closer than the sketches can tell.
+  constexpr std::uint64_t close_enough = std::uint64_t{1} << 40;
+  auto low = bit_cast<std::uint64_t>(lowest);
+  auto high = bit_cast<std::uint64_t>(highest);
+  while (high > low + close_enough) {
+    const std::uint64_t middle = low + (high - low) / 2;
+    const bool is_too_low = elements_at(bit_cast<double>(middle)) < count;
+    (is_too_low ? low : high) = middle;
+    for (Curve& curve : curves) curve.narrow(is_too_low);
+  }
+  elements_at(bit_cast<double>(high));
+  return bit_cast<double>(high);
+}
+
+// How many layers each is a copy of, itself included: the same elements of them were drawn, so that
+// their errors add up.
+std::vector<double> copies(const std::vector<Curve>& curves) {
+  std::vector<std::pair<double, std::size_t>> totals;
+  totals.reserve(curves.size());
+  for (std::size_t i = 0; i < curves.size(); ++i) totals.emplace_back(curves[i].total(), i);
+  std::sort(totals.begin(), totals.end());
+  std::vector<double> result(curves.size());
+  for (auto from = totals.begin(); from != totals.end();) {
+    const auto to = std::find_if(from, totals.end(),
+                                 [&](const auto& other) { return other.first != from->first; });
+    for (auto one = from; one != to; ++one) result[one->second] = static_cast<double>(to - from);
+    from = to;
+  }
+  return result;
+}
+
+}  // namespace
+
+Sketch draw_sketch(const Layer& layer) {
+  Sketch sketch;
+  sketch.drawn = sketch_draws(layer.size);
+  std::vector<std::uint16_t> drawn;
+  drawn.reserve(static_cast<std::size_t>(sketch.drawn));
+  with_format(layer.dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Key = typename Format::Storage;
+    const auto* data = reinterpret_cast<const Key*>(layer.data);
+    const Walk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+    for (std::int64_t draw = 0; draw < sketch.drawn; ++draw) {
+      const std::int64_t at = drawn_position(layer.size, sketch.drawn, draw);
+      walk.runs(at, at + 1, [&](auto, const auto& offsets, auto) {
+        // What is not finite is the survey's to report.
+        const auto key = std::min<Key>(Format::key(data[offsets[0]]), Format::not_finite - 1);
+        drawn.push_back(static_cast<std::uint16_t>(key >> sketch_shift<Format>()));
+      });
+    }
+  });
+  if (drawn.empty()) return sketch;
+  const int largest = *std::max_element(drawn.begin(), drawn.end());
+  const int first = std::max(largest - (Sketch::slots - 1), 0);
+  sketch.first = static_cast<std::uint64_t>(first);
+  for (const int slot : drawn) ++sketch.counts[static_cast<std::size_t>(std::max(slot - first, 0))];
+  return sketch;
+}
+
+Guess guess_from(const std::vector<Layer>& layers, const std::vector<double>& scales,
+                 const std::vector<Sketch>& sketches, std::int64_t count, cpu::Team& team) {
+  constexpr std::int64_t weights_per_sketch = 64;  // that take as long
+  const auto size = static_cast<std::int64_t>(layers.size());
+  std::vector<Curve> curves(layers.size());
+  team.for_each(size, size * weights_per_sketch, [&](std::int64_t task, int) {
+    const auto i = static_cast<std::size_t>(task);
+    curves[i] = Curve(layers[i], sketches[i], scales[i]);
+  });
+  double lowest = most_score;
+  for (const Curve& curve : curves) lowest = std::min(lowest, curve.lowest_score());
+  const auto wanted = static_cast<double>(count);
+  const double score = find_score(curves, lowest, most_score, wanted);
+
+  const std::vector<double> alike = copies(curves);
+  std::vector<Errors> errors;
+  errors.reserve(layers.size());
+  double flow = 0.0;
+  double count_variance = 0.0;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    errors.push_back(curves[i].errors(score));
+    flow += errors[i].flow();
+    count_variance += alike[i] * errors[i].count_at_score();
+  }
+  // As these errors are, the score moves until the counts add up again.
+  const double count_error = Margins::deviations * std::sqrt(count_variance);
+  double reach = count_error / flow;
+  double low = score;
+  double high = score;
+  const bool is_linear = reach < 0.25;
+  if (!is_linear) {
+    low = find_score(curves, lowest, score, wanted - count_error);
+    high = find_score(curves, score, most_score, wanted + count_error);
+    reach = 0.0;
+  }
+  Guess guess;
+  guess.brackets.reserve(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    // Where most elements at the threshold are of one layer, the score follows its sum.
+    const double together = is_linear ? count_variance / (flow * flow) -
+                                            2.0 * alike[i] * errors[i].count_with_sum() / flow
+                                      : 0.0;
+    const double margin =
+        std::exp(Margins::deviations * std::sqrt(std::max(errors[i].sum + together, 0.0)));
+    guess.brackets.push_back(curves[i].bracket(low / margin, high * margin));
+  }
+  constexpr double slack = 0x1p-4;
+  const double margin = std::exp(reach + slack);
+  if (low > lowest * margin) guess.scores.low = std::min(low, 1.0) / margin;
+  guess.scores.high = high * margin;
+  return guess;
+}
+
+}  // namespace lampfast

@@ -1,0 +1,52 @@
+"""What a call may use of each GPU: torch's current stream, and memory from torch's allocators."""
+
+from __future__ import annotations  # _core.Layer and _core.Gpu are names for types only
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from lampfast import _core
+
+HOST = -1  # the device of layers in host memory
+
+
+def has_engine(tensor: torch.Tensor) -> bool:
+    """Whether this build has an engine for the device that a tensor is on."""
+    return tensor.is_cuda and _core.cuda_built and torch.version.hip is None
+
+
+def index(tensor: torch.Tensor) -> int:
+    """The engine's number for a tensor's device."""
+    return tensor.device.index if has_engine(tensor) else HOST
+
+
+@contextmanager
+def borrowed(
+    layers: Sequence[_core.Layer], needs: Callable[[Sequence[_core.Layer], int], tuple[int, int]]
+) -> Iterator[list[_core.Gpu]]:
+    """The GPUs that layers are on, each with the memory that the engine says it needs.
+
+    It goes back to torch's allocators at the end. Work that is still queued then is safe: what
+    reuses the memory comes later on the same stream.
+    """
+    gpus, memories = [], []
+    for device in sorted({layer[4] for layer in layers} - {HOST}):
+        sizes = needs(layers, device)
+        stream, *pair = _lend(device, *sizes)
+        memories.append(pair)
+        near, host = pair
+        gpus.append((device, stream, near.data_ptr(), sizes[0], host.data_ptr(), sizes[1]))
+    yield gpus
+    del memories
+
+
+def _lend(device: int, size: int, host_size: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """The current stream of a device, and memory there and in the host."""
+    with torch.cuda.device(device):
+        return (
+            torch.cuda.current_stream().cuda_stream,
+            torch.empty(size, dtype=torch.uint8, device=f"cuda:{device}"),
+            torch.empty(host_size, dtype=torch.uint8, device="cpu", pin_memory=True),
+        )

@@ -1,0 +1,25 @@
+"""A GPU that is not there: tensors in host memory, for a build with LAMPFAST_CUDA=EMULATED.
+
+Its kernels run on the CPU (tests/emulator), so every address is good for them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+
+from lampfast import _gpus
+
+
+@contextmanager
+def emulated() -> Iterator[None]:
+    """Let tensors in host memory pass for ones on GPU 0."""
+    with mock.patch.multiple(_gpus, index=lambda tensor: 0, _lend=_lend):
+        yield
+
+
+def _lend(device: int, size: int, host_size: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Memory as an allocator gives it: what was there before is no zeros."""
+    memory, host = (torch.full((n,), 0xA5, dtype=torch.uint8) for n in (size, host_size))
+    return 0, memory, host

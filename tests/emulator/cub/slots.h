@@ -1,0 +1,30 @@
+// Where the collectives of a block keep what its threads bring.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <new>
+#include <stdexcept>
+
+namespace emulator {
+
+// A value of each thread, in shared memory and, as in CUB, without constructors.
+template <class T, int Threads>
+class Slots {
+ public:
+  void set(unsigned i, T value) { ::new (bytes_ + i * sizeof(T)) T(value); }
+  const T& operator[](unsigned i) const {
+    return *std::launder(reinterpret_cast<const T*>(bytes_ + i * sizeof(T)));
+  }
+
+ private:
+  alignas(T) unsigned char bytes_[Threads * sizeof(T)];
+};
+
+inline unsigned cub_thread(int threads) {
+  const auto size = static_cast<unsigned>(threads);
+  if (blockDim.x == size && blockDim.y == 1 && blockDim.z == 1) return threadIdx.x;
+  throw std::logic_error("a block does not have the threads that its CUB collective is for");
+}
+
+}  // namespace emulator

@@ -1,0 +1,205 @@
+// The part of CUDA that lampfast uses, on the CPU: sources for nvcc compile with g++ -x c++, and
+// their kernels run at once on the thread that launches them.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "device.h"
+
+#define CUDART_VERSION 13000
+
+#define LAMPFAST_EMULATOR_ERRORS(ERROR)                                           \
+  ERROR(cudaSuccess, 0, "no error")                                               \
+  ERROR(cudaErrorInvalidValue, 1, "invalid argument")                             \
+  ERROR(cudaErrorMemoryAllocation, 2, "out of memory")                            \
+  ERROR(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")       \
+  ERROR(cudaErrorInsufficientDriver, 35,                                          \
+        "CUDA driver version is insufficient for CUDA runtime version")           \
+  ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")             \
+  ERROR(cudaErrorInvalidDevice, 101, "invalid device ordinal")                    \
+  ERROR(cudaErrorNoKernelImageForDevice, 209,                                     \
+        "no kernel image is available for execution on the device")               \
+  ERROR(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered") \
+  ERROR(cudaErrorLaunchFailure, 719, "unspecified launch failure")                \
+  ERROR(cudaErrorNotSupported, 801, "operation not supported")
+
+#define LAMPFAST_EMULATOR_ENUMERATOR(NAME, NUMBER, TEXT) NAME = NUMBER,
+enum cudaError_t { LAMPFAST_EMULATOR_ERRORS(LAMPFAST_EMULATOR_ENUMERATOR) };
+#undef LAMPFAST_EMULATOR_ENUMERATOR
+
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+
+enum cudaMemcpyKind {
+  cudaMemcpyHostToHost,
+  cudaMemcpyHostToDevice,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice,
+  cudaMemcpyDefault,
+};
+
+using cudaStream_t = struct CUstream_st*;
+struct cudaLaunchAttribute;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim;
+  dim3 blockDim;
+  std::size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+namespace emulator {
+
+inline std::atomic<int> devices{2};  // for tests to set
+inline thread_local int current_device = 0;
+inline thread_local cudaError_t last_error = cudaSuccess;
+
+// LAMPFAST_EMULATOR_FAIL is how many calls of a process succeed before one fails.
+inline int calls_before_failure_at_start() {
+  const char* calls = std::getenv("LAMPFAST_EMULATOR_FAIL");
+  return calls == nullptr ? -1 : std::atoi(calls);
+}
+
+inline std::atomic<cudaError_t> failure{cudaErrorIllegalAddress};
+inline std::atomic<int> calls_before_failure{calls_before_failure_at_start()};  // negative: none
+
+// Makes a runtime call fail before it does anything: the next one, or the one that comes after
+// `later` others. Those that only tell of errors do not count.
+inline void fail_next(cudaError_t error, int later = 0) {
+  failure = error;
+  calls_before_failure = later;
+}
+
+template <class Body>
+cudaError_t call(Body&& body) {
+  const bool fails = calls_before_failure >= 0 && calls_before_failure-- == 0;
+  const cudaError_t error = fails ? failure.load() : body();
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+template <class T>
+cudaError_t answer(T* asked, T value) {
+  return call([=] {
+    *asked = value;
+    return cudaSuccess;
+  });
+}
+
+inline bool is_device(int device) { return device >= 0 && device < devices; }
+
+inline bool can_launch(dim3 grid, dim3 block) {
+  const auto within = [](dim3 size, unsigned x, unsigned y, unsigned z) {
+    return size.x - 1 < x && size.y - 1 < y && size.z - 1 < z;  // 0 - 1 is the largest
+  };
+  return within(grid, 0x7fffffff, 65535, 65535) && within(block, 1024, 1024, 64) &&
+         block.x * block.y * block.z <= most_threads;
+}
+
+}  // namespace emulator
+
+#define LAMPFAST_EMULATOR_NAME(NAME, NUMBER, TEXT) \
+  if (error == NAME) return #NAME;
+inline const char* cudaGetErrorName(cudaError_t error) {
+  LAMPFAST_EMULATOR_ERRORS(LAMPFAST_EMULATOR_NAME)
+  return "unrecognized error code";
+}
+#undef LAMPFAST_EMULATOR_NAME
+
+#define LAMPFAST_EMULATOR_TEXT(NAME, NUMBER, TEXT) \
+  if (error == NAME) return TEXT;
+inline const char* cudaGetErrorString(cudaError_t error) {
+  LAMPFAST_EMULATOR_ERRORS(LAMPFAST_EMULATOR_TEXT)
+  return "unrecognized error code";
+}
+#undef LAMPFAST_EMULATOR_TEXT
+#undef LAMPFAST_EMULATOR_ERRORS
+
+inline cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
+inline cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cudaSuccess); }
+
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  return emulator::call([=] {
+    *count = emulator::devices;
+    return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+  });
+}
+
+inline cudaError_t cudaSetDevice(int device) {
+  return emulator::call([=] {
+    if (!emulator::is_device(device)) return cudaErrorInvalidDevice;
+    emulator::current_device = device;
+    return cudaSuccess;
+  });
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  return emulator::answer(device, emulator::current_device);
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  return emulator::call([=] {
+    if (!emulator::is_device(device)) return cudaErrorInvalidDevice;
+    if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
+    *value = 4;
+    return cudaSuccess;
+  });
+}
+
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  return emulator::answer(version, CUDART_VERSION);
+}
+
+inline cudaError_t cudaRuntimeGetVersion(int* version) {
+  return emulator::answer(version, CUDART_VERSION);
+}
+
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return emulator::call([] { return cudaSuccess; });
+}
+
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
+                                   cudaMemcpyKind kind, cudaStream_t = nullptr) {
+  return emulator::call([=] {
+    const bool known = kind >= cudaMemcpyHostToHost && kind <= cudaMemcpyDefault;
+    if (!known || (bytes > 0 && (to == nullptr || from == nullptr))) return cudaErrorInvalidValue;
+    if (bytes > 0) std::memcpy(to, from, bytes);
+    return cudaSuccess;
+  });
+}
+
+inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t = nullptr) {
+  return emulator::call([=] {
+    if (bytes > 0 && to == nullptr) return cudaErrorInvalidValue;
+    if (bytes > 0) std::memset(to, value, bytes);
+    return cudaSuccess;
+  });
+}
+
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, std::size_t) {
+  return emulator::answer(blocks, 2);
+}
+
+// Throws what the kernel throws, and std::logic_error where its threads wait for each other in vain
+// or do what CUDA leaves undefined.
+template <class... Expected, class... Actual>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
+                               Actual&&... arguments) {
+  return emulator::call([&] {
+    if (!emulator::can_launch(config->gridDim, config->blockDim))
+      return cudaErrorInvalidConfiguration;
+    if (config->dynamicSmemBytes > 0 || config->numAttrs > 0) return cudaErrorNotSupported;
+    const auto launch = [&](Expected... converted) {
+      emulator::run_grid(config->gridDim, config->blockDim, [&] { kernel(converted...); });
+    };
+    launch(std::forward<Actual>(arguments)...);
+    return cudaSuccess;
+  });
+}

@@ -1,0 +1,314 @@
+"""The CUDA engine, on a GPU where there is one, and emulated on the CPU where it is built so.
+
+The emulated build (.ci/emulate) also runs the CPU's own exactness tests on these kernels.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import strategies
+import torch
+from compare import assert_one_ulp, assert_same_masks, assert_same_memory, memory, pruned_copy
+from hypothesis import given
+from hypothesis import strategies as st
+from refusal import refused
+from strategies import Model
+
+import lampfast
+from lampfast import _core, _gpus, reference, views
+
+HAS_GPU = torch.cuda.is_available() and _core.cuda_built
+IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
+
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and a build with CUDA")
+needs_emulation = pytest.mark.skipif(
+    not IS_EMULATED, reason="needs a build with LAMPFAST_CUDA=EMULATED (.ci/emulate)"
+)
+places = pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cuda", marks=needs_gpu),
+        pytest.param("cpu", marks=needs_emulation, id="emulated"),
+    ],
+)
+
+
+def moved(model: Model, device: str) -> Model:
+    """The same memory, gaps and strides included, on a device."""
+    result = {}
+    for name, layer in model.items():
+        twin = torch.empty(0, dtype=layer.dtype, device=device)
+        storage = memory(layer).to(device).untyped_storage()
+        twin.set_(storage, layer.storage_offset(), layer.shape, layer.stride())
+        result[name] = twin
+    return result
+
+
+def back(model: Model) -> Model:
+    return moved(model, "cpu")
+
+
+@places
+@given(st.data(), strategies.models())
+def test_masks(device: str, data: st.DataObject, model: Model) -> None:
+    s = data.draw(strategies.amounts(strategies.numel(model)), "s")
+    got = lampfast.masks(moved(model, device), s)
+    assert all(mask.device.type == device for mask in got.values())
+    assert_same_masks({name: mask.cpu() for name, mask in got.items()}, reference.masks(model, s))
+
+
+@places
+@given(st.data(), strategies.models())
+def test_prune(device: str, data: st.DataObject, model: Model) -> None:
+    s = data.draw(strategies.amounts(strategies.numel(model)), "s")
+    masks = reference.masks(model, s)
+    expected = {name: pruned_copy(layer, masks[name]) for name, layer in model.items()}
+    there = moved(model, device)
+    report = lampfast.prune(there, s)
+    assert_same_memory(back(there), expected)
+    kept = {layer.name: layer.kept for layer in report.layers}
+    assert kept == {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+@places
+@given(strategies.models())
+def test_scores(device: str, model: Model) -> None:
+    got = lampfast.scores(moved(model, device))
+    for name, exact in reference.scores(model).items():
+        assert got[name].shape == model[name].shape
+        values = got[name].reshape(-1).tolist()
+        for i, (value, score) in enumerate(zip(values, exact, strict=True)):
+            assert_one_ulp(name, i, value, score, got[name].dtype)
+
+
+@places
+@given(st.data(), strategies.models())
+def test_importance(device: str, data: st.DataObject, model: Model) -> None:
+    importance = data.draw(strategies.importances(model), "importance")
+    s = data.draw(strategies.amounts(strategies.numel(model)), "s")
+    masks = reference.masks(model, s, importance=importance)
+    expected = {name: pruned_copy(layer, masks[name]) for name, layer in model.items()}
+    there = moved(model, device)
+    wanted = importance if data.draw(st.booleans(), "far") else moved(importance, device)
+    got = lampfast.masks(there, s, importance=wanted)
+    assert_same_masks({name: mask.cpu() for name, mask in got.items()}, masks)
+    lampfast.prune(there, s, importance=wanted)
+    assert_same_memory(back(there), expected)
+
+
+@places
+@given(strategies.models())
+def test_report(device: str, model: Model) -> None:
+    got = lampfast.report(moved(model, device))
+    assert got.to_dict() == _on_the_host(model).to_dict()
+
+
+def _on_the_host(model: Model) -> lampfast.Report:
+    with mock.patch.object(_gpus, "index", return_value=_gpus.HOST):
+        return lampfast.report(model)
+
+
+@places
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_what_is_not_finite_is_named_and_changes_nothing(
+    device: str, bad: float, dtype: torch.dtype
+) -> None:
+    if dtype == torch.float8_e4m3fn and bad == bad:
+        pytest.skip("it has no infinity")
+    good, weights = torch.randn(300).to(dtype), torch.randn(40, 30).to(dtype)
+    weights[7, 5] = weights[30, 2] = bad
+    model = {"good": good.to(device), "bad": weights.to(device)}
+    message = f"layer 'bad' has {bad} at index (7, 5)"
+    for call in (
+        lambda: lampfast.prune(model, 0.5),
+        lambda: lampfast.masks(model, 0.5),
+        lambda: lampfast.scores(model),
+        lambda: lampfast.report(model),
+    ):
+        with refused(ValueError, message, keeps=list(model.values())):
+            call()
+
+
+# --- several places at once ---
+
+
+@needs_emulation
+@given(st.data(), strategies.models())
+def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
+    s = data.draw(strategies.amounts(strategies.numel(model)), "s")
+    layers = views.layers(model)
+    where = [data.draw(st.sampled_from([_gpus.HOST, 0, 1]), "device") for _ in layers]
+    masks = {layer.name: torch.empty_like(model[layer.name], dtype=torch.bool) for layer in layers}
+    sources = [(*view.pointer[:4], device) for view, device in zip(layers, where, strict=True)]
+    targets = [
+        (mask.data_ptr(), _core.Dtype.boolean, tuple(mask.shape), mask.stride(), device)
+        for mask, device in zip(masks.values(), where, strict=True)
+    ]
+    with _gpus.borrowed(sources, _core.cuda_needs) as gpus:
+        _core.masks(sources, targets, views.count(s, strategies.numel(model)), 2, gpus)
+    assert_same_masks(masks, reference.masks(model, s))
+
+
+@needs_gpu
+@given(st.data(), strategies.models())
+def test_layers_on_the_host_and_a_gpu(data: st.DataObject, model: Model) -> None:
+    s = data.draw(strategies.amounts(strategies.numel(model)), "s")
+    there = moved(model, "cuda")
+    mixed = {name: data.draw(st.sampled_from([model[name], there[name]])) for name in model}
+    got = lampfast.masks(mixed, s)
+    assert {name: mask.device for name, mask in got.items()} == {
+        name: layer.device for name, layer in mixed.items()
+    }
+    assert_same_masks({name: mask.cpu() for name, mask in got.items()}, reference.masks(model, s))
+
+
+# --- calls of CUDA that fail ---
+
+FAILING = """
+import torch
+import lampfast
+from emulation import emulated
+
+weights = {"a": torch.arange(1.0, 300), "b": torch.randn(7, 50)}
+before = {name: weight.clone() for name, weight in weights.items()}
+with emulated():
+    try:
+        report = lampfast.prune(weights, 0.5)
+    except RuntimeError as error:
+        print(error)
+        print(all(torch.equal(weights[name], before[name]) for name in weights))
+    else:
+        print("no more calls to fail")
+"""
+
+
+@needs_emulation
+def test_a_call_that_fails_is_named_and_changes_nothing() -> None:
+    for calls in range(1000):
+        environment = os.environ | {
+            "LAMPFAST_EMULATOR_FAIL": str(calls),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        }
+        answer = subprocess.run(
+            [sys.executable, "-c", FAILING], env=environment, capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stderr
+        if answer.stdout == "no more calls to fail\n":
+            break
+        what, unchanged = answer.stdout.splitlines()
+        assert " failed: cudaErrorIllegalAddress, an illegal memory access" in what
+        assert unchanged == "True"
+    assert calls > 20
+
+
+# --- what only a GPU can show ---
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    shapes = ((3_000, 2_000), (512, 300, 3, 3), (1_000_001,), (5,), (1_000, 64))
+    return {str(i): torch.randn(shape) * 0.1**i for i, shape in enumerate(shapes)}
+
+
+@pytest.fixture
+def gpu_model(model: Model) -> Iterator[Model]:
+    yield {name: layer.cuda() for name, layer in model.items()}
+    torch.cuda.synchronize()
+
+
+@needs_gpu
+@pytest.mark.parametrize("s", [0.01, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+def test_the_same_bits_as_on_the_host(model: Model, dtype: torch.dtype, s: float) -> None:
+    host = {name: layer.to(dtype) for name, layer in model.items()}
+    host["1"] = host["1"].contiguous(memory_format=torch.channels_last)
+    there = moved(host, "cuda")
+    expected = lampfast.masks(host, s)
+    got = lampfast.masks(there, s)
+    assert_same_masks({name: mask.cpu() for name, mask in got.items()}, expected)
+    lampfast.prune(there, s)
+    lampfast.prune(host, s)
+    assert_same_memory(back(there), host)
+
+
+@needs_gpu
+@pytest.mark.parametrize("size", [300_000_000, (1 << 31) + 5])
+def test_a_large_layer(size: int) -> None:
+    weights = torch.randn(size, device="cuda", dtype=torch.bfloat16 if size >> 31 else None)
+    expected = lampfast.masks([weights.cpu()], 0.9)["0"]
+    assert torch.equal(lampfast.masks([weights], 0.9)["0"].cpu(), expected)
+    assert int((expected == 0).sum()) == round(0.9 * size)
+
+
+@needs_gpu
+def test_it_runs_on_the_current_stream(gpu_model: Model) -> None:
+    expected = {name: mask.cpu() for name, mask in lampfast.masks(gpu_model, 0.8).items()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = {name: layer * 2 for name, layer in gpu_model.items()}
+        got = lampfast.masks(late, 0.8)
+    stream.synchronize()
+    assert_same_masks({name: mask.cpu() for name, mask in got.items()}, expected)
+
+
+@needs_gpu
+def test_threads_do_not_disturb_each_other(gpu_model: Model) -> None:
+    expected = lampfast.masks(gpu_model, 0.8)
+    wrong = []
+
+    def work() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                got = lampfast.masks(gpu_model, 0.8)
+                torch.cuda.current_stream().synchronize()
+                if any(not torch.equal(got[name], expected[name]) for name in got):
+                    wrong.append(1)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_gpu
+def test_nothing_stays_allocated(gpu_model: Model) -> None:
+    lampfast.prune(gpu_model, 0.5)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    lampfast.prune(gpu_model, 0.8)
+    size = sum(layer.nbytes for layer in gpu_model.values())
+    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.max_memory_allocated() - before <= 0.05 * size + (1 << 20)
+
+
+@needs_gpu
+def test_deterministic_algorithms(gpu_model: Model) -> None:
+    expected = lampfast.masks(gpu_model, 0.7)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same_masks(lampfast.masks(gpu_model, 0.7), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_gpu
+def test_a_module_and_autograd() -> None:
+    fc = torch.nn.Linear(64, 64).cuda()
+    loss = fc(torch.randn(2, 64, device="cuda", requires_grad=True)).square().sum()
+    lampfast.prune(fc, 0.5)
+    assert int((fc.weight == 0).sum()) == 2048
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
