@@ -3,36 +3,36 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <utility>
 
 #include "margins.h"
-#include "sample.h"
+#include "walk.h"
 
 namespace lampfast {
 namespace {
 
-// How a layer's score answers to the errors of its sketch at the guessed threshold: what the count
-// of elements below and the logarithm of the sum of squares above may be off.
+constexpr double most_score = 2.0;  // above all scores
+
+// What a sketch may be off at the guessed threshold: variances of the count of elements below, and
+// of the logarithm of the sum of squares above.
 struct Errors {
   double density = 0.0;    // elements per unit of log magnitude
   double steepness = 2.0;  // d log score / d log magnitude
-  double count = 0.0;      // variances,
+  double count = 0.0;
   double sum = 0.0;
-  double both = 0.0;  // and the covariance: what is drawn below is not drawn above
+  double both = 0.0;  // their covariance: what is drawn below is not drawn above
 
   double flow() const { return density / steepness; }  // elements per unit of log score
-  // Of the count below a given score, which a larger sum moves up; and its covariance with the sum.
+  // Of the count below a given score, which a larger sum moves up, alone and with the sum.
   double count_at_score() const {
     return std::max(count + flow() * (2.0 * both + flow() * sum), 0.0);
   }
   double count_with_sum() const { return both + flow() * sum; }
 };
 
-constexpr double most_score = 2.0;  // above all scores
-
-// What a sketch tells of its layer: how counts and sums of squares change with the magnitude, and
-// where they are at the score that was last looked at. Within a slot, elements are taken to be
-// spread evenly.
+// What a sketch tells of its layer: how counts and sums of squares change with the magnitude.
+// Within a slot, elements are taken to be spread evenly.
 class Curve {
  public:
   Curve() = default;
@@ -44,72 +44,61 @@ class Curve {
         weight_(size_ / drawn_) {
     if (drawn_ == sketch.counts[0]) return;
     with_format(dtype_, [&](auto format) { add_up<decltype(format)>(sketch); });
+    if (!is_tied_ && last_ > 1) trim();
   }
 
   // Nothing is known of a layer in which all that was drawn is zero, or as good as zero.
   bool is_known() const { return !edges_.empty(); }
-  // Less is the score of zeros and of what is as good as zero.
+  // Of all elements that are not as good as zero.
   double lowest_score() const {
     return is_known() ? edges_[1].square() / (weight_ * edges_[1].tail) : most_score;
   }
   // Layers that have it in common are copies of each other.
   double total() const { return is_known() ? edges_[0].tail : 0.0; }
 
-  void start_search() { low_ = 0, high_ = edges_.size() - 1; }
+  void start_search() { low_ = 0, end_ = last_ + 1; }
 
   // How many elements score no more than one that the search has not left out.
   double look_at(double score) {
     if (!is_known()) return size_;
-    at_ = place_at(score, low_, high_);
+    at_ = place_at(score, low_, end_);
     return weight_ * rank(at_);
   }
 
   // Leaves out what is below the score that was looked at, or what is above it.
-  void narrow(bool is_too_low) { (is_too_low ? low_ : high_) = at_.slot + (is_too_low ? 0 : 1); }
+  void narrow(bool is_too_low) { (is_too_low ? low_ : end_) = at_.slot + (is_too_low ? 0 : 1); }
 
   // At the score that was last looked at.
   Errors errors(double score) const {
     Errors errors;
     if (!is_known()) return errors;
-    // Wide enough to hold a few draws, but not so wide as to be another place.
-    constexpr double enough = 16.0;
-    std::size_t low = std::max<std::size_t>(at_.slot, 1);
-    std::size_t high = low + 1;
-    const std::size_t end = edges_.size() - 1;
-    do {
-      low = std::max<std::size_t>(low - 1, 1);
-      high = std::min(high + 1, end);
-    } while (count(low, high) < enough && (low > 1 || high < end));
-    if (at_.slot > 0 || lowest_score() < 1.25 * score) {
-      errors.density = weight_ * count(low, high) /
-                       std::log(double{edges_[high].magnitude} / edges_[low].magnitude);
-    }
-    // Of what is above the threshold. Of the largest, few are drawn or none: as much may be
-    // missing.
-    const double most = edges_[end].square();
+    const std::size_t slot = std::max<std::size_t>(at_.slot, 1);
+    if (at_.slot > 0 || lowest_score() < 1.25 * score) errors.density = density_around(slot);
+    // Of the largest elements few are drawn or none: as much may be missing.
     double squares = 0.0;
-    double fourth_powers = most * most;
-    for (std::size_t slot = std::max<std::size_t>(at_.slot, 1); slot < end; ++slot) {
-      const double elements = (slot == at_.slot ? 1.0 - at_.part : 1.0) * count(slot, slot + 1);
-      const double middle = (double{edges_[slot].magnitude} + edges_[slot + 1].magnitude) / 2.0;
+    double fourth_powers = std::pow(edges_.back().square(), 2.0);
+    for (std::size_t s = slot; s <= last_; ++s) {
+      const double elements = (s == at_.slot ? 1.0 - at_.part : 1.0) * count(s, s + 1);
+      const double middle = (double{edges_[s].magnitude} + edges_[s + 1].magnitude) / 2.0;
       squares += elements * (middle * middle);
       fourth_powers += elements * (middle * middle) * (middle * middle);
     }
-    const double square = edges_[at_.slot].square();
-    squares = std::max(squares, std::max(square, edges_[1].square()));
-    errors.steepness += square * errors.density / (squares * weight_);
-    // A part of the layer from which one is drawn has about so much besides.
-    const double besides = 1.0 - (1.0 - 1.0 / (3.0 * weight_)) / weight_;
-    const double open = (weight_ > 1.0 ? besides : 0.0) / drawn_;
+    squares = std::max(squares, edges_[slot].square());
+    errors.steepness += edges_[at_.slot].square() * errors.density / (squares * weight_);
+
+    // What is drawn has no errors of its own; for each draw, its part of the layer has so much
+    // more.
+    const double rest = 1.0 - (1.0 - 1.0 / (3.0 * weight_)) / weight_;
+    const double open = (weight_ > 1.0 ? rest : 0.0) / drawn_;
     const double below = (rank(at_) + 0.5) / (drawn_ + 1.0);
-    const double rough = roughness(at_.slot);
-    const double misplaced =
-        at_.slot == 0 ? 0.0 : rough * weight_ * count(at_.slot, at_.slot + 1) / 2.0;
-    const double missummed = rough / 32.0;
+    const double spread = fourth_powers / (squares * squares);
+    const double rough = roughness(slot);
+    const double misplaced = rough * weight_ * count(slot, slot + 1) * (at_.slot > 0 ? 0.5 : 0.0);
     errors.count = size_ * size_ * below * (1.0 - below) * open + misplaced * misplaced;
-    const double spread = drawn_ * fourth_powers / (squares * squares) - 1.0;
-    // Of sums that are a few draws', those that are left beside a bracket make up for the rest.
-    errors.sum = std::clamp(spread * open, 0.0, 0.125) + missummed * missummed;
+    // A sum of a few draws may be off by more, but then those left beside a bracket are enough.
+    constexpr double most = 0.125;
+    errors.sum = std::clamp((drawn_ * spread - 1.0) * open, 0.0, most);
+    errors.sum += (spread + rough * rough) / 1024.0;  // squares are not all in their slots' middles
     errors.both = -size_ * below * open;
     return errors;
   }
@@ -119,21 +108,20 @@ class Curve {
     Bracket bracket{1, not_finite_key(dtype_)};  // zeros are told apart by being below
     if (!is_known()) return bracket;
     constexpr double room = tiny ? 1.0 : 8.0;
-    const std::size_t end = edges_.size() - 1;
-    const double low_rank = rank(place_at(low_score, 0, end)) - room;
-    const double high_rank = rank(place_at(high_score, 0, end)) + room;
+    const double low_rank = rank(place_at(low_score, 0, last_ + 1)) - room;
+    const double high_rank = rank(place_at(high_score, 0, last_ + 1)) + room;
     const Place low = place_of(low_rank);
     if (low.slot > 0) {
-      const double least = (magnitude(low) - slack(low.slot)) / scale_;
-      bracket.low = std::max<std::uint64_t>(nearest_key(dtype_, least), 1);
+      const double least = magnitude(low) - roughness(low.slot) * width(low.slot);
+      bracket.low = std::max<std::uint64_t>(nearest_key(dtype_, least / scale_), 1);
     }
     // The layer may have elements beyond the largest that was drawn.
     if (high_rank < drawn_) {
       const Place high = place_of(high_rank);
-      const double most = (magnitude(high) + slack(high.slot)) / scale_;
+      const double most = magnitude(high) + roughness(high.slot) * width(high.slot);
       // The first that is kept may have the key that follows that of the last pruned one.
-      const std::uint64_t after = nearest_key(dtype_, most) + (is_tied_ ? 1 : 2);
-      bracket.high = std::max(std::min(after, bracket.high), bracket.low);
+      const std::uint64_t end = nearest_key(dtype_, most / scale_) + (is_tied_ ? 1 : 2);
+      bracket.high = std::max(std::min(end, bracket.high), bracket.low);
     }
     return bracket;
   }
@@ -153,26 +141,7 @@ class Curve {
     double part = 1.0;  // of the slot's elements
   };
 
-  // Which of the slots [slot, end) has the score.
-  Place place_at(double score, std::size_t slot, std::size_t end) const {
-    const double per_draw = score * weight_;
-    while (end - slot > 1) {
-      const std::size_t middle = slot + (end - slot) / 2;
-      const Edge& edge = edges_[middle];
-      const bool reached = edge.square() <= per_draw * edge.tail;
-      slot = reached ? middle : slot;
-      end = reached ? end : middle;
-    }
-    if (slot == 0) return {0, 1.0};  // it has zeros and what is as good as zero
-    const Edge& edge = edges_[slot];
-    const Edge& next = edges_[slot + 1];
-    const double rise = is_tied_ ? 0.0 : next.square() - edge.square();
-    const double part =
-        (per_draw * edge.tail - edge.square()) / (rise + per_draw * (edge.tail - next.tail));
-    return {slot, part < 1.0 ? part : 1.0};
-  }
-
-  // The first edge is that of all smaller elements, the last one is the end of all.
+  // The first slot has all that is as good as zero; the last edge is the end of all.
   template <class Format>
   void add_up(const Sketch& sketch) {
     using Key = typename Format::Storage;
@@ -184,15 +153,17 @@ class Curve {
       return sizeof(Key) == 8 ? magnitude * scale_ : magnitude;
     };
     is_tied_ = shift == 0;
-    std::size_t slot = sketch.counts.size() - 1;
-    while (sketch.counts[slot] == 0) --slot;
-    const std::size_t end = slot + 2;
+    std::size_t top = sketch.counts.size() - 1;
+    while (sketch.counts[top] == 0) --top;
     std::array<Edge, Sketch::slots + 1> edges;
-    const double begin = value(slot, 0);
-    double upper = is_tied_ ? begin * (1.0 + 0x1p-4) : 2.0 * value(slot, half) - begin;
+    const double begin = value(top, 0);
+    // Between two 8-bit floats there is nothing, so any place does as the end.
+    const double end = is_tied_ ? begin * (1.0 + 0x1p-4) : 2.0 * value(top, half) - begin;
+    double upper = std::min(end, double{std::numeric_limits<float>::max()});
     double tail = 0.0;
     auto below = static_cast<int>(sketch.drawn);
-    edges[slot + 1] = {static_cast<float>(upper), static_cast<float>(below), tail};
+    edges[top + 1] = {static_cast<float>(upper), static_cast<float>(below), tail};
+    std::size_t slot = top;
     for (; below > sketch.counts[0]; --slot) {
       const double lower = value(slot, 0);
       const double middle = is_tied_ ? lower : (lower + upper) / 2.0;
@@ -202,27 +173,48 @@ class Curve {
       upper = lower;
     }
     edges[slot] = {0.0F, 0.0F, tail};
-    edges_.assign(edges.data() + slot, edges.data() + end);
-    if (!is_tied_) trim();
+    edges_.assign(edges.data() + slot, edges.data() + top + 2);
+    last_ = top - slot;
   }
 
   // The smallest and the largest elements fill only a part of their slots, in which they are about
   // as dense as in the next ones.
   void trim() {
-    const std::size_t last = edges_.size() - 2;
-    if (last < 2) return;
     const double least = std::min(density(1) / density(2), 1.0);
-    const double most = std::min(density(last) / density(last - 1), 1.0);
+    const double most = std::min(density(last_) / density(last_ - 1), 1.0);
     edges_[1].magnitude = edges_[2].magnitude - static_cast<float>(least * width(1));
-    edges_[last + 1].magnitude = edges_[last].magnitude + static_cast<float>(most * width(last));
+    edges_[last_ + 1].magnitude = edges_[last_].magnitude + static_cast<float>(most * width(last_));
   }
 
   double count(std::size_t from, std::size_t to) const {
     return double{edges_[to].below} - edges_[from].below;
   }
 
+  double width(std::size_t slot) const {
+    return double{edges_[slot + 1].magnitude} - edges_[slot].magnitude;
+  }
+
+  double density(std::size_t slot) const { return count(slot, slot + 1) / width(slot); }
+
+  // On logarithms, and over as few slots as hold a few draws.
+  double density_around(std::size_t slot) const {
+    constexpr double few = 16.0;
+    std::size_t low = slot;
+    std::size_t high = slot + 1;
+    do {
+      low = std::max<std::size_t>(low - 1, 1);
+      high = std::min(high + 1, last_ + 1);
+    } while (count(low, high) < few && (low > 1 || high <= last_));
+    const double ratio = double{edges_[high].magnitude} / edges_[low].magnitude;
+    return weight_ * count(low, high) / std::log(ratio);
+  }
+
   double rank(const Place& place) const {
     return edges_[place.slot].below + place.part * count(place.slot, place.slot + 1);
+  }
+
+  double magnitude(const Place& place) const {
+    return edges_[place.slot].magnitude + place.part * width(place.slot);
   }
 
   Place place_of(double rank) const {
@@ -234,35 +226,40 @@ class Curve {
     return {slot, part < 1.0 ? part : 1.0};
   }
 
-  double width(std::size_t slot) const {
-    return double{edges_[slot + 1].magnitude} - edges_[slot].magnitude;
+  // Which of the slots [slot, end) has the score.
+  Place place_at(double score, std::size_t slot, std::size_t end) const {
+    const double per_draw = score * weight_;
+    while (end - slot > 1) {
+      const std::size_t middle = slot + (end - slot) / 2;
+      const Edge& edge = edges_[middle];
+      const bool is_reached = edge.square() <= per_draw * edge.tail;
+      slot = is_reached ? middle : slot;
+      end = is_reached ? end : middle;
+    }
+    if (slot == 0) return {0, 1.0};
+    const Edge& edge = edges_[slot];
+    const Edge& next = edges_[slot + 1];
+    const double rise = is_tied_ ? 0.0 : next.square() - edge.square();
+    const double fall = per_draw * (edge.tail - next.tail);
+    const double part = (per_draw * edge.tail - edge.square()) / (rise + fall);
+    return {slot, part < 1.0 ? part : 1.0};
   }
-
-  double magnitude(const Place& place) const {
-    return edges_[place.slot].magnitude + place.part * width(place.slot);
-  }
-
-  double slack(std::size_t slot) const { return roughness(slot) * width(slot); }
-
-  double density(std::size_t slot) const { return count(slot, slot + 1) / width(slot); }
 
   // How far, in slots, elements may be from being spread evenly, as the differences between a slot
   // and its neighbours tell: from little where the density is a smooth curve to a slot where it has
   // gaps.
   double roughness(std::size_t slot) const {
     if (is_tied_) return 0.0;
-    const std::size_t last = edges_.size() - 2;
-    if (last < 2) return 1.0;
-    slot = std::max<std::size_t>(slot, 1);
+    if (last_ < 2) return 1.0;
     const double here = density(slot);
     const double before = slot > 1 ? density(slot - 1) : here;
-    const double after = slot < last ? density(slot + 1) : here;
+    const double after = slot < last_ ? density(slot + 1) : here;
     const double mean = (before + here + after) / 3.0;
     const double slope = std::abs(after - before) / mean;
     const double bend = std::abs(here - (before + after) / 2.0) / mean;
     const double chance = 1.0 / std::sqrt(mean * width(slot));
-    const double end = slot > 1 && slot < last ? 0.0 : 4.0 * chance;  // that is not where it is
-    const double rough = 0x1p-5 + slope / 16.0 + 2.0 * std::max(bend - 2.5 * chance, 0.0) + end;
+    const double trimmed = slot > 1 && slot < last_ ? 0.0 : 4.0 * chance;
+    const double rough = 0x1p-5 + slope / 16.0 + 2.0 * std::max(bend - 2.5 * chance, 0.0) + trimmed;
     return rough < 1.0 ? rough : 1.0;
   }
 
@@ -273,8 +270,9 @@ class Curve {
   double drawn_ = 0.0;
   double weight_ = 0.0;  // elements of the layer for each that was drawn
   std::vector<Edge> edges_;
-  std::size_t low_ = 0;  // the slots that are left
-  std::size_t high_ = 0;
+  std::size_t last_ = 0;  // slot
+  std::size_t low_ = 0;   // the slots that the search has left: [low, end)
+  std::size_t end_ = 0;
   Place at_;
 };
 
@@ -372,7 +370,8 @@ Guess guess_from(const std::vector<Layer>& layers, const std::vector<double>& sc
     count_variance += alike[i] * errors[i].count_at_score();
   }
   // As these errors are, the score moves until the counts add up again.
-  const double count_error = Margins::deviations * std::sqrt(count_variance);
+  const double rounding = static_cast<double>(size) / 2.0;  // layers are lines, not elements
+  const double count_error = Margins::deviations * std::sqrt(count_variance) + rounding;
   double reach = count_error / flow;
   double low = score;
   double high = score;

@@ -43,8 +43,8 @@ def prune(
             where every entry is a layer; a sequence of tensors or arrays; or a sequence of
             (module, "weight") pairs, as torch.nn.utils.prune takes it. Layers may have any shape,
             memory format and mix of float32, float16, bfloat16, float64, float8_e4m3fn and
-            float8_e5m2, on any device (those on others than the CPU are copied to host memory and
-            back). Tied weights count once.
+            float8_e5m2, on any device or several (those on devices without an engine are copied to
+            host memory and back). Tied weights count once.
         s: The sparsity of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's

@@ -43,8 +43,8 @@ __device__ void for_each_vector(const Work& work, const Span& span, Body&& body)
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void mask_span(const Work* works, int first_work,
-                                                           int work_count,
+__global__ __launch_bounds__(block_threads) void mask_span(const Work* __restrict__ works,
+                                                           int first_work, int work_count,
                                                            const std::int64_t* first_kept) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
@@ -80,8 +80,8 @@ __device__ void zero_target(const Work& work, std::int64_t place) {
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void zero_span(const Work* works, int first_work,
-                                                           int work_count,
+__global__ __launch_bounds__(block_threads) void zero_span(const Work* __restrict__ works,
+                                                           int first_work, int work_count,
                                                            const std::int64_t* first_kept) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
@@ -107,8 +107,9 @@ __global__ __launch_bounds__(block_threads) void zero_span(const Work* works, in
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void settle_span(const Work* works, int first_work,
-                                                             int work_count, Store store,
+__global__ __launch_bounds__(block_threads) void settle_span(const Work* __restrict__ works,
+                                                             int first_work, int work_count,
+                                                             Store store,
                                                              const std::int64_t* first_kept) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
@@ -143,7 +144,7 @@ void mask(const Launch& with, const std::int64_t* first_kept) {
 }
 
 void settle_masks(const Launch& with, const Store& store, const std::int64_t* first_kept) {
-  with_format(with.dtype, [&](auto format) {
+  with_stored_format(with.dtype, [&](auto format) {
     launch("settle_masks", settle_span<decltype(format)>, with.blocks, with.stream, with.works,
            with.first, with.count, store, first_kept);
   });

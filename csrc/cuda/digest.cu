@@ -7,8 +7,9 @@ namespace lampfast::cuda {
 namespace {
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void digest_span(const Work* works, int first_work,
-                                                             int work_count, Digest* digests) {
+__global__ __launch_bounds__(block_threads) void digest_span(const Work* __restrict__ works,
+                                                             int first_work, int work_count,
+                                                             Digest* digests) {
   using Key = typename Format::Storage;
   __shared__ Digest shared;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
@@ -40,7 +41,8 @@ __global__ __launch_bounds__(block_threads) void digest_span(const Work* works, 
 // The digits' places of all exponents are too many for a block's own memory in float64, and
 // comparisons that need these sums are rare: each digit is added where all blocks add it.
 template <class Format>
-__global__ __launch_bounds__(block_threads) void sum_span(const Work* works, int work_count,
+__global__ __launch_bounds__(block_threads) void sum_span(const Work* __restrict__ works,
+                                                          int work_count,
                                                           unsigned long long* digits) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);

@@ -82,8 +82,9 @@ struct Room {
 };
 
 template <class Format, class Word>
-__global__ __launch_bounds__(block_threads) void fill_span(const Work* works, int work_count,
-                                                           Word* words, Word* places,
+__global__ __launch_bounds__(block_threads) void fill_span(const Work* __restrict__ works,
+                                                           int work_count, Word* words,
+                                                           Word* places,
                                                            std::uint32_t* not_finite) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
@@ -125,7 +126,7 @@ struct Sorted {
 
 template <class Format, class Word>
 __global__ __launch_bounds__(block_threads) void add_span(
-    const Work* works, int work_count, const Word* words,
+    const Work* __restrict__ works, int work_count, const Word* words,
     typename Arithmetic<Format>::Total* totals) {
   using Key = typename Format::Storage;
   using Total = typename Arithmetic<Format>::Total;
@@ -149,7 +150,7 @@ __global__ __launch_bounds__(block_threads) void add_span(
 
 // Each span's total becomes that of all later spans of the layer; a block for each layer.
 template <class Total>
-__global__ __launch_bounds__(block_threads) void add_later_spans(const Work* works,
+__global__ __launch_bounds__(block_threads) void add_later_spans(const Work* __restrict__ works,
                                                                  std::int64_t item_size,
                                                                  Total* totals) {
   alignas(16) __shared__ unsigned char memory[block_threads * sizeof(Total)];
@@ -174,7 +175,7 @@ __global__ __launch_bounds__(block_threads) void add_later_spans(const Work* wor
 
 template <class Format, class Word>
 __global__ __launch_bounds__(block_threads) void score_span(
-    const Work* works, int work_count, const Word* words, const Word* places,
+    const Work* __restrict__ works, int work_count, const Word* words, const Word* places,
     const typename Arithmetic<Format>::Total* later) {
   using Key = typename Format::Storage;
   using Total = typename Arithmetic<Format>::Total;
@@ -217,9 +218,9 @@ void score_words(const Batch& batch, const Work* works, std::byte* memory,
 
 }  // namespace
 
-bool Batch::is_wide() const {
-  return layers.size() > 1 || dtype == Dtype::float64 ||
-         size > std::numeric_limits<std::uint32_t>::max();
+bool Batch::is_narrow() const {
+  return layers.size() == 1 && dtype == Dtype::float32 &&
+         size <= std::numeric_limits<std::uint32_t>::max();
 }
 
 std::vector<Batch> batches(const std::vector<Layer>& layers, const Chosen& chosen) {
@@ -241,19 +242,18 @@ std::vector<Batch> batches(const std::vector<Layer>& layers, const Chosen& chose
 }
 
 std::int64_t score_bytes(const Batch& batch) {
-  return batch.is_wide() ? Room<std::uint64_t>(batch, nullptr).bytes
-                         : Room<std::uint32_t>(batch, nullptr).bytes;
+  return batch.is_narrow() ? Room<std::uint32_t>(batch, nullptr).bytes
+                           : Room<std::uint64_t>(batch, nullptr).bytes;
 }
 
 void score_batch(const Batch& batch, const Work* works, std::byte* memory,
                  std::uint32_t* not_finite, cudaStream_t stream) {
+  if (batch.is_narrow()) {
+    score_words<Float32, std::uint32_t>(batch, works, memory, not_finite, stream);
+    return;
+  }
   with_format(batch.dtype, [&](auto format) {
-    using Format = decltype(format);
-    if (batch.is_wide()) {
-      score_words<Format, std::uint64_t>(batch, works, memory, not_finite, stream);
-    } else if constexpr (sizeof(typename Format::Storage) <= 4) {
-      score_words<Format, std::uint32_t>(batch, works, memory, not_finite, stream);
-    }
+    score_words<decltype(format), std::uint64_t>(batch, works, memory, not_finite, stream);
   });
 }
 

@@ -17,9 +17,9 @@ struct Batch {
   std::int64_t size = 0;   // elements in all
   std::int64_t spans = 0;  // of all layers, in the kernels' counting
 
-  // Whether what is sorted takes eight bytes: the key with the layer's number before it, or more
-  // elements than four bytes can count.
-  bool is_wide() const;
+  // Whether four bytes are enough for what is sorted, and for its places: a key by itself, of no
+  // more elements than they can count.
+  bool is_narrow() const;
 };
 std::vector<Batch> batches(const std::vector<Layer>& layers, const Chosen& chosen);
 

@@ -29,7 +29,8 @@ __device__ void for_each_draw(const Work& work, std::int64_t draws, Body&& body)
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void draw_sketch(const Work* works, Sketch* sketches) {
+__global__ __launch_bounds__(block_threads) void draw_sketch(const Work* __restrict__ works,
+                                                             Sketch* sketches) {
   using Key = typename Format::Storage;
   constexpr int shift = sketch_shift<Format>();
   __shared__ typename ReduceKey::TempStorage reduce;

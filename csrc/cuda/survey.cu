@@ -138,9 +138,10 @@ struct Staging {
 };
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void survey_span(const Work* works, int first_work,
-                                                             int work_count, bool writes_masks,
-                                                             Store store, Row* rows) {
+__global__ __launch_bounds__(block_threads) void survey_span(const Work* __restrict__ works,
+                                                             int first_work, int work_count,
+                                                             bool writes_masks, Store store,
+                                                             Row* rows) {
   using Key = typename Format::Storage;
   __shared__ Staging<Format> staging;
   __shared__ Slots slots;
@@ -199,8 +200,9 @@ __device__ const typename Format::Storage* keys_of(const Store& store, const Seg
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void survey_stored(const Work* works, int work_count,
-                                                               Store store, Row* rows) {
+__global__ __launch_bounds__(block_threads) void survey_stored(const Work* __restrict__ works,
+                                                               int work_count, Store store,
+                                                               Row* rows) {
   using Key = typename Format::Storage;
   __shared__ Slots slots;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
@@ -225,9 +227,9 @@ __global__ __launch_bounds__(block_threads) void survey_stored(const Work* works
   slots.end(below, above_sum, rows[span.number]);
 }
 
-__global__ __launch_bounds__(block_threads) void sum_part(const Work* works, int work_count,
-                                                          std::int64_t item_size, const Row* rows,
-                                                          Row* parts) {
+__global__ __launch_bounds__(block_threads) void sum_part(const Work* __restrict__ works,
+                                                          int work_count, std::int64_t item_size,
+                                                          const Row* rows, Row* parts) {
   constexpr int groups = block_threads / Row::slots;
   __shared__ union {
     typename ReduceCount::TempStorage count;
@@ -276,8 +278,9 @@ __global__ __launch_bounds__(block_threads) void sum_part(const Work* works, int
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void collect_span(const Work* works, int first_work,
-                                                              int work_count, Store store,
+__global__ __launch_bounds__(block_threads) void collect_span(const Work* __restrict__ works,
+                                                              int first_work, int work_count,
+                                                              Store store,
                                                               unsigned long long* found,
                                                               std::uint64_t* out) {
   using Key = typename Format::Storage;
@@ -305,7 +308,7 @@ void survey_weights(const Launch& with, bool writes_masks, const Store& store, R
 }
 
 void survey_candidates(const Launch& with, const Store& store, Row* rows) {
-  with_format(with.dtype, [&](auto format) {
+  with_stored_format(with.dtype, [&](auto format) {
     launch("survey_candidates", survey_stored<decltype(format)>, with.blocks, with.stream,
            with.works, with.count, store, rows);
   });
@@ -319,7 +322,7 @@ void sum_rows(const Launch& with, const Row* rows, Row* parts) {
 
 void collect_candidates(const Launch& with, const Store& store, unsigned long long* found,
                         std::uint64_t* keys) {
-  with_format(with.dtype, [&](auto format) {
+  with_stored_format(with.dtype, [&](auto format) {
     launch("collect_candidates", collect_span<decltype(format)>, with.blocks, with.stream,
            with.works, with.first, with.count, store, found, keys);
   });

@@ -13,7 +13,8 @@ using ReduceCount = cub::BlockReduce<std::uint32_t, block_threads>;
 using ScanCount = cub::BlockScan<std::uint32_t, block_threads>;
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void count_in_span(const Work* works, int work_count,
+__global__ __launch_bounds__(block_threads) void count_in_span(const Work* __restrict__ works,
+                                                               int work_count,
                                                                std::uint32_t* tie_counts) {
   using Key = typename Format::Storage;
   __shared__ typename ReduceCount::TempStorage reduce;
@@ -46,7 +47,7 @@ __device__ bool is_tie(const Work& work, std::int64_t index) {
 }
 
 template <class Format>
-__global__ __launch_bounds__(block_threads) void find_tie(const Work* works,
+__global__ __launch_bounds__(block_threads) void find_tie(const Work* __restrict__ works,
                                                           const std::uint32_t* tie_counts,
                                                           const Row* rows,
                                                           std::int64_t* first_kept) {

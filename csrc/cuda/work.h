@@ -10,6 +10,8 @@
 #include "both.h"
 #include "cuda/runtime.h"
 #include "exact_sum.h"
+#include "layer.h"
+#include "magnitude.h"
 #include "tiny.h"
 
 namespace lampfast::cuda {
@@ -121,6 +123,15 @@ LAMPFAST_BOTH constexpr std::uint64_t segment_bytes(std::uint64_t count) {
 // Candidates are stored where narrowing the bracket to single keys would take many reads.
 template <class Key>
 constexpr bool stores = sizeof(Key) >= 4;
+// Calls body(Format{}) for a dtype whose candidates are stored.
+template <class Body>
+void with_stored_format(Dtype dtype, Body&& body) {
+  with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    if constexpr (stores<typename Format::Storage>) body(format);
+  });
+}
+
 // As many are put together before they are counted and stored.
 template <class Key>
 constexpr int staged_reserve = tile_size<Key> / 4;

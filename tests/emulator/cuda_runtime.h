@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include "device.h"
@@ -60,14 +61,8 @@ inline std::atomic<int> devices{2};  // for tests to set
 inline thread_local int current_device = 0;
 inline thread_local cudaError_t last_error = cudaSuccess;
 
-// LAMPFAST_EMULATOR_FAIL is how many calls of a process succeed before one fails.
-inline int calls_before_failure_at_start() {
-  const char* calls = std::getenv("LAMPFAST_EMULATOR_FAIL");
-  return calls == nullptr ? -1 : std::atoi(calls);
-}
-
 inline std::atomic<cudaError_t> failure{cudaErrorIllegalAddress};
-inline std::atomic<int> calls_before_failure{calls_before_failure_at_start()};  // negative: none
+inline std::atomic<int> calls_before_failure{-1};  // negative: none will fail
 
 // Makes a runtime call fail before it does anything: the next one, or the one that comes after
 // `later` others. Those that only tell of errors do not count.
@@ -76,8 +71,20 @@ inline void fail_next(cudaError_t error, int later = 0) {
   calls_before_failure = later;
 }
 
+// LAMPFAST_EMULATOR_FAIL, whenever it changes, is how many calls succeed from then on before one
+// fails; none does when it is taken away.
+inline void heed_environment() {
+  static thread_local std::string heeded = "-1";
+  const char* const found = std::getenv("LAMPFAST_EMULATOR_FAIL");
+  const std::string calls = found == nullptr ? "-1" : found;
+  if (heeded == calls) return;
+  heeded = calls;
+  calls_before_failure = std::atoi(calls.c_str());
+}
+
 template <class Body>
 cudaError_t call(Body&& body) {
+  heed_environment();
   const bool fails = calls_before_failure >= 0 && calls_before_failure-- == 0;
   const cudaError_t error = fails ? failure.load() : body();
   if (error != cudaSuccess) last_error = error;

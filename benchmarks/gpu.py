@@ -1,0 +1,206 @@
+"""lampfast on a GPU beside its floors, the textbook and its goals: `python benchmarks/gpu.py`.
+
+The floors are the bytes that must move at the speed of a device copy, measured in the same run.
+Results are checked before they are timed. Nothing fails for being slow.
+"""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import contenders
+import tables
+import torch
+import typer
+from outcome import Goal, Line
+from rich.console import Console
+from shapes import Shapes, resnet50
+from weights import Weights
+
+import lampfast
+from lampfast import _core, _gpus, _measure, textbook, views
+from lampfast._measure import Call
+
+_LAYERS, _WIDTH, _HEIGHT = 300, 1_024, 3_256  # 1.0003e9 weights
+_SPARSITY = 0.9
+_MORE = "{:.0f} ×"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def measure(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few weights: shows that it works.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="Where to measure; cpu shows that it works.")
+    ] = "cuda",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each call is timed.")] = 11,
+    keep: Annotated[
+        Path | None, typer.Option("--json", help="A file to keep the figures in.")
+    ] = None,
+) -> None:
+    """Measure lampfast on this GPU; it should have nothing else to do."""
+    bench = Bench(torch.device(device), quick, rounds)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(bench.heading())
+    lines = list(bench.lines())
+    console.print(tables.summary(lines))
+    stages = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in bench.stages().items())
+    if quick or device == "cpu":
+        console.print("[red]Not a measurement: the figures mean nothing.[/]")
+    console.print(f"Stages of masks, as the host sees them: {stages}")
+    if keep:
+        figures = {"heading": bench.heading(), "lines": [asdict(line) for line in lines]}
+        keep.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+class Bench:
+    """One run: the weights, and the speed of a copy beside which everything is put."""
+
+    def __init__(self, device: torch.device, quick: bool, rounds: int) -> None:
+        self.device = device
+        self.rounds = rounds
+        height = 8 if quick else _HEIGHT
+        self.weights = self.gaussian({str(i): (_WIDTH, height) for i in range(_LAYERS)})
+        self.numel = contenders.numel(self.weights)
+        self.targets = contenders.clone(self.weights)
+        self.copy_speed = self._copy_speed()
+
+    def heading(self) -> str:
+        """What is measured, on what."""
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "the CPU"
+        return (
+            f"{name}; lampfast {lampfast.__version__}, torch {torch.__version__}\n"
+            f"{self.numel:,} float32 weights in {_LAYERS} layers; "
+            f"copy {self.copy_speed / 1e9:,.0f} GB/s (read + written)"
+        )
+
+    def lines(self) -> Iterator[Line]:
+        """All figures."""
+        yield self.masks("masks, float32", self.weights, 5, Goal(2.0, 1.3))
+        yield self.prune()
+        halves = {name: weight.bfloat16() for name, weight in self.weights.items()}
+        yield self.masks("masks, bfloat16", halves, 3, Goal(2.5, 1.5))
+        del halves
+        ours, theirs = partial(lampfast.masks, self.weights, _SPARSITY), textbook.masks
+        yield self.beside("masks", ours, partial(theirs, self.weights, _SPARSITY), 30, 80)
+        ours = partial(lampfast.scores, self.weights)
+        yield self.beside("scores", ours, partial(textbook.scores, self.weights), 4, 8)
+        yield self.one_model()
+        if self.device.type == "cuda":
+            yield self.memory()
+
+    def masks(self, what: str, weights: Weights, item_bytes: int, goal: Goal) -> Line:
+        """`lampfast.masks` over reading the weights and writing the masks."""
+        contenders.check_masks(weights, _SPARSITY)
+        call = partial(lampfast.masks, weights, _SPARSITY)
+        return self._over_floor(what, lambda: call, item_bytes, goal)
+
+    def prune(self) -> Line:
+        """`lampfast.prune` over reading the weights twice and writing them."""
+
+        def prepare() -> Call:
+            contenders.copy(self.weights, self.targets)
+            return partial(lampfast.prune, self.targets, _SPARSITY)
+
+        contenders.check_prune(self.weights, self.targets, _SPARSITY)
+        return self._over_floor("prune, float32", prepare, 12, Goal(1.6, 1.2))
+
+    def beside(self, what: str, ours: Call, theirs: Call, must: float, aim: float) -> Line:
+        """The textbook on the same GPU over lampfast."""
+        fast, slow = self._medians(lambda: ours, lambda: theirs, rounds=2)
+        goal = Goal(must, aim, _MORE, at_least=True)
+        return Line(f"{what}, textbook", slow / fast, goal, fast, f"{slow * 1e3:,.0f} ms")
+
+    def one_model(self) -> Line:
+        """A whole call of `lampfast.prune` on ResNet-50."""
+        weights = self.gaussian(resnet50())
+        targets = contenders.clone(weights)
+
+        def prepare() -> Call:
+            contenders.copy(weights, targets)
+            return partial(lampfast.prune, targets, _SPARSITY)
+
+        (median,) = self._medians(prepare, rounds=10 * self.rounds)
+        return Line("prune, ResNet-50", median * 1e3, Goal(1.0, 0.3, "{:.2f} ms"), median)
+
+    def memory(self) -> Line:
+        """What `prune` needs at its peak, beside the weights' bytes."""
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        lampfast.prune(self.targets, _SPARSITY)
+        peak = torch.cuda.max_memory_allocated() - before
+        return Line("prune, memory", 100 * peak / (4 * self.numel), Goal(5.0, 1.0, "{:.2f} %"))
+
+    def stages(self) -> dict[str, float]:
+        """How long the host spends in each stage of a call of masks, waiting included."""
+        layers = views.layers(self.weights)
+        sources = [layer.pointer for layer in layers]
+        masks = views.empty_masks(layers)
+        targets = [mask.pointer for mask in masks]
+        count, threads = round(_SPARSITY * self.numel), torch.get_num_threads()
+        found = []
+        for _ in range(self.rounds):
+            stages = _core.Stages()
+            with _gpus.borrowed(sources, _core.cuda_needs) as gpus:
+                _core.masks(sources, targets, count, threads, gpus, stages=stages)
+            found.append(stages)
+        names = ("guess", "survey", "select", "apply")
+        return {name: statistics.median(getattr(one, name) for one in found) for name in names}
+
+    def gaussian(self, shapes: Shapes) -> Weights:
+        """Normal weights by fan-out, made on the device."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        return {
+            name: torch.randn(shape, generator=generator, device=self.device)
+            * math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
+            for name, shape in shapes.items()
+        }
+
+    def _copy_speed(self) -> float:
+        """Bytes read and written in a second."""
+        (median,) = self._medians(lambda: partial(contenders.copy, self.weights, self.targets))
+        return 8 * self.numel / median
+
+    def _over_floor(
+        self, what: str, prepare: Callable[[], Call], item_bytes: int, goal: Goal
+    ) -> Line:
+        (median,) = self._medians(prepare)
+        floor = item_bytes * self.numel / self.copy_speed
+        beside = f"{item_bytes} bytes a weight: {floor * 1e3:.2f} ms"
+        return Line(what, median / floor, goal, median, beside)
+
+    def _medians(self, *prepare: Callable[[], Call], rounds: int | None = None) -> list[float]:
+        return _measure.median_seconds([self._waited(p) for p in prepare], rounds or self.rounds)
+
+    def _waited(self, prepare: Callable[[], Call]) -> Callable[[], Call]:
+        """The same call from an idle GPU to an idle GPU."""
+
+        def wait() -> None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        def prepare_and_wait() -> Call:
+            call = prepare()
+            wait()
+
+            def call_and_wait() -> object:
+                result = call()
+                wait()
+                return result
+
+            return call_and_wait
+
+        return prepare_and_wait
+
+
+if __name__ == "__main__":
+    app()
