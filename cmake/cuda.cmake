@@ -3,8 +3,12 @@ if(LAMPFAST_CUDA MATCHES "^(ON|AUTO)$")
   include(CheckLanguage)
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    set(CMAKE_CUDA_ARCHITECTURES
-        "75-real;80-real;86-real;89-real;90-real;100-real;120"
+    set(LAMPFAST_ARCHITECTURES "75-real;80-real;86-real;89-real;90-real;100-real;120")
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE LAMPFAST_KNOWN)
+    if(NOT LAMPFAST_KNOWN MATCHES "sm_120") # before CUDA 12.8
+      set(LAMPFAST_ARCHITECTURES "75-real;80-real;86-real;89-real;90")
+    endif()
+    set(CMAKE_CUDA_ARCHITECTURES "${LAMPFAST_ARCHITECTURES}"
         CACHE STRING "CUDA architectures; the last one also carries PTX")
     enable_language(CUDA)
   elseif(LAMPFAST_CUDA STREQUAL "ON")

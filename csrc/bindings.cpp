@@ -74,15 +74,21 @@ using Gpus = std::vector<cuda::Gpu>;
 
 const Layers nothing;  // a job that writes nothing
 
+void apply(Places& places, const std::vector<Cut>& cuts, const std::vector<Survey>& surveys) {
+  places.for_each(places.all(), [&](Place& place, const Chosen& there) {
+    place.prepare_apply(there, cuts, surveys);
+  });
+  places.for_each(places.all(),
+                  [&](Place& place, const Chosen& there) { place.apply(there, cuts, surveys); });
+}
+
 // The stages in order: select on the sources, then act on the targets.
 std::vector<Cut> select_and_apply(const Layers& sources, const Layers& targets, std::int64_t count,
                                   const Machine& machine, Stages* stages) {
   Places places({sources, targets}, machine);
   Selected selected = select(places, count, stages);
   const StageTimer timer(stages, &Stages::apply);
-  places.for_each(places.all(), [&](Place& place, const Chosen& there) {
-    place.apply(there, selected.cuts, selected.surveys);
-  });
+  apply(places, selected.cuts, selected.surveys);
   return std::move(selected.cuts);
 }
 
@@ -106,8 +112,7 @@ std::vector<Cut> select_only(const Layers& layers, std::int64_t count, int threa
 void write_masks(const Layers& sources, const Layers& targets, const std::vector<Cut>& cuts,
                  int threads, const Gpus& gpus) {
   Places places({sources, targets}, {threads, gpus});
-  places.for_each(places.all(),
-                  [&](Place& place, const Chosen& there) { place.apply(there, cuts, {}); });
+  apply(places, cuts, {});
 }
 
 void write_scores(const Layers& layers, const Layers& outputs, int threads, const Gpus& gpus) {
@@ -141,6 +146,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled engine: addresses in, decisions out. Nothing here knows torch.";
   m.attr("__version__") = LAMPFAST_VERSION;
   m.attr("cuda_built") = cuda::built();
+  m.def("cuda_usable", &cuda::usable);
 
   py::enum_<Dtype>(m, "Dtype")
       .value("float32", Dtype::float32)

@@ -84,6 +84,7 @@ class Host : public Place {
     return sum;
   }
 
+  void prepare_apply(const Chosen&, const std::vector<Cut>&, const std::vector<Survey>&) override {}
   void apply(const Chosen& chosen, const std::vector<Cut>& cuts,
              const std::vector<Survey>& surveys) override {
     (masks_ != nullptr ? mask : zero)(layers_, targets_, chosen, cuts, surveys, team_);

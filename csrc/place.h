@@ -49,7 +49,10 @@ class Place {
   // The exact sum of the squares of a layer's magnitudes above a key, by one more read of it.
   virtual Natural exact_sum_above(std::size_t layer, std::uint64_t key) = 0;
 
-  // Writes the targets (apply.h); the surveys may be missing.
+  // Writes the targets (apply.h); the surveys may be missing. What may fail comes before, in all
+  // places, so that nothing is written unless everything is.
+  virtual void prepare_apply(const Chosen& chosen, const std::vector<Cut>& cuts,
+                             const std::vector<Survey>& surveys) = 0;
   virtual void apply(const Chosen& chosen, const std::vector<Cut>& cuts,
                      const std::vector<Survey>& surveys) = 0;
 

@@ -18,7 +18,7 @@ const cuda::Gpu& gpu_of(const Machine& machine, int device) {
 
 }  // namespace
 
-// GPUs come first: their work is under way while the host does its part.
+// The host comes first: it does its part while the GPUs' work, once started, is under way.
 Places::Places(const Job& job, const Machine& machine)
     : job_(job), team_(machine.threads), all_(job.layers.size()), part_of_(job.layers.size()) {
   std::iota(all_.begin(), all_.end(), std::size_t{0});
@@ -33,7 +33,7 @@ Places::Places(const Job& job, const Machine& machine)
     }
   }
   if (devices.empty()) devices.push_back(Layer::in_host_memory);
-  std::sort(devices.rbegin(), devices.rend());
+  std::sort(devices.begin(), devices.end());
   for (const int device : devices) {
     const bool is_host = device == Layer::in_host_memory;
     has_host_ = has_host_ || is_host;

@@ -51,11 +51,13 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
   for (std::size_t i = runs.size(); i-- > 0;) push_run(runs[i].key, runs[i].count);
   for (std::size_t i = runs.empty() ? survey.slots.size() : 0; i-- > 0;) {
     const Slot& slot = survey.slots[i];
-    const std::uint64_t first = low + i * width;
-    if (width == 1) {
+    const std::uint64_t begin = low + i * width;
+    const std::uint64_t first = begin + slot.first;
+    const std::uint64_t last = std::min(begin + std::min(slot.last, width - 1), high - 1);
+    if (first == last) {
       push_run(first, slot.count);
     } else {
-      push(first, std::min(first + width, high) - 1, slot.count, Sum{slot.sum});
+      push(first, last, slot.count, Sum{slot.sum});
     }
   }
   // What lies below has a lower bound of 0 on its score, so that its sum is not needed.

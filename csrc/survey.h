@@ -12,12 +12,15 @@
 namespace lampfast {
 
 // An equal share of a bracket's keys: how many elements it has, and roughly their sum of scaled
-// squares: plainly added, it only narrows the search and decides nothing.
+// squares: plainly added, it only narrows the search and decides nothing. Its elements' keys lie in
+// [first, last], counted from the slot's first key, where that is closer than the whole slot.
 struct Slot {
   static constexpr double relative_error = 0x1p-34;
 
   std::int64_t count = 0;
   double sum = 0.0;
+  std::uint64_t first = 0;
+  std::uint64_t last = ~std::uint64_t{0};
 };
 
 // What a bracket leaves on either side.

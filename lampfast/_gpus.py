@@ -4,6 +4,7 @@ from __future__ import annotations  # _core.Layer and _core.Gpu are names for ty
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -14,7 +15,14 @@ HOST = -1  # the device of layers in host memory
 
 def has_engine(tensor: torch.Tensor) -> bool:
     """Whether this build has an engine for the device that a tensor is on."""
-    return tensor.is_cuda and _core.cuda_built and torch.version.hip is None
+    return tensor.is_cuda and _core.cuda_built and _is_usable(tensor.device.index)
+
+
+@cache
+def _is_usable(device: int) -> bool:
+    """Whether the engine was built for a GPU, and the driver is new enough for the engine."""
+    is_known = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (7, 5)
+    return is_known and _core.cuda_usable()
 
 
 def index(tensor: torch.Tensor) -> int:

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lampfast import _gpus
+from lampfast import _core, _gpus
 
 # Where an address means the same for all devices and the host.
 _UNIFIED = frozenset({"cpu", "cuda", "xpu"})
 
 _CURES = {
-    "cuda": "; for an engine on NVIDIA GPUs install lampfast where CUDA's compiler, nvcc, is, with "
+    "cuda": "; its engine for NVIDIA GPUs needs compute capability 7.5 and a newer driver"
+    if _core.cuda_built
+    else "; for an engine on NVIDIA GPUs install lampfast where CUDA's compiler, nvcc, is, with "
     "pip install --config-settings=cmake.define.LAMPFAST_CUDA=ON"
 }
 

@@ -150,4 +150,13 @@ void settle_masks(const Launch& with, const Store& store, const std::int64_t* fi
   });
 }
 
+void load_apply(Dtype dtype) {
+  with_format(dtype, [](auto format) {
+    using Format = decltype(format);
+    load("zero", zero_span<Format>);
+    load("mask", mask_span<Format>);
+    if constexpr (stores<typename Format::Storage>) load("settle_masks", settle_span<Format>);
+  });
+}
+
 }  // namespace lampfast::cuda

@@ -37,6 +37,13 @@ class GpuPlace : public Place {
     lay_out_works();
   }
 
+  // The caller's memory is in use until all copies are done, also where an exception ends the call.
+  ~GpuPlace() override {
+    if (is_copying_) cudaStreamSynchronize(stream_);
+  }
+  GpuPlace(const GpuPlace&) = delete;
+  GpuPlace& operator=(const GpuPlace&) = delete;
+
   void find_scales(const Chosen& chosen, std::vector<double>& scales) override {
     Chosen wide;
     for (const std::size_t i : chosen) {
@@ -78,7 +85,7 @@ class GpuPlace : public Place {
     begin(plan_.store.taken, order_.size());
     begin(plan_.store.incomplete, order_.size());
     for (const Launch& launch : launches_) {
-      survey_weights(launch, job_.writes_masks(), plan_.store, plan_.rows);
+      survey_weights(launch, limited && job_.writes_masks(), plan_.store, plan_.rows);
     }
     receive_rows();
     receive(plan_.results + part_count_ * sizeof(Row), plan_.store.incomplete, order_.size());
@@ -105,6 +112,7 @@ class GpuPlace : public Place {
                          std::vector<Survey>& surveys) override {
     const DeviceGuard guard(device_);
     for (const std::size_t i : chosen) {
+      if (!notes_[i].is_stored) throw std::logic_error("a layer has no stored candidates");
       Survey& survey = surveys[i];
       survey.sides = survey.read_sides;
       survey.sides.bracket = brackets[i];
@@ -170,25 +178,42 @@ class GpuPlace : public Place {
     });
   }
 
-  void apply(const Chosen& chosen, const std::vector<Cut>& cuts,
-             const std::vector<Survey>& surveys) override {
+  void prepare_apply(const Chosen& chosen, const std::vector<Cut>& cuts,
+                     const std::vector<Survey>& surveys) override {
     const DeviceGuard guard(device_);
-    Chosen settled;
-    Chosen others;
     for (const std::size_t i : chosen) {
-      const bool is_settled = !surveys.empty() && surveys[i].fused && notes_[i].is_stored &&
-                              surveys[i].holds(cuts[i], layers_[i].size);
-      if (is_settled) {
-        settled.push_back(i);
-      } else if (job_.writes_masks() || cuts[i].pruned > 0) {
-        others.push_back(i);
-      }
+      notes_[i].is_settled = !surveys.empty() && surveys[i].fused && notes_[i].is_stored &&
+                             surveys[i].holds(cuts[i], layers_[i].size);
     }
-    send_cuts(settled, cuts);
-    for (const Launch& launch : launches_) settle_masks(launch, plan_.store, plan_.first_kept);
-    send_cuts(others, cuts);
+    Chosen changed;
+    std::copy_if(chosen.begin(), chosen.end(), std::back_inserter(changed),
+                 [&](std::size_t i) { return job_.writes_masks() || cuts[i].pruned > 0; });
+    bool has_ties = false;
+    bool counts_ties = false;
+    send(changed, [&](Work& work, std::size_t i) {
+      const Cut& cut = cuts[i];
+      work.low = cut.key;
+      work.ties = cut.ties;
+      work.tie_slot = tie_slot(i, cut.key);
+      has_ties = has_ties || cut.ties > 0;
+      counts_ties = counts_ties || (cut.ties > 0 && work.tie_slot < 0);
+    });
     for (const Launch& launch : launches_) {
-      (job_.writes_masks() ? mask : zero)(launch, plan_.first_kept);
+      if (counts_ties) count_ties(launch, plan_.tie_counts);
+      if (has_ties) find_ties(launch, plan_.tie_counts, plan_.rows, plan_.first_kept);
+      load_apply(launch.dtype);
+    }
+    wait();
+  }
+
+  void apply(const Chosen&, const std::vector<Cut>&, const std::vector<Survey>&) override {
+    const DeviceGuard guard(device_);
+    for (const Launch& launch : launches_) {
+      if (launch.is_settled) {
+        settle_masks(launch, plan_.store, plan_.first_kept);
+      } else {
+        (job_.writes_masks() ? mask : zero)(launch, plan_.first_kept);
+      }
     }
   }
 
@@ -228,6 +253,7 @@ class GpuPlace : public Place {
         span += spans_of(layers_[i]);
       });
       score_batch(batch, plan_.works, beyond_plan_, plan_.not_finite, stream_);
+      wait();  // the works of the next batch take their place
     }
     receive(plan_.results, plan_.not_finite, 1);
     wait();
@@ -239,9 +265,10 @@ class GpuPlace : public Place {
 
   // What is known of a layer beside its survey.
   struct Note {
-    bool is_stored = false;  // its candidates are in the store
-    bool is_whole = false;   // all of its weights are its candidates
-    bool has_rows = false;   // of this bracket:
+    bool is_stored = false;   // its candidates are in the store
+    bool is_whole = false;    // all of its weights are its candidates
+    bool is_settled = false;  // its mask needs only its candidates
+    bool has_rows = false;    // of this bracket:
     Bracket row_bracket{};
     int row_slot_bits = 0;
     Keys keys;  // fetched
@@ -254,7 +281,7 @@ class GpuPlace : public Place {
   // --- the layers' works, and the orders of their elements ---
 
   void lay_out_works() {
-    std::vector<Axis> axes;
+    std::vector<Axis>& axes = sent_axes_;
     std::int64_t spans = 0;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
@@ -299,10 +326,11 @@ class GpuPlace : public Place {
 
   // --- to the GPU and back ---
 
+  // The values must stay where they are until the next wait.
   template <class T>
   void send_to(T* to, const std::vector<T>& values) {
-    // From pageable memory: the call returns when it has been read.
     if (values.empty()) return;
+    is_copying_ = true;
     check(cudaMemcpyAsync(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
                           stream_),
           "cudaMemcpyAsync to the device");
@@ -311,6 +339,7 @@ class GpuPlace : public Place {
   template <class T>
   void receive(std::byte* to, const T* from, std::size_t count) {
     if (count == 0) return;
+    is_copying_ = true;
     check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, stream_),
           "cudaMemcpyAsync to the host");
   }
@@ -324,27 +353,33 @@ class GpuPlace : public Place {
   void wait() {
     const DeviceGuard guard(device_);
     check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    is_copying_ = false;
   }
 
-  // Sends the works of the chosen layers, those of a dtype together, and makes their launches.
-  // fill(work, layer) adds what the kernels need to know.
+  // Sends the works of the chosen layers, and makes a launch for each dtype, and each part of it
+  // whose masks are to be settled. fill(work, layer) adds what the kernels need to know. What was
+  // sent before must have arrived.
   template <class Fill>
   void send(const Chosen& chosen, Fill&& fill) {
     order_.clear();
     std::copy_if(chosen.begin(), chosen.end(), std::back_inserter(order_),
                  [&](std::size_t i) { return layers_[i].size > 0; });
-    std::stable_sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) {
-      return layers_[a].dtype < layers_[b].dtype;
-    });
-    std::vector<Work> works;
+    const auto group = [&](std::size_t i) {
+      return std::pair{layers_[i].dtype, notes_[i].is_settled};
+    };
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](std::size_t a, std::size_t b) { return group(a) < group(b); });
+    std::vector<Work>& works = sent_works_;
+    works.clear();
     works.reserve(order_.size());
     launches_.clear();
     part_count_ = 0;
     for (const std::size_t i : order_) {
-      const Dtype dtype = layers_[i].dtype;
-      if (launches_.empty() || launches_.back().dtype != dtype) {
+      const auto [dtype, is_settled] = group(i);
+      if (launches_.empty() || launches_.back().dtype != dtype ||
+          launches_.back().is_settled != is_settled) {
         const auto first = static_cast<int>(works.size());
-        launches_.push_back({dtype, plan_.works + first, first, 0, 0, stream_});
+        launches_.push_back({dtype, is_settled, plan_.works + first, first, 0, 0, stream_});
       }
       Launch& launch = launches_.back();
       Work work = works_[i];
@@ -376,24 +411,6 @@ class GpuPlace : public Place {
 
   // As CandidateBudget::share (candidates.h).
   static std::int64_t most_stored(std::int64_t size) { return size / 16 + (tiny ? 16 : 1 << 13); }
-
-  // Sends cuts, and finds the first kept ties.
-  void send_cuts(const Chosen& chosen, const std::vector<Cut>& cuts) {
-    bool has_ties = false;
-    bool counts_ties = false;
-    send(chosen, [&](Work& work, std::size_t i) {
-      const Cut& cut = cuts[i];
-      work.low = cut.key;
-      work.ties = cut.ties;
-      work.tie_slot = tie_slot(i, cut.key);
-      has_ties = has_ties || cut.ties > 0;
-      counts_ties = counts_ties || (cut.ties > 0 && work.tie_slot < 0);
-    });
-    for (const Launch& launch : launches_) {
-      if (counts_ties) count_ties(launch, plan_.tie_counts);
-      if (has_ties) find_ties(launch, plan_.tie_counts, plan_.rows, plan_.first_kept);
-    }
-  }
 
   // Where the rows of a layer count the elements with a key, span by span in row-major order.
   int tie_slot(std::size_t i, std::uint64_t key) const {
@@ -429,19 +446,29 @@ class GpuPlace : public Place {
       inside += part.inside;
       found.above_sum.add(part.above_sum);
       for (std::size_t s = 0; s < survey.slots.size(); ++s) {
-        survey.slots[s].count += part.counts[s];
-        survey.slots[s].sum += part.sums[s];
+        if (part.counts[s] > 0) add_slot(part, s, key_shift(survey.slot_bits), survey.slots[s]);
       }
     }
     found.above = elements - found.below - inside;
     survey.sides.add(found);
   }
 
+  static void add_slot(const Row& row, std::size_t s, int shift, Slot& slot) {
+    const std::uint64_t first = std::uint64_t{row.firsts[s]} << shift;
+    const std::uint64_t last = ((std::uint64_t{row.lasts[s]} + 1) << shift) - 1;
+    slot.first = slot.count > 0 ? std::min(slot.first, first) : first;
+    slot.last = slot.count > 0 ? std::max(slot.last, last) : last;
+    slot.count += row.counts[s];
+    slot.sum += row.sums[s];
+  }
+
   template <class Body>
   void for_each_digest(const Chosen& chosen, Body&& body) {
+    if (chosen.empty()) return;
     const DeviceGuard guard(device_);
     send(chosen, [](Work&, std::size_t) {});
-    send_to(plan_.digests, std::vector<Digest>(order_.size(), {0, no_index, 0, no_index}));
+    sent_digests_.assign(order_.size(), {0, no_index, 0, no_index});
+    send_to(plan_.digests, sent_digests_);
     for (const Launch& launch : launches_) digest(launch, plan_.digests);
     receive(plan_.results, plan_.digests, order_.size());
     wait();
@@ -522,6 +549,12 @@ class GpuPlace : public Place {
   std::vector<Note> notes_;
   bool limited_ = true;
 
+  // What copies to the device are made from, until they are known to be done.
+  std::vector<Work> sent_works_;
+  std::vector<Axis> sent_axes_;
+  std::vector<Digest> sent_digests_;
+  bool is_copying_ = false;
+
   // Of the works that were last sent:
   Chosen order_;  // their layers
   std::vector<Launch> launches_;
@@ -532,6 +565,13 @@ class GpuPlace : public Place {
 }  // namespace
 
 bool built() { return true; }
+
+bool usable() {
+  int count = 0;
+  const bool is_usable = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+  cudaGetLastError();
+  return is_usable;
+}
 
 Needs needs(const std::vector<Layer>& layers, int device) {
   return Plan(layers, device, nullptr, nullptr).needs;

@@ -12,6 +12,9 @@ namespace lampfast::cuda {
 
 bool built();
 
+// Whether there is a driver that this build can use, and a GPU.
+bool usable();
+
 // One GPU as the caller lends it: work is queued on the stream, in memory that the caller owns.
 struct Gpu {
   int device;

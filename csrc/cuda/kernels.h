@@ -12,6 +12,7 @@ namespace lampfast::cuda {
 
 struct Launch {
   Dtype dtype;
+  bool is_settled;  // by settle_masks
   const Work* works;
   int first;  // of the works that were sent together, which count the store's layers
   int count;
@@ -42,6 +43,8 @@ void find_ties(const Launch& launch, const std::uint32_t* tie_counts, const Row*
 void zero(const Launch& launch, const std::int64_t* first_kept);
 void mask(const Launch& launch, const std::int64_t* first_kept);
 void settle_masks(const Launch& launch, const Store& store, const std::int64_t* first_kept);
+// Has the kernels of a dtype loaded, which might fail when they are first launched.
+void load_apply(Dtype dtype);
 
 // One span a block. The digests and the digits must have been begun.
 void digest(const Launch& launch, Digest* digests);

@@ -54,7 +54,7 @@ inline std::int64_t most_axes(const Layer& layer) {
 }
 
 struct Plan {
-  static constexpr std::int64_t most_collected = tiny ? 64 : 1 << 16;
+  static constexpr std::int64_t most_collected = tiny ? 64 : 1 << 15;
 
   Work* works;
   Axis* axes;
@@ -98,10 +98,10 @@ struct Plan {
     tie_counts = arena.take<std::uint32_t>(spans);
     first_kept = arena.take<std::int64_t>(count);
     digests = arena.take<Digest>(count);
-    digits = arena.take<unsigned long long>(most_digits);
     found = arena.take<unsigned long long>(count);
     not_finite = arena.take<std::uint32_t>(1);
-    collected = arena.take<std::uint64_t>(most_collected);
+    collected = arena.take<std::uint64_t>(std::max<std::int64_t>(most_collected, most_digits));
+    digits = reinterpret_cast<unsigned long long*>(collected);  // never at the same time
 
     // Of the 5% that a call may take, 3% are for candidates; and what small layers need.
     store.bytes = static_cast<std::uint64_t>((tiny ? 1 << 10 : 1 << 17) + bytes / 100 * 3);

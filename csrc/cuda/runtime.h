@@ -52,4 +52,11 @@ void launch(const char* name, void (*kernel)(Expected...), std::int64_t blocks, 
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Actual>(arguments)...), name);
 }
 
+// Has a kernel loaded now rather than when it is first launched.
+template <class... Expected>
+void load(const char* name, void (*kernel)(Expected...)) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), name);
+}
+
 }  // namespace lampfast::cuda

@@ -11,6 +11,7 @@ namespace {
 }  // namespace
 
 bool built() { return false; }
+bool usable() { return false; }
 
 Needs needs(const std::vector<Layer>&, int) { refuse(); }
 Needs needs_of_scores(const std::vector<Layer>&, int) { refuse(); }

@@ -23,6 +23,8 @@ using ReduceSum = cub::BlockReduce<Sum, block_threads>;
 // What a block's threads share, to count the candidates in slots.
 struct Slots {
   std::uint32_t counts[Row::slots];
+  std::uint32_t firsts[Row::slots];
+  std::uint32_t lasts[Row::slots];
   double sums[Row::slots];
   union {
     typename ReduceCount::TempStorage count;
@@ -32,17 +34,37 @@ struct Slots {
   __device__ void begin() {
     for (int s = static_cast<int>(threadIdx.x); s < Row::slots; s += block_threads) {
       counts[s] = 0;
+      firsts[s] = ~0U;
+      lasts[s] = 0;
       sums[s] = 0.0;
     }
     __syncthreads();
   }
 
+  // All lanes of a warp must call it, those that have a key with `is_there`.
   template <class Format>
-  __device__ void add(const Work& work, typename Format::Storage key) {
-    const auto slot = static_cast<int>((key - work.low) >> work.slot_bits);
-    atomicAdd(&counts[slot], 1U);
-    // Of single keys the count tells the sum.
-    if (work.slot_bits > 0) atomicAdd(&sums[slot], scaled_square<Format>(key, work.scale));
+  __device__ void add(const Work& work, bool is_there, typename Format::Storage key) {
+    const std::uint64_t place = is_there ? key - work.low : 0;
+    const auto slot = static_cast<int>(place >> work.slot_bits);
+    const std::uint64_t in_slot = place & ((std::uint64_t{1} << work.slot_bits) - 1);
+    const Entry own{1, static_cast<std::uint32_t>(in_slot >> key_shift(work.slot_bits)),
+                    static_cast<std::uint32_t>(in_slot >> key_shift(work.slot_bits)),
+                    work.slot_bits > 0 ? scaled_square<Format>(key, work.scale) : 0.0};
+    // Ties crowd into a few slots, where lanes would wait for each other: they go together.
+    unsigned open = __ballot_sync(all_lanes, is_there);
+    constexpr int crowds = 3;
+    constexpr int least_crowd = 8;
+    for (int i = 0; i < crowds && open != 0; ++i) {
+      const int crowded = __shfl_sync(all_lanes, slot, __ffs(static_cast<int>(open)) - 1);
+      const bool is_mine = is_there && slot == crowded;
+      const unsigned crowd = __ballot_sync(all_lanes, is_mine);
+      if (__popc(crowd) < least_crowd) break;
+      const Entry all = combined(is_mine ? own : Entry{0, ~0U, 0, 0.0});
+      if (threadIdx.x % 32 == 0) put(crowded, all);
+      if (is_mine) is_there = false;
+      open &= ~crowd;
+    }
+    if (is_there) put(slot, own);
   }
 
   // `below` and `above_sum` are this thread's.
@@ -53,6 +75,8 @@ struct Slots {
     const Sum all_above = ReduceSum(reduce.sum).Reduce(Sum{above_sum, 0.0}, AddSums{});
     for (int s = static_cast<int>(threadIdx.x); s < Row::slots; s += block_threads) {
       row.counts[s] = counts[s];
+      row.firsts[s] = firsts[s];
+      row.lasts[s] = lasts[s];
       row.sums[s] = sums[s];
     }
     if (threadIdx.x != 0) return;
@@ -61,6 +85,35 @@ struct Slots {
     row.below = all_below;
     row.inside = inside;
     row.above_sum = all_above;
+  }
+
+ private:
+  struct Entry {
+    std::uint32_t count;
+    std::uint32_t first;
+    std::uint32_t last;
+    double sum;
+  };
+
+  // Of all lanes; the first one has it.
+  __device__ static Entry combined(Entry own) {
+    for (unsigned distance = 16; distance > 0; distance /= 2) {
+      own.count += __shfl_down_sync(all_lanes, own.count, distance);
+      const std::uint32_t first = __shfl_down_sync(all_lanes, own.first, distance);
+      const std::uint32_t last = __shfl_down_sync(all_lanes, own.last, distance);
+      own.first = first < own.first ? first : own.first;
+      own.last = last > own.last ? last : own.last;
+      own.sum += __shfl_down_sync(all_lanes, own.sum, distance);
+    }
+    return own;
+  }
+
+  __device__ void put(int slot, const Entry& entry) {
+    atomicAdd(&counts[slot], entry.count);
+    atomicMin(&firsts[slot], entry.first);
+    atomicMax(&lasts[slot], entry.last);
+    // Of single keys the count tells the sum.
+    if (entry.sum > 0.0) atomicAdd(&sums[slot], entry.sum);
   }
 };
 
@@ -96,8 +149,9 @@ struct Staging {
   // All threads must call it, between barriers.
   __device__ void flush(const Work& work, int layer, const Store& store, Slots& slots,
                         std::uint32_t& chain) {
-    for (std::uint32_t i = threadIdx.x; i < count; i += block_threads) {
-      slots.add<Format>(work, keys[i]);
+    for (std::uint32_t begin = 0; begin < count; begin += block_threads) {
+      const std::uint32_t i = begin + threadIdx.x;
+      slots.add<Format>(work, i < count, i < count ? keys[i] : Key{0});
     }
     if constexpr (stores<Key>) {
       if (threadIdx.x == 0) reserve(work, layer, store, chain);
@@ -150,7 +204,7 @@ __global__ __launch_bounds__(block_threads) void survey_span(const Work* __restr
   const Span span = Span::of_block<Key>(work);
   const Key low = static_cast<Key>(work.low);
   const auto width = static_cast<Key>(work.high - work.low);
-  const bool fused = writes_masks && work.dense;
+  const bool fused = stores<Key> && writes_masks && work.dense;
   std::uint32_t chain = no_segment;  // thread 0's
   std::uint32_t below = 0;
   double above_sum = 0.0;
@@ -213,15 +267,13 @@ __global__ __launch_bounds__(block_threads) void survey_stored(const Work* __res
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
     const Segment segment = store.segments[s];
     const Key* keys = keys_of<Format>(store, segment);
-    for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
-      const Key key = keys[i];
-      if (key < work.low) {
-        ++below;
-      } else if (key < work.high) {
-        slots.add<Format>(work, key);
-      } else {
-        above_sum += scaled_square<Format>(key, work.scale);
-      }
+    for (std::uint32_t begin = 0; begin < segment.count; begin += block_threads) {
+      const std::uint32_t i = begin + threadIdx.x;
+      const bool is_there = i < segment.count;
+      const Key key = is_there ? keys[i] : Key{0};
+      if (is_there && key < work.low) ++below;
+      if (is_there && key >= work.high) above_sum += scaled_square<Format>(key, work.scale);
+      slots.add<Format>(work, is_there && key >= work.low && key < work.high, key);
     }
   }
   slots.end(below, above_sum, rows[span.number]);
@@ -235,8 +287,20 @@ __global__ __launch_bounds__(block_threads) void sum_part(const Work* __restrict
     typename ReduceCount::TempStorage count;
     typename ReduceSum::TempStorage sum;
   } reduce;
-  __shared__ std::uint32_t counts[groups][Row::slots];
-  __shared__ double sums[groups][Row::slots];
+  struct Slot {
+    std::uint32_t count;
+    std::uint32_t first;
+    std::uint32_t last;
+    double sum;
+
+    __device__ void add(const Slot& other) {
+      count += other.count;
+      first = other.first < first ? other.first : first;
+      last = other.last > last ? other.last : last;
+      sum += other.sum;
+    }
+  };
+  __shared__ Slot slots[groups][Row::slots];
   const std::int64_t number = works[0].first_part + blockIdx.x;
   const Work& work = owner(works, work_count, number, &Work::first_part);
   const std::int64_t all = spans_of(work.size, item_size);
@@ -259,22 +323,18 @@ __global__ __launch_bounds__(block_threads) void sum_part(const Work* __restrict
   }
   const int s = static_cast<int>(threadIdx.x) % Row::slots;
   const int group = static_cast<int>(threadIdx.x) / Row::slots;
-  std::uint32_t count = 0;
-  double sum = 0.0;
+  Slot slot{0, ~0U, 0, 0.0};
   for (std::int64_t r = begin + group; r < end; r += groups) {
-    count += from[r].counts[s];
-    sum += from[r].sums[s];
+    slot.add({from[r].counts[s], from[r].firsts[s], from[r].lasts[s], from[r].sums[s]});
   }
-  counts[group][s] = count;
-  sums[group][s] = sum;
+  slots[group][s] = slot;
   __syncthreads();
   if (group != 0) return;
-  for (int other = 1; other < groups; ++other) {
-    count += counts[other][s];
-    sum += sums[other][s];
-  }
-  part.counts[s] = count;
-  part.sums[s] = sum;
+  for (int other = 1; other < groups; ++other) slot.add(slots[other][s]);
+  part.counts[s] = slot.count;
+  part.firsts[s] = slot.first;
+  part.lasts[s] = slot.last;
+  part.sums[s] = slot.sum;
 }
 
 template <class Format>

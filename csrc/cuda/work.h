@@ -99,8 +99,14 @@ struct Row {
   std::uint32_t inside;
   Sum above_sum;
   std::uint32_t counts[slots];
+  // The smallest and the largest key, counted from the slot's first one; without the lowest bits
+  // where a slot has more keys than fit (key_shift).
+  std::uint32_t firsts[slots];
+  std::uint32_t lasts[slots];
   double sums[slots];
 };
+LAMPFAST_BOTH constexpr int key_shift(int slot_bits) { return slot_bits > 32 ? slot_bits - 32 : 0; }
+
 constexpr std::int64_t rows_in_part = block_threads;
 
 // Candidates of one span: the keys from an offset in the store on, and behind them their places in

@@ -55,6 +55,10 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+struct cudaFuncAttributes {
+  int maxThreadsPerBlock;
+};
+
 namespace emulator {
 
 inline std::atomic<int> devices{2};  // for tests to set
@@ -130,6 +134,11 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 
 inline cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
 inline cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cudaSuccess); }
+
+template <class... Expected>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Expected...)) {
+  return emulator::answer(&attributes->maxThreadsPerBlock, 1024);
+}
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
   return emulator::call([=] {
