@@ -181,9 +181,9 @@ def _failure_of_prune(weights: Model) -> str:
 @needs_emulation
 def test_a_call_that_fails_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float64)
-    weights = {str(dtype): torch.randn(7, 50).to(dtype) for dtype in dtypes}
-    before = {name: weight.clone() for name, weight in weights.items()}
+    before = {str(dtype): torch.randn(7, 50).to(dtype) for dtype in dtypes}
     for calls in range(1000):
+        weights = {name: weight.clone() for name, weight in before.items()}
         monkeypatch.setenv("LAMPFAST_EMULATOR_FAIL", str(calls))
         failure = _failure_of_prune(weights)
         if not failure:
