@@ -18,9 +18,9 @@ def config() -> dict[str, str | int | bool | list[str]]:
     Returns:
         `version` of lampfast; `instruction_set` of the kernels, the best that the processor has
         unless the environment variable LAMPFAST_ISA names another; `threads`, those of torch;
-        `cuda_built`, whether this build has the CUDA engine; `devices`, what the machine has,
-        whether or not this build has an engine for it; the versions of `torch` and `python`; and
-        the `platform`.
+        `cuda_built`, whether this build has the CUDA engine, and `cuda_usable`, whether it finds a
+        GPU and a driver that is new enough; `devices`, what the machine has, whether or not this
+        build has an engine for it; the versions of `torch` and `python`; and the `platform`.
 
     Raises:
         RuntimeError: LAMPFAST_ISA names an instruction set that the processor does not have.
@@ -30,6 +30,7 @@ def config() -> dict[str, str | int | bool | list[str]]:
         "instruction_set": _core.instruction_set(),
         "threads": torch.get_num_threads(),
         "cuda_built": _core.cuda_built,
+        "cuda_usable": _core.cuda_usable(),
         "devices": [
             "cpu",
             *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),

@@ -74,6 +74,7 @@ def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) ->
                 kind,
                 array.shape,
                 tuple(stride // array.itemsize for stride in array.strides),
+                -1,  # in host memory
             )
             for array in arrays
         ]

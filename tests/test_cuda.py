@@ -21,7 +21,7 @@ from strategies import Model
 import lampfast
 from lampfast import _core, _gpus, reference, views
 
-HAS_GPU = torch.cuda.is_available() and _core.cuda_built
+HAS_GPU = torch.cuda.is_available() and _core.cuda_usable()
 IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
 
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and a build with CUDA")

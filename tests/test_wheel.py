@@ -30,6 +30,7 @@ report = lampfast.prune({{"fc": weight}}, 0.5)
 assert weight.tolist() == [[0.0, -2.0], [3.0, 0.0]], weight
 assert report.kept == 2
 core = lampfast._core
+assert not core.cuda_usable()  # nor does it need a driver to be there
 print(torch.__version__, lampfast.__version__, core.__version__, core.cuda_built)
 """
 

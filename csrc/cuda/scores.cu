@@ -91,8 +91,11 @@ __global__ __launch_bounds__(block_threads) void fill_span(const Work* __restric
   const auto number = static_cast<Word>(&work - works);
   const Span span = Span::of_block<Key>(work);
   for (std::int64_t i = span.begin + threadIdx.x; i < span.end; i += block_threads) {
-    const Key key = Format::key(load<Key>(work, work.by_index.at(i).source));
-    if (key >= Format::not_finite) atomicExch(not_finite, 1U);
+    Key key = Format::key(load<Key>(work, work.by_index.at(i).source));
+    if (key >= Format::not_finite) {
+      atomicExch(not_finite, 1U);
+      key = Format::not_finite - 1;  // what becomes of it does not matter, but it must be a number
+    }
     Word word = key;
     if constexpr (sizeof(Word) > sizeof(Key)) word |= number << key_bits<Format>;
     words[work.out + i] = word;
