@@ -7,16 +7,17 @@
 
 #include "cuda/gpu.h"
 #include "cuda/kernels.h"
+#include "cuda/layout.h"
 #include "cuda/plan.h"
 #include "cuda/runtime.h"
 #include "cuda/scores.h"
+#include "cuda/transfer.h"
 #include "magnitude.h"
 #include "walk.h"
 
 namespace lampfast::cuda {
 namespace {
 
-// As many keys of a layer are collected as are sorted (select.cpp), and no more than fit at a time.
 using Keys = std::vector<std::uint64_t>;
 
 class GpuPlace : public Place {
@@ -25,24 +26,17 @@ class GpuPlace : public Place {
       : job_(job),
         layers_(job.layers),
         device_(gpu.device),
-        stream_(reinterpret_cast<cudaStream_t>(gpu.stream)),
         plan_(layers_, gpu.device, gpu.memory, gpu.host_memory),
         beyond_plan_(gpu.memory + plan_.needs.bytes),
-        works_(layers_.size()),
-        notes_(layers_.size()) {
+        layout_(job, gpu.device, plan_.axes),
+        notes_(layers_.size()),
+        transfer_(gpu.device, reinterpret_cast<cudaStream_t>(gpu.stream)) {
     if (gpu.bytes < plan_.needs.bytes || gpu.host_bytes < plan_.needs.host_bytes) {
       throw std::invalid_argument("a GPU needs more memory than it was lent");
     }
     const DeviceGuard guard(device_);
-    lay_out_works();
+    transfer_.send(plan_.axes, layout_.axes);
   }
-
-  // The caller's memory is in use until all copies are done, also where an exception ends the call.
-  ~GpuPlace() override {
-    if (is_copying_) cudaStreamSynchronize(stream_);
-  }
-  GpuPlace(const GpuPlace&) = delete;
-  GpuPlace& operator=(const GpuPlace&) = delete;
 
   void find_scales(const Chosen& chosen, std::vector<double>& scales) override {
     Chosen wide;
@@ -59,11 +53,11 @@ class GpuPlace : public Place {
     const DeviceGuard guard(device_);
     send(chosen, [](Work&, std::size_t) {});
     for (const Launch& launch : launches_) draw_sketches(launch, plan_.sketches);
-    receive(plan_.results, plan_.sketches, order_.size());
+    transfer_.receive(plan_.results, plan_.sketches, order_.size());
   }
 
   void finish_sketches(const Chosen&, std::vector<Sketch>& sketches) override {
-    wait();
+    transfer_.wait();
     const auto* received = reinterpret_cast<const Sketch*>(plan_.results);
     for (std::size_t w = 0; w < order_.size(); ++w) sketches[order_[w]] = received[w];
   }
@@ -82,17 +76,18 @@ class GpuPlace : public Place {
     }
     forget_unused_candidates();
     send_brackets(chosen, surveys);
-    begin(plan_.store.taken, order_.size());
-    begin(plan_.store.incomplete, order_.size());
+    transfer_.clear(plan_.store.taken, order_.size());
+    transfer_.clear(plan_.store.incomplete, order_.size());
     for (const Launch& launch : launches_) {
       survey_weights(launch, limited && job_.writes_masks(), plan_.store, plan_.rows);
     }
     receive_rows();
-    receive(plan_.results + part_count_ * sizeof(Row), plan_.store.incomplete, order_.size());
+    transfer_.receive(plan_.results + part_count_ * sizeof(Row), plan_.store.incomplete,
+                      order_.size());
   }
 
   void finish_survey(const Chosen& chosen, std::vector<Survey>& surveys) override {
-    wait();
+    transfer_.wait();
     const auto* incomplete =
         reinterpret_cast<const std::uint32_t*>(plan_.results + part_count_ * sizeof(Row));
     for (std::size_t w = 0; w < order_.size(); ++w) {
@@ -123,7 +118,7 @@ class GpuPlace : public Place {
       cuda::survey_candidates(launch, plan_.store, plan_.rows);
     }
     receive_rows();
-    wait();
+    transfer_.wait();
     for (std::size_t w = 0; w < order_.size(); ++w) {
       const Survey& survey = surveys[order_[w]];
       const Sides& read = survey.read_sides;
@@ -163,10 +158,10 @@ class GpuPlace : public Place {
     return with_format(layers_[layer].dtype, [&](auto format) {
       using Format = decltype(format);
       constexpr std::size_t count = digits_of_sum<Format>;
-      begin(plan_.digits, count);
+      transfer_.clear(plan_.digits, count);
       for (const Launch& launch : launches_) sum_exactly(launch, plan_.digits);
-      receive(plan_.results, plan_.digits, count);
-      wait();
+      transfer_.receive(plan_.results, plan_.digits, count);
+      transfer_.wait();
       const auto* digits = reinterpret_cast<const unsigned long long*>(plan_.results);
       Natural sum;
       for (int e = 0; e < Format::exponents; ++e) {
@@ -203,7 +198,7 @@ class GpuPlace : public Place {
       if (has_ties) find_ties(launch, plan_.tie_counts, plan_.rows, plan_.first_kept);
       load_apply(launch.dtype);
     }
-    wait();
+    transfer_.wait();
   }
 
   void apply(const Chosen&, const std::vector<Cut>&, const std::vector<Survey>&) override {
@@ -242,7 +237,7 @@ class GpuPlace : public Place {
 
   void score(const Chosen& chosen) override {
     const DeviceGuard guard(device_);
-    begin(plan_.not_finite, 1);
+    transfer_.clear(plan_.not_finite, 1);
     for (const Batch& batch : batches(layers_, chosen)) {
       std::int64_t out = 0;
       std::int64_t span = 0;
@@ -252,11 +247,11 @@ class GpuPlace : public Place {
         out += layers_[i].size;
         span += spans_of(layers_[i]);
       });
-      score_batch(batch, plan_.works, beyond_plan_, plan_.not_finite, stream_);
-      wait();  // the works of the next batch take their place
+      score_batch(batch, plan_.works, beyond_plan_, plan_.not_finite, transfer_.stream());
+      transfer_.wait();  // the works of the next batch take their place
     }
-    receive(plan_.results, plan_.not_finite, 1);
-    wait();
+    transfer_.receive(plan_.results, plan_.not_finite, 1);
+    transfer_.wait();
     if (*reinterpret_cast<const std::uint32_t*>(plan_.results) != 0) throw NotFinite();
   }
 
@@ -275,86 +270,10 @@ class GpuPlace : public Place {
   };
 
   bool writes_masks(std::size_t i) const {
-    return job_.writes_masks() && works_[i].dense && stores_candidates(layers_[i].dtype);
+    return job_.writes_masks() && layout_.works[i].dense && stores_candidates(layers_[i].dtype);
   }
 
-  // --- the layers' works, and the orders of their elements ---
-
-  void lay_out_works() {
-    std::vector<Axis>& axes = sent_axes_;
-    std::int64_t spans = 0;
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      const Layer& layer = layers_[i];
-      if (layer.device != device_) continue;
-      const Layer& target = job_.targets.empty() ? layer : job_.targets[i];
-      Work& work = works_[i];
-      work = {};
-      work.data = layer.data;
-      work.target = target.data;
-      work.size = layer.size;
-      work.first_span = spans;
-      work.scale = 1.0;
-      work.own_target = target.data == layer.data && target.strides == layer.strides;
-      work.target_size = job_.writes_masks() ? 1 : static_cast<int>(item_size(target.dtype));
-      const Walk<2> together(layer.shape, {&layer.strides, &target.strides}, Order::memory);
-      work.dense = together.is_one_run();
-      work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
-                     is_aligned(work.target, work.own_target ? vector_bytes : 4);
-      work.by_memory = steps(layer, target, Order::memory, axes);
-      work.by_index = steps(layer, target, Order::row_major, axes);
-      spans += spans_of(layer);
-    }
-    send_to(plan_.axes, axes);
-  }
-
-  static bool is_aligned(const std::byte* data, std::uintptr_t bytes) {
-    return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
-  }
-
-  Steps steps(const Layer& layer, const Layer& target, Order order, std::vector<Axis>& axes) const {
-    const Strides indices = row_major_strides(layer.shape);
-    const Walk<3, 0> walk(layer.shape, {&layer.strides, &target.strides, &indices}, order);
-    const auto found = walk.axes();
-    const auto& run = found.back().stride;
-    if (found.size() == 1 && run[0] == 1 && run[1] == 1 && run[2] == 1) return {nullptr, 0};
-    const Steps steps{plan_.axes + axes.size(), static_cast<int>(found.size())};
-    for (const auto& axis : found) {
-      axes.push_back({axis.extent, axis.stride[0], axis.stride[1], axis.stride[2]});
-    }
-    return steps;
-  }
-
-  // --- to the GPU and back ---
-
-  // The values must stay where they are until the next wait.
-  template <class T>
-  void send_to(T* to, const std::vector<T>& values) {
-    if (values.empty()) return;
-    is_copying_ = true;
-    check(cudaMemcpyAsync(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice,
-                          stream_),
-          "cudaMemcpyAsync to the device");
-  }
-
-  template <class T>
-  void receive(std::byte* to, const T* from, std::size_t count) {
-    if (count == 0) return;
-    is_copying_ = true;
-    check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, stream_),
-          "cudaMemcpyAsync to the host");
-  }
-
-  template <class T>
-  void begin(T* at, std::size_t count) {
-    if (count == 0) return;
-    check(cudaMemsetAsync(at, 0, count * sizeof(T), stream_), "cudaMemsetAsync");
-  }
-
-  void wait() {
-    const DeviceGuard guard(device_);
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-    is_copying_ = false;
-  }
+  // --- to the GPU ---
 
   // Sends the works of the chosen layers, and makes a launch for each dtype, and each part of it
   // whose masks are to be settled. fill(work, layer) adds what the kernels need to know. What was
@@ -379,10 +298,11 @@ class GpuPlace : public Place {
       if (launches_.empty() || launches_.back().dtype != dtype ||
           launches_.back().is_settled != is_settled) {
         const auto first = static_cast<int>(works.size());
-        launches_.push_back({dtype, is_settled, plan_.works + first, first, 0, 0, stream_});
+        launches_.push_back(
+            {dtype, is_settled, plan_.works + first, first, 0, 0, transfer_.stream()});
       }
       Launch& launch = launches_.back();
-      Work work = works_[i];
+      Work work = layout_.works[i];
       work.first_block = launch.blocks;
       work.first_part = static_cast<std::int64_t>(part_count_);
       fill(work, i);
@@ -391,7 +311,7 @@ class GpuPlace : public Place {
       launch.blocks += spans_of(layers_[i]);
       part_count_ += static_cast<std::size_t>(parts_of(spans_of(layers_[i])));
     }
-    send_to(plan_.works, works);
+    transfer_.send(plan_.works, works);
   }
 
   void send_brackets(const Chosen& chosen, const std::vector<Survey>& surveys) {
@@ -415,7 +335,7 @@ class GpuPlace : public Place {
   // Where the rows of a layer count the elements with a key, span by span in row-major order.
   int tie_slot(std::size_t i, std::uint64_t key) const {
     const Note& note = notes_[i];
-    const bool in_order = works_[i].by_index.count == 0;
+    const bool in_order = layout_.works[i].by_index.count == 0;
     if (!note.has_rows || note.row_slot_bits > 0 || !in_order) return -1;
     if (key < note.row_bracket.low || key >= note.row_bracket.high) return -1;
     return static_cast<int>(key - note.row_bracket.low);
@@ -432,7 +352,7 @@ class GpuPlace : public Place {
       }
       sum_rows(launch, plan_.rows, plan_.parts);
     }
-    receive(plan_.results, plan_.parts, part_count_);
+    transfer_.receive(plan_.results, plan_.parts, part_count_);
     next_part_ = reinterpret_cast<const Row*>(plan_.results);
   }
 
@@ -468,10 +388,10 @@ class GpuPlace : public Place {
     const DeviceGuard guard(device_);
     send(chosen, [](Work&, std::size_t) {});
     sent_digests_.assign(order_.size(), {0, no_index, 0, no_index});
-    send_to(plan_.digests, sent_digests_);
+    transfer_.send(plan_.digests, sent_digests_);
     for (const Launch& launch : launches_) digest(launch, plan_.digests);
-    receive(plan_.results, plan_.digests, order_.size());
-    wait();
+    transfer_.receive(plan_.results, plan_.digests, order_.size());
+    transfer_.wait();
     const auto* digests = reinterpret_cast<const Digest*>(plan_.results);
     for (std::size_t w = 0; w < order_.size(); ++w) body(order_[w], digests[w]);
   }
@@ -483,8 +403,8 @@ class GpuPlace : public Place {
   void forget_unused_candidates() {
     const auto is_stored = [](const Note& note) { return note.is_stored; };
     if (std::any_of(notes_.begin(), notes_.end(), is_stored)) return;
-    begin(plan_.store.used_bytes, 1);
-    begin(plan_.store.used_segments, 1);
+    transfer_.clear(plan_.store.used_bytes, 1);
+    transfer_.clear(plan_.store.used_segments, 1);
   }
 
   void fetch_batch(const Chosen& batch, const std::vector<Survey>& surveys) {
@@ -498,12 +418,12 @@ class GpuPlace : public Place {
       firsts.push_back(count);
       count += surveys[i].inside();
     });
-    begin(plan_.found, order_.size());
+    transfer_.clear(plan_.found, order_.size());
     for (const Launch& launch : launches_) {
       collect_candidates(launch, plan_.store, plan_.found, plan_.collected);
     }
-    receive(plan_.results, plan_.collected, static_cast<std::size_t>(count));
-    wait();
+    transfer_.receive(plan_.results, plan_.collected, static_cast<std::size_t>(count));
+    transfer_.wait();
     const auto* keys = reinterpret_cast<const std::uint64_t*>(plan_.results);
     for (std::size_t w = 0; w < order_.size(); ++w) {
       const std::size_t i = order_[w];
@@ -522,8 +442,8 @@ class GpuPlace : public Place {
     }
     const std::int64_t width = item_size(layer.dtype);
     std::vector<std::byte> copy(static_cast<std::size_t>((last - first + 1) * width));
-    receive(copy.data(), layer.data + first * width, copy.size());
-    wait();
+    transfer_.receive(copy.data(), layer.data + first * width, copy.size());
+    transfer_.wait();
     Keys& keys = notes_[i].keys;
     keys.clear();
     with_format(layer.dtype, [&](auto format) {
@@ -542,24 +462,23 @@ class GpuPlace : public Place {
   const Job& job_;
   const std::vector<Layer>& layers_;
   const int device_;
-  const cudaStream_t stream_;
   const Plan plan_;
   std::byte* const beyond_plan_;  // for scores
-  std::vector<Work> works_;       // of each layer, as far as it is the same in every launch
+  const Layout layout_;
   std::vector<Note> notes_;
   bool limited_ = true;
 
-  // What copies to the device are made from, until they are known to be done.
+  // What was last sent, which is read until the next wait:
   std::vector<Work> sent_works_;
-  std::vector<Axis> sent_axes_;
   std::vector<Digest> sent_digests_;
-  bool is_copying_ = false;
 
   // Of the works that were last sent:
   Chosen order_;  // their layers
   std::vector<Launch> launches_;
   std::size_t part_count_ = 0;
   const Row* next_part_ = nullptr;
+
+  Transfer transfer_;  // goes first, as it waits for what still uses the others
 };
 
 }  // namespace

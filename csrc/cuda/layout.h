@@ -1,0 +1,62 @@
+// How the layers of a job lie in a GPU's memory: what is the same in every launch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda/plan.h"
+#include "cuda/work.h"
+#include "magnitude.h"
+#include "place.h"
+#include "walk.h"
+
+namespace lampfast::cuda {
+
+struct Layout {
+  std::vector<Work> works;  // of every layer; those on other devices are empty
+  std::vector<Axis> axes;   // that they refer to, by where these will be on the device
+
+  Layout(const Job& job, int device, const Axis* axes_there) : works(job.layers.size()) {
+    std::int64_t spans = 0;
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      const Layer& layer = job.layers[i];
+      if (layer.device != device) continue;
+      const Layer& target = job.targets.empty() ? layer : job.targets[i];
+      Work& work = works[i];
+      work.data = layer.data;
+      work.target = target.data;
+      work.size = layer.size;
+      work.first_span = spans;
+      work.scale = 1.0;
+      work.own_target = target.data == layer.data && target.strides == layer.strides;
+      work.target_size = job.writes_masks() ? 1 : static_cast<int>(item_size(target.dtype));
+      const Walk<2> together(layer.shape, {&layer.strides, &target.strides}, Order::memory);
+      work.dense = together.is_one_run();
+      work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
+                     is_aligned(work.target, work.own_target ? vector_bytes : 4);
+      work.by_memory = steps(layer, target, Order::memory, axes_there);
+      work.by_index = steps(layer, target, Order::row_major, axes_there);
+      spans += spans_of(layer);
+    }
+  }
+
+ private:
+  static bool is_aligned(const std::byte* data, std::uintptr_t bytes) {
+    return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+  }
+
+  Steps steps(const Layer& layer, const Layer& target, Order order, const Axis* axes_there) {
+    const Strides indices = row_major_strides(layer.shape);
+    const Walk<3, 0> walk(layer.shape, {&layer.strides, &target.strides, &indices}, order);
+    const auto found = walk.axes();
+    const auto& run = found.back().stride;
+    if (found.size() == 1 && run[0] == 1 && run[1] == 1 && run[2] == 1) return {nullptr, 0};
+    const Steps steps{axes_there + axes.size(), static_cast<int>(found.size())};
+    for (const auto& axis : found) {
+      axes.push_back({axis.extent, axis.stride[0], axis.stride[1], axis.stride[2]});
+    }
+    return steps;
+  }
+};
+
+}  // namespace lampfast::cuda
