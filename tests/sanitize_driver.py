@@ -107,7 +107,7 @@ def refuse(core: ModuleType, threads: int) -> None:
     """A NaN is found wherever it is, and every verb throws."""
     weight = np.ones((500, 300), np.float32)
     weight[321, 123] = np.nan
-    view = weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1)
+    view = weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1), -1
     assert core.first_nonfinite([view], threads) == (0, 321 * 300 + 123)
     calls: list[Callable[[], object]] = [
         lambda: core.select([view], 5, threads),
