@@ -25,7 +25,10 @@ class CandidateBudget {
   // How many keys a layer may store. One with more inside its bracket than a guess ever leaves
   // there by chance has ties, which would take the room of all other layers' candidates.
   std::int64_t share(std::int64_t layer_size) const {
-    return limited_ ? layer_size / 16 + (tiny ? 16 : 1 << 13) : no_limit;
+    return limited_ ? fair_share(layer_size) : no_limit;
+  }
+  static std::int64_t fair_share(std::int64_t layer_size) {
+    return layer_size / 16 + (tiny ? 16 : 1 << 13);
   }
 
   bool take(std::int64_t bytes) {

@@ -27,7 +27,7 @@ class Place {
  public:
   virtual ~Place() = default;
 
-  // As in survey.h. Throws NotFinite.
+  // As in survey.h, of float64 layers. Throws NotFinite.
   virtual void find_scales(const Chosen& chosen, std::vector<double>& scales) = 0;
 
   // As in sketch.h.

@@ -36,7 +36,6 @@ Places::Places(const Job& job, const Machine& machine)
   std::sort(devices.begin(), devices.end());
   for (const int device : devices) {
     const bool is_host = device == Layer::in_host_memory;
-    has_host_ = has_host_ || is_host;
     auto place = is_host ? host_place(job_, team_) : cuda::gpu_place(job_, gpu_of(machine, device));
     parts_.push_back({device, std::move(place), {}});
   }

@@ -25,7 +25,9 @@ class Places {
 
   const Job& job() const { return job_; }
   cpu::Team& team() { return team_; }
-  bool is_only_host() const { return parts_.size() == 1 && has_host_; }
+  bool is_only_host() const {
+    return parts_.size() == 1 && parts_[0].device == Layer::in_host_memory;
+  }
   Place& of(std::size_t layer) { return *parts_[part_of_[layer]].place; }
 
   const Chosen& all() const { return all_; }
@@ -40,7 +42,7 @@ class Places {
     for (Part& part : parts_) part.chosen.clear();
     for (const std::size_t i : chosen) parts_[part_of_[i]].chosen.push_back(i);
     for (Part& part : parts_) {
-      if (!part.chosen.empty()) body(*part.place, const_cast<const Chosen&>(part.chosen));
+      if (!part.chosen.empty()) body(*part.place, part.chosen);
     }
   }
 
@@ -57,7 +59,6 @@ class Places {
   Chosen all_;
   std::vector<Part> parts_;
   std::vector<std::size_t> part_of_;  // of each layer
-  bool has_host_ = false;
 };
 
 }  // namespace lampfast

@@ -62,8 +62,11 @@ class Selection {
  private:
   void begin() {
     const Chosen& all = places_.all();
-    std::vector<double> scales(layers_.size());
-    places_.for_each(all,
+    Chosen wide;
+    std::copy_if(all.begin(), all.end(), std::back_inserter(wide),
+                 [&](std::size_t i) { return layers_[i].dtype == Dtype::float64; });
+    std::vector<double> scales(layers_.size(), 1.0);
+    places_.for_each(wide,
                      [&](Place& place, const Chosen& there) { place.find_scales(there, scales); });
     const Guess guessed = guess_brackets(scales);
     for (const std::size_t i : all) surveys_[i].scale = scales[i];
@@ -202,16 +205,15 @@ class Selection {
     for (const std::size_t i : chosen) {
       for (const Segment& segment : surveys_[i].candidates) candidates += segment.count;
     }
-    places_.team().for_each(static_cast<std::int64_t>(chosen.size()), candidates,
-                            [&](std::int64_t c, int) {
-                              const std::size_t i = chosen[static_cast<std::size_t>(c)];
-                              Survey& survey = surveys_[i];
-                              std::vector<Run> runs;
-                              if (is_sorted(i))
-                                runs = sorted_runs(places_.of(i).candidate_keys(i, survey));
-                              profiles_[i] = Profile(layers_[i].dtype, survey, runs, scores);
-                              survey.slots = {};
-                            });
+    const auto make_profile = [&](std::int64_t c, int) {
+      const std::size_t i = chosen[static_cast<std::size_t>(c)];
+      Survey& survey = surveys_[i];
+      std::vector<Run> runs;
+      if (is_sorted(i)) runs = sorted_runs(places_.of(i).candidate_keys(i, survey));
+      profiles_[i] = Profile(layers_[i].dtype, survey, runs, scores);
+      survey.slots = {};
+    };
+    places_.team().for_each(static_cast<std::int64_t>(chosen.size()), candidates, make_profile);
   }
 
   Cut cut_after(std::size_t i, std::int64_t pruned) const {

@@ -105,31 +105,25 @@ class Tally {
 static_assert(cpu::classify_block <= Sum::leaf_terms);
 static_assert(chunk_size < std::numeric_limits<std::uint32_t>::max());
 
-// Whether element and mask positions, in the visiting order of walk.h, are the same.
-bool alike(const Layer& layer, const Layer& mask) {
-  return Walk<2>(layer.shape, {&layer.strides, &mask.strides}, Order::memory).is_one_run();
-}
-
 }  // namespace
 
-double scale_for(Dtype dtype, std::uint64_t largest_key) {
-  if (largest_key >= not_finite_key(dtype)) throw NotFinite();
-  if (dtype != Dtype::float64 || largest_key == 0) return 1.0;
+double scale_for(std::uint64_t largest_key) {
+  if (largest_key >= Float64::not_finite) throw NotFinite();
+  if (largest_key == 0) return 1.0;
   // Within +-1000 the scale and its inverse are normal numbers; the squares stay far from overflow,
   // and what underflows is below 2^-700 of the layer's sum.
   return std::ldexp(1.0, -std::clamp(std::ilogb(Float64::value(largest_key)), -1000, 1000));
 }
 
+bool alike(const Layer& layer, const Layer& target) {
+  return Walk<2>(layer.shape, {&layer.strides, &target.strides}, Order::memory).is_one_run();
+}
+
 void find_scales(const std::vector<Layer>& layers, const Chosen& chosen,
                  std::vector<double>& scales, cpu::Team& team) {
-  Chosen wide;
-  for (const std::size_t i : chosen) {
-    scales[i] = 1.0;
-    if (layers[i].dtype == Dtype::float64) wide.push_back(i);
-  }
   std::vector<std::uint64_t> largest(layers.size(), 0);
   std::mutex mutex;
-  for_each_chunk(whole(layers, wide), team, [&](const Chunk& chunk, int) {
+  for_each_chunk(whole(layers, chosen), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
     const cpu::Kernels& kernels = cpu::kernels(layer.dtype);
     std::uint64_t most = 0;
@@ -140,7 +134,7 @@ void find_scales(const std::vector<Layer>& layers, const Chosen& chosen,
     const std::lock_guard<std::mutex> lock(mutex);
     largest[chunk.layer] = std::max(largest[chunk.layer], most);
   });
-  for (const std::size_t i : wide) scales[i] = scale_for(layers[i].dtype, largest[i]);
+  for (const std::size_t i : chosen) scales[i] = scale_for(largest[i]);
 }
 
 void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& masks,

@@ -71,13 +71,17 @@ struct Survey {
   }
 };
 
-// A power of two that brings a float64 layer's largest weight near 1; 1 for other dtypes. Throws
-// NotFinite where that weight is not finite.
-double scale_for(Dtype dtype, std::uint64_t largest_key);
+// A power of two that brings a float64 layer's largest weight near 1 (other dtypes have scale 1).
+// Throws NotFinite where that weight is not finite.
+double scale_for(std::uint64_t largest_key);
 
-// Fills in the scales of the chosen layers.
+// Fills in the scales of the chosen layers, which are float64.
 void find_scales(const std::vector<Layer>& layers, const Chosen& chosen,
                  std::vector<double>& scales, cpu::Team& team);
+
+// Whether the positions of a layer's elements (walk.h) are places in its memory and in its
+// target's.
+bool alike(const Layer& layer, const Layer& target);
 
 // Reads the chosen layers and fills in their surveys, for the brackets of their `sides`. Candidates
 // are stored for as long as the budget lasts. Where there are masks, those that lie in memory as

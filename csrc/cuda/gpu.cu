@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "candidates.h"
 #include "cuda/gpu.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
@@ -39,13 +40,8 @@ class GpuPlace : public Place {
   }
 
   void find_scales(const Chosen& chosen, std::vector<double>& scales) override {
-    Chosen wide;
-    for (const std::size_t i : chosen) {
-      scales[i] = 1.0;
-      if (layers_[i].dtype == Dtype::float64) wide.push_back(i);
-    }
-    for_each_digest(wide, [&](std::size_t i, const Digest& digest) {
-      scales[i] = scale_for(layers_[i].dtype, digest.largest);
+    for_each_digest(chosen, [&](std::size_t i, const Digest& digest) {
+      scales[i] = scale_for(digest.largest);
     });
   }
 
@@ -120,10 +116,9 @@ class GpuPlace : public Place {
     receive_rows();
     transfer_.wait();
     for (std::size_t w = 0; w < order_.size(); ++w) {
-      const Survey& survey = surveys[order_[w]];
+      Survey& survey = surveys[order_[w]];
       const Sides& read = survey.read_sides;
-      const std::int64_t candidates = layers_[order_[w]].size - read.below - read.above;
-      add_rows(w, candidates, surveys[order_[w]]);
+      add_rows(w, layers_[order_[w]].size - read.below - read.above, survey);
     }
   }
 
@@ -321,16 +316,13 @@ class GpuPlace : public Place {
       work.high = survey.sides.bracket.high;
       work.scale = survey.scale;
       work.slot_bits = survey.slot_bits;
-      work.share = limited_ ? most_stored(layers_[i].size) : 0;
+      work.share = limited_ ? CandidateBudget::fair_share(layers_[i].size) : 0;
       Note& note = notes_[i];
       note.has_rows = true;
       note.row_bracket = survey.sides.bracket;
       note.row_slot_bits = survey.slot_bits;
     });
   }
-
-  // As CandidateBudget::share (candidates.h).
-  static std::int64_t most_stored(std::int64_t size) { return size / 16 + (tiny ? 16 : 1 << 13); }
 
   // Where the rows of a layer count the elements with a key, span by span in row-major order.
   int tie_slot(std::size_t i, std::uint64_t key) const {
@@ -384,7 +376,6 @@ class GpuPlace : public Place {
 
   template <class Body>
   void for_each_digest(const Chosen& chosen, Body&& body) {
-    if (chosen.empty()) return;
     const DeviceGuard guard(device_);
     send(chosen, [](Work&, std::size_t) {});
     sent_digests_.assign(order_.size(), {0, no_index, 0, no_index});

@@ -30,8 +30,7 @@ struct Layout {
       work.scale = 1.0;
       work.own_target = target.data == layer.data && target.strides == layer.strides;
       work.target_size = job.writes_masks() ? 1 : static_cast<int>(item_size(target.dtype));
-      const Walk<2> together(layer.shape, {&layer.strides, &target.strides}, Order::memory);
-      work.dense = together.is_one_run();
+      work.dense = alike(layer, target);
       work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
                      is_aligned(work.target, work.own_target ? vector_bytes : 4);
       work.by_memory = steps(layer, target, Order::memory, axes_there);
