@@ -59,7 +59,7 @@ def masks_floors(weights: Weights, s: float) -> tuple[Prepare, Prepare]:
     layers = views.layers(weights)
     sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
     count = views.count(s, sum(layer.size for layer in layers))
-    cuts = _core.select(sources, count, threads)
+    cuts = _core.select(sources, _core.Goal(_core.Ranking.lamp, [count]), threads)
 
     def write(outputs: list[views.View]) -> list[views.View]:
         _core.mask(sources, [output.pointer for output in outputs], cuts, threads)

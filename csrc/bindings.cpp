@@ -9,6 +9,7 @@
 #include "census.h"
 #include "cpu/kernels.h"
 #include "cuda/gpu.h"
+#include "goal.h"
 #include "layer.h"
 #include "places.h"
 #include "select.h"
@@ -83,30 +84,30 @@ void apply(Places& places, const std::vector<Cut>& cuts, const std::vector<Surve
 }
 
 // The stages in order: select on the sources, then act on the targets.
-std::vector<Cut> select_and_apply(const Layers& sources, const Layers& targets, std::int64_t count,
+std::vector<Cut> select_and_apply(const Layers& sources, const Layers& targets, const Goal& goal,
                                   const Machine& machine, Stages* stages) {
   Places places({sources, targets}, machine);
-  Selected selected = select(places, count, stages);
+  Selected selected = select(places, goal, stages);
   const StageTimer timer(stages, &Stages::apply);
   apply(places, selected.cuts, selected.surveys);
   return std::move(selected.cuts);
 }
 
 std::vector<Cut> prune(const Layers& targets, const std::optional<Layers>& importances,
-                       std::int64_t count, int threads, const Gpus& gpus, Stages* stages) {
+                       const Goal& goal, int threads, const Gpus& gpus, Stages* stages) {
   const Layers& sources = importances ? *importances : targets;
-  return select_and_apply(sources, targets, count, {threads, gpus}, stages);
+  return select_and_apply(sources, targets, goal, {threads, gpus}, stages);
 }
 
-std::vector<Cut> masks(const Layers& sources, const Layers& targets, std::int64_t count,
-                       int threads, const Gpus& gpus, Stages* stages) {
-  return select_and_apply(sources, targets, count, {threads, gpus}, stages);
+std::vector<Cut> masks(const Layers& sources, const Layers& targets, const Goal& goal, int threads,
+                       const Gpus& gpus, Stages* stages) {
+  return select_and_apply(sources, targets, goal, {threads, gpus}, stages);
 }
 
-std::vector<Cut> select_only(const Layers& layers, std::int64_t count, int threads,
+std::vector<Cut> select_only(const Layers& layers, const Goal& goal, int threads,
                              const Gpus& gpus) {
   Places places({layers, nothing}, {threads, gpus});
-  return select(places, count, nullptr).cuts;
+  return select(places, goal, nullptr).cuts;
 }
 
 void write_masks(const Layers& sources, const Layers& targets, const std::vector<Cut>& cuts,
@@ -157,6 +158,16 @@ PYBIND11_MODULE(_core, m) {
       .value("float8_e5m2", Dtype::float8_e5m2)
       .value("boolean", Dtype::boolean);
 
+  py::enum_<Ranking>(m, "Ranking")
+      .value("lamp", Ranking::lamp)
+      .value("magnitude", Ranking::magnitude)
+      .value("each_apart", Ranking::each_apart);
+
+  py::class_<Goal>(m, "Goal").def(py::init([](Ranking ranking, std::vector<std::int64_t> counts) {
+                                    return Goal{ranking, std::move(counts)};
+                                  }),
+                                  py::arg("ranking"), py::arg("counts"));
+
   py::class_<Cut>(m, "Cut")
       .def_readonly("key", &Cut::key)
       .def_readonly("ties", &Cut::ties)
@@ -182,13 +193,13 @@ PYBIND11_MODULE(_core, m) {
   });
   const auto gpus = py::arg("gpus") = py::tuple();
   const auto stages = py::arg("stages") = nullptr;
-  m.def("select", &select_only, py::arg("layers"), py::arg("count"), py::arg("threads"), gpus,
+  m.def("select", &select_only, py::arg("layers"), py::arg("goal"), py::arg("threads"), gpus,
         released);
   m.def("mask", &write_masks, py::arg("sources"), py::arg("targets"), py::arg("cuts"),
         py::arg("threads"), gpus, released);
-  m.def("masks", &masks, py::arg("sources"), py::arg("targets"), py::arg("count"),
+  m.def("masks", &masks, py::arg("sources"), py::arg("targets"), py::arg("goal"),
         py::arg("threads"), gpus, py::kw_only(), stages, released);
-  m.def("prune", &prune, py::arg("targets"), py::arg("importances"), py::arg("count"),
+  m.def("prune", &prune, py::arg("targets"), py::arg("importances"), py::arg("goal"),
         py::arg("threads"), gpus, py::kw_only(), stages, released);
   m.def("score", &write_scores, py::arg("layers"), py::arg("outputs"), py::arg("threads"), gpus,
         released);

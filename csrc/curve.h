@@ -12,6 +12,7 @@
 
 #include "layer.h"
 #include "magnitude.h"
+#include "margins.h"
 #include "sketch.h"
 #include "tiny.h"
 
@@ -90,15 +91,11 @@ class Curve {
     squares = std::max(squares, edges_[slot].square());
     errors.steepness += edges_[at_.slot].square() * errors.density / (squares * weight_);
 
-    // What is drawn has no errors of its own; for each draw, its part of the layer has so much
-    // more.
-    const double rest = 1.0 - (1.0 - 1.0 / (3.0 * weight_)) / weight_;
-    const double open = (weight_ > 1.0 ? rest : 0.0) / drawn_;
-    const double below = (rank(at_) + 0.5) / (drawn_ + 1.0);
+    const double open = open_part();
+    const double below = below_part(at_);
     const double spread = fourth_powers / (squares * squares);
     const double rough = roughness(slot);
-    const double misplaced = rough * weight_ * count(slot, slot + 1) * (at_.slot > 0 ? 0.5 : 0.0);
-    errors.count = size_ * size_ * below * (1.0 - below) * open + misplaced * misplaced;
+    errors.count = count_variance(at_);
     // A sum of a few draws may be off by more, but then those left beside a bracket are enough.
     constexpr double most = 0.125;
     errors.sum = std::clamp((drawn_ * spread - 1.0) * open, 0.0, most);
@@ -109,25 +106,29 @@ class Curve {
 
   // The keys with these scores, and a few draws on either side.
   Bracket bracket(double low_score, double high_score) const {
-    Bracket bracket{1, not_finite_key(dtype_)};  // zeros are told apart by being below
-    if (!is_known()) return bracket;
-    constexpr double room = tiny ? 1.0 : 8.0;
-    const double low_rank = rank(place_at(low_score, 0, last_ + 1)) - room;
-    const double high_rank = rank(place_at(high_score, 0, last_ + 1)) + room;
-    const Place low = place_of(low_rank);
-    if (low.slot > 0) {
-      const double least = magnitude(low) - roughness(low.slot) * width(low.slot);
-      bracket.low = std::max<std::uint64_t>(nearest_key(dtype_, least / scale_), 1);
-    }
-    // The layer may have elements beyond the largest that was drawn.
-    if (high_rank < drawn_) {
-      const Place high = place_of(high_rank);
-      const double most = magnitude(high) + roughness(high.slot) * width(high.slot);
-      // The first that is kept may have the key that follows that of the last pruned one.
-      const std::uint64_t end = nearest_key(dtype_, most / scale_) + (is_tied_ ? 1 : 2);
-      bracket.high = std::max(std::min(end, bracket.high), bracket.low);
-    }
-    return bracket;
+    if (!is_known()) return everything();
+    return bracket_of_ranks(rank(place_at(low_score, 0, last_ + 1)),
+                            rank(place_at(high_score, 0, last_ + 1)));
+  }
+
+  // The keys of the elements that are about the count-th.
+  Bracket bracket_of_count(double count) const {
+    if (!is_known()) return everything();
+    const double rank = count / weight_;
+    const double error = Margins::deviations * std::sqrt(count_variance(place_of(rank))) / weight_;
+    return bracket_of_ranks(rank - error, rank + error);
+  }
+
+  // The magnitudes of what was drawn, but for what is as good as zero, end here.
+  double least_magnitude() const { return edges_[1].magnitude / scale_; }
+  double largest_magnitude() const { return edges_.back().magnitude / scale_; }
+
+  // How many elements have a smaller magnitude, and the variance of that number.
+  double count_below(double magnitude) const {
+    return is_known() ? weight_ * rank(place_below(magnitude)) : size_;
+  }
+  double count_variance_below(double magnitude) const {
+    return is_known() ? count_variance(place_below(magnitude)) : 0.0;
   }
 
  private:
@@ -217,6 +218,45 @@ class Curve {
     return edges_[place.slot].below + place.part * count(place.slot, place.slot + 1);
   }
 
+  // Zeros are told apart by being below.
+  Bracket everything() const { return {1, not_finite_key(dtype_)}; }
+
+  // A few draws more on either side.
+  Bracket bracket_of_ranks(double low_rank, double high_rank) const {
+    constexpr double room = tiny ? 1.0 : 8.0;
+    Bracket bracket = everything();
+    const Place low = place_of(low_rank - room);
+    if (low.slot > 0) {
+      const double least = magnitude(low) - roughness(low.slot) * width(low.slot);
+      bracket.low = std::max<std::uint64_t>(nearest_key(dtype_, least / scale_), 1);
+    }
+    // The layer may have elements beyond the largest that was drawn.
+    if (high_rank + room < drawn_) {
+      const Place high = place_of(high_rank + room);
+      const double most = magnitude(high) + roughness(high.slot) * width(high.slot);
+      // The first that is kept may have the key that follows that of the last pruned one.
+      const std::uint64_t end = nearest_key(dtype_, most / scale_) + (is_tied_ ? 1 : 2);
+      bracket.high = std::max(std::min(end, bracket.high), bracket.low);
+    }
+    return bracket;
+  }
+
+  // What is drawn has no errors of its own; for each draw, its part of the layer has so much more.
+  double open_part() const {
+    const double rest = 1.0 - (1.0 - 1.0 / (3.0 * weight_)) / weight_;
+    return (weight_ > 1.0 ? rest : 0.0) / drawn_;
+  }
+
+  double below_part(const Place& place) const { return (rank(place) + 0.5) / (drawn_ + 1.0); }
+
+  double count_variance(const Place& place) const {
+    const std::size_t slot = std::max<std::size_t>(place.slot, 1);
+    const double below = below_part(place);
+    const double misplaced =
+        roughness(slot) * weight_ * count(slot, slot + 1) * (place.slot > 0 ? 0.5 : 0.0);
+    return size_ * size_ * below * (1.0 - below) * open_part() + misplaced * misplaced;
+  }
+
   double magnitude(const Place& place) const {
     return edges_[place.slot].magnitude + place.part * width(place.slot);
   }
@@ -228,6 +268,16 @@ class Curve {
     const auto slot = static_cast<std::size_t>(next - edges_.begin()) - 1;
     const double part = (rank - edges_[slot].below) / count(slot, slot + 1);
     return {slot, part < 1.0 ? part : 1.0};
+  }
+
+  Place place_below(double magnitude) const {
+    const double scaled = magnitude * scale_;
+    const auto next =
+        std::upper_bound(edges_.begin() + 1, edges_.end() - 1, scaled,
+                         [](double wanted, const Edge& edge) { return wanted < edge.magnitude; });
+    const auto slot = static_cast<std::size_t>(next - edges_.begin()) - 1;
+    if (slot == 0) return {};
+    return {slot, std::clamp((scaled - edges_[slot].magnitude) / width(slot), 0.0, 1.0)};
   }
 
   // Which of the slots [slot, end) has the score.

@@ -57,7 +57,7 @@ struct ScoreRange {
   static constexpr double least_score = 0x1p-800;
 
   double low = least_score;
-  double high = 2.0;  // above all scores
+  double high = 2.0;  // above all scores; where magnitudes rank, the range is one of them instead
 };
 
 struct NotFinite : std::invalid_argument {

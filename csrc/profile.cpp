@@ -22,9 +22,9 @@ std::int64_t run_at_most(const Step& run, double inverse, double after_over_squa
 
 }  // namespace
 
-Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs,
+Profile::Profile(Dtype dtype, Ranking ranking, const Survey& survey, const std::vector<Run>& runs,
                  const ScoreRange& range)
-    : dtype_(dtype), scale_(survey.scale) {
+    : dtype_(dtype), ranking_(ranking), scale_(survey.scale) {
   const auto [low, high] = survey.sides.bracket;
   // From the top down, since a step needs the sum of all that come later.
   Sum sum;
@@ -33,6 +33,10 @@ Profile::Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs
     if (count == 0) return;
     const double after = sum.value();
     sum.add(own);
+    if (ranking == Ranking::magnitude) {
+      steps_.push_back({first, last, 0, count, after, magnitude(first), magnitude(last)});
+      return;
+    }
     const double first_square = square(first);
     const double last_square = first == last ? first_square : square(last);
     const double slack = first == last ? margin : Slot::relative_error;
@@ -101,13 +105,21 @@ void Profile::merge(std::size_t begin, std::size_t end) {
   steps_.erase(at(begin + 1), at(end));
 }
 
+double Profile::magnitude(std::uint64_t key) const { return magnitude_of(dtype_, key); }
+
+// Whether a score can be between those of the step's elements: of a run's elements, each has its
+// own score but not its own magnitude.
+bool Profile::is_divided(const Step& step) const {
+  return step.is_run() && ranking_ != Ranking::magnitude;
+}
+
 double Profile::square(std::uint64_t key) const { return scaled_square_of(dtype_, key, scale_); }
 
 std::int64_t Profile::surely_at_most(double t) const {
   const auto next = std::partition_point(steps_.begin(), steps_.end(),
                                          [&](const Step& step) { return step.most_score <= t; });
   if (next == steps_.end()) return steps_.empty() ? 0 : steps_.back().end();
-  if (!next->is_run()) return next->before;
+  if (!is_divided(*next)) return next->before;
   const double ratio = next->after / square(next->first);
   return next->before + run_at_most(*next, (1.0 + margin) / t, ratio * (1.0 - margin));
 }
@@ -117,7 +129,7 @@ std::int64_t Profile::possibly_at_most(double t) const {
                                          [&](const Step& step) { return step.least_score <= t; });
   if (next == steps_.begin()) return 0;
   const Step& step = *(next - 1);
-  if (!step.is_run()) return step.end();
+  if (!is_divided(step)) return step.end();
   const double ratio = step.after / square(step.first);
   return step.before + run_at_most(step, (1.0 - margin) / t, ratio * (1.0 + margin));
 }

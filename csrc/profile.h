@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "goal.h"
 #include "layer.h"
 #include "survey.h"
 
@@ -22,8 +23,8 @@ struct Step {
   std::int64_t before;  // elements of the layer that come earlier
   std::int64_t count;
   double after;        // the sum of the scaled squares of all that come later
-  double least_score;  // rigorous bounds on the scores of its elements
-  double most_score;
+  double least_score;  // rigorous bounds on the scores of its elements, or their magnitudes where
+  double most_score;   // these are what ranks them
 
   bool is_run() const { return first == last; }  // equal magnitudes: nothing is left to find out
   std::int64_t end() const { return before + count; }
@@ -35,7 +36,8 @@ class Profile {
 
   // From the survey's slots or, once the candidates have been sorted, from their runs. Of those
   // outside the range of scores that matter, only the step next above it is kept apart.
-  Profile(Dtype dtype, const Survey& survey, const std::vector<Run>& runs, const ScoreRange& range);
+  Profile(Dtype dtype, Ranking ranking, const Survey& survey, const std::vector<Run>& runs,
+          const ScoreRange& range);
 
   // Bounds on how many elements score at most t; these are the first in the layer's order.
   // For t >= ScoreRange::least_score.
@@ -50,12 +52,15 @@ class Profile {
   const Step* step_reaching(double t) const;
 
   double square(std::uint64_t key) const;  // scaled, as the sums are
+  double magnitude(std::uint64_t key) const;
   const std::vector<Step>& steps() const { return steps_; }
 
  private:
   void merge(std::size_t begin, std::size_t end);
+  bool is_divided(const Step& step) const;
 
   Dtype dtype_{};
+  Ranking ranking_{};
   double scale_ = 1.0;
   std::vector<Step> steps_;
 };

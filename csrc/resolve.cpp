@@ -111,9 +111,12 @@ int compare_scores(Sequence& a, const Sequence::Element& x, Sequence& b,
                           b.times_square(a.exact_sum_from(x), y.key));
 }
 
+int compare_magnitudes(double a, double b) { return (a > b) - (a < b); }
+
 }  // namespace
 
-std::vector<std::int64_t> resolve(Places& places, const std::vector<Profile>& profiles,
+std::vector<std::int64_t> resolve(Places& places, Ranking ranking,
+                                  const std::vector<Profile>& profiles,
                                   const std::vector<Window>& windows, std::int64_t count) {
   struct Open {
     std::size_t layer;
@@ -130,6 +133,13 @@ std::vector<std::int64_t> resolve(Places& places, const std::vector<Profile>& pr
     open.push_back({i, {places, i, profiles[i], window}, window.begin, window.end, 0});
     total += window.end - window.begin;
   }
+
+  const auto compare = [&](Open& a, const Sequence::Element& x, Open& b,
+                           const Sequence::Element& y) {
+    if (ranking != Ranking::magnitude) return compare_scores(a.sequence, x, b.sequence, y);
+    return compare_magnitudes(profiles[a.layer].magnitude(x.key),
+                              profiles[b.layer].magnitude(y.key));
+  };
 
   // Quickselect over all sequences at once: a pivot halves them, as each is already in order.
   std::uint64_t random = 1;
@@ -148,8 +158,7 @@ std::vector<std::int64_t> resolve(Places& places, const std::vector<Profile>& pr
         std::int64_t low = other->begin;
         for (std::int64_t high = other->end; low < high;) {
           const std::int64_t middle = low + (high - low) / 2;
-          const int order = compare_scores(other->sequence, other->sequence.at(middle),
-                                           pivot->sequence, pivot_element);
+          const int order = compare(*other, other->sequence.at(middle), *pivot, pivot_element);
           const bool earlier = order < 0 || (order == 0 && other->layer < pivot->layer);
           (earlier ? low : high) = earlier ? middle + 1 : middle;
         }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <numeric>
+#include <stdexcept>
 
 #include "guess.h"
 #include "locate.h"
@@ -30,12 +32,29 @@ std::vector<Run> sorted_runs(std::vector<std::uint64_t> keys) {
   return runs;
 }
 
+void check(const std::vector<Layer>& layers, const Goal& goal) {
+  std::vector<std::int64_t> sizes;
+  for (const Layer& layer : layers) sizes.push_back(layer.size);
+  if (goal.ranking != Ranking::each_apart) {
+    sizes = {std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})};
+  }
+  if (goal.counts.size() != sizes.size()) {
+    throw std::invalid_argument("a goal has one count, or one for each layer");
+  }
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (goal.counts[i] < 0 || goal.counts[i] > sizes[i]) {
+      throw std::invalid_argument("a goal's count is not one of the elements' there are");
+    }
+  }
+}
+
 class Selection {
  public:
-  Selection(Places& places, std::int64_t count, Stages* stages)
+  Selection(Places& places, const Goal& goal, Stages* stages)
       : places_(places),
         layers_(places.job().layers),
-        count_(count),
+        goal_(goal),
+        count_(goal.count()),
         stages_(stages),
         surveys_(layers_.size()),
         profiles_(layers_.size()),
@@ -49,7 +68,7 @@ class Selection {
     const StageTimer timer(stages_, &Stages::select);
     std::int64_t open = count_;
     for (const Window& window : windows_) open -= window.begin;
-    const auto chosen = resolve(places_, profiles_, windows_, open);
+    const auto chosen = resolve(places_, goal_.ranking, profiles_, windows_, open);
     Selected result;
     result.cuts.reserve(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -70,40 +89,44 @@ class Selection {
                      [&](Place& place, const Chosen& there) { place.find_scales(there, scales); });
     const Guess guessed = guess_brackets(scales);
     for (const std::size_t i : all) surveys_[i].scale = scales[i];
-    for (const std::size_t i : all) windows_[i] = {0, layers_[i].size};
+    for (const std::size_t i : all) {
+      const bool is_known = goal_.ranking == Ranking::each_apart;
+      windows_[i] =
+          is_known ? Window{goal_.counts[i], goal_.counts[i]} : Window{0, layers_[i].size};
+    }
+    if (goal_.ranking == Ranking::magnitude) range_.high = guessed.scores.high;
     read_weights(all, guessed.brackets, true, few, guessed.scores);
   }
 
   Guess guess_brackets(const std::vector<double>& scales) {
     const StageTimer timer(stages_, &Stages::guess);
-    if (places_.is_only_host()) return guess(layers_, scales, count_, places_.team());
+    if (places_.is_only_host() && goal_.ranking == Ranking::lamp) {
+      return guess(layers_, scales, count_, places_.team());
+    }
     std::vector<Sketch> sketches(layers_.size());
     places_.for_each(places_.all(),
                      [&](Place& place, const Chosen& there) { place.start_sketches(there); });
     places_.for_each(places_.all(), [&](Place& place, const Chosen& there) {
       place.finish_sketches(there, sketches);
     });
-    return guess_from(layers_, scales, sketches, count_, places_.team());
+    return guess_from(layers_, scales, sketches, goal_, places_.team());
   }
 
   // Bounds the cut, and reads again what the bounds leave open. True when nothing is.
   bool settled() {
-    double likely_score;
-    {
-      const StageTimer timer(stages_, &Stages::select);
-      likely_score = locate(profiles_, count_, range_, windows_);
-    }
+    const double likely_score = bound_cut();
     std::vector<Bracket> needed(layers_.size());
     Chosen open;
     Chosen missed;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (layers_[i].size == 0 || !is_open(i, needed[i])) continue;
       open.push_back(i);
-      const Step& likely = *profiles_[i].step_reaching(likely_score);
+      const Step& likely = likely_step(i, likely_score);
       if (!is_missed(i, likely)) continue;
       missed.push_back(i);
       // A guess again; after another miss it is what surely holds the threshold.
-      if (misses_[i]++ < 2) needed[i] = likely_part(i, likely, likely_score, needed[i]);
+      const bool is_guess = misses_[i]++ < 2 && goal_.ranking != Ranking::each_apart;
+      if (is_guess) needed[i] = likely_part(i, likely, likely_score, needed[i]);
     }
     if (open.empty()) return true;
     // As long as a layer's bracket has missed it keeps the bounds wide for all, so it comes first.
@@ -136,6 +159,19 @@ class Selection {
     return false;
   }
 
+  // Narrows the windows; the score at which the pruned elements probably end.
+  double bound_cut() {
+    if (goal_.ranking == Ranking::each_apart) return 0.0;  // they are known
+    const StageTimer timer(stages_, &Stages::select);
+    return locate(profiles_, count_, range_, windows_);
+  }
+
+  // The layer's step in which its pruned elements probably end.
+  const Step& likely_step(std::size_t i, double likely_score) const {
+    if (goal_.ranking != Ranking::each_apart) return *profiles_[i].step_reaching(likely_score);
+    return *profiles_[i].step_at(std::min(windows_[i].begin, layers_[i].size - 1));
+  }
+
   static bool contains(const Bracket& outer, const Bracket& inner) {
     return inner.low >= outer.low && inner.high <= outer.high;
   }
@@ -148,7 +184,8 @@ class Selection {
 
   // What of a missed layer's elements probably holds its threshold. A score rises at least with the
   // square of the magnitude, so the end of the old bracket, and how its score differs from the
-  // likely one, bound the distance; twice that, as the likely score is a guess.
+  // likely one, bound the distance; twice that, as the likely score is a guess. So is the likely
+  // magnitude, where that is what ranks.
   Bracket likely_part(std::size_t i, const Step& likely, double likely_score,
                       const Bracket& needed) const {
     const Dtype dtype = layers_[i].dtype;
@@ -157,11 +194,12 @@ class Selection {
     const bool is_above = likely.first >= high;
     const std::uint64_t end = is_above ? high : low;
     const double sum_from = is_above ? survey.sides.above_sum.value() : likely.after;
-    const double score = scaled_square_of(dtype, end, survey.scale) / sum_from;
-    constexpr double least_ratio = 1.0 + 0x1p-7;
-    const double ratio = is_above ? likely_score / score : score / likely_score;
-    const double reach = std::max(ratio, 1.0) * least_ratio;
     const double at = magnitude_of(dtype, end);
+    const bool by_magnitude = goal_.ranking == Ranking::magnitude;
+    const double score = by_magnitude ? at : scaled_square_of(dtype, end, survey.scale) / sum_from;
+    constexpr double least_ratio = 1.0 + 0x1p-7;
+    const double ratio = std::max(is_above ? likely_score / score : score / likely_score, 1.0);
+    const double reach = (by_magnitude ? ratio * ratio : ratio) * least_ratio;
     const Bracket part{std::max(is_above ? end : nearest_key(dtype, at / reach), needed.low),
                        std::min(is_above ? nearest_key(dtype, at * reach) + 1 : end, needed.high)};
     return part.low < part.high ? part : needed;
@@ -172,6 +210,7 @@ class Selection {
   bool is_open(std::size_t i, Bracket& needed) const {
     const Profile& profile = profiles_[i];
     const Window& window = windows_[i];
+    if (window.begin == layers_[i].size) return false;  // all go
     const std::int64_t last = std::min(window.end, layers_[i].size - 1);
     const Step* from = profile.step_at(std::min(window.begin, last));
     const Step* to = profile.step_at(last);
@@ -210,7 +249,7 @@ class Selection {
       Survey& survey = surveys_[i];
       std::vector<Run> runs;
       if (is_sorted(i)) runs = sorted_runs(places_.of(i).candidate_keys(i, survey));
-      profiles_[i] = Profile(layers_[i].dtype, survey, runs, scores);
+      profiles_[i] = Profile(layers_[i].dtype, goal_.ranking, survey, runs, scores);
       survey.slots = {};
     };
     places_.team().for_each(static_cast<std::int64_t>(chosen.size()), candidates, make_profile);
@@ -230,6 +269,7 @@ class Selection {
 
   Places& places_;
   const std::vector<Layer>& layers_;
+  const Goal& goal_;
   const std::int64_t count_;
   Stages* stages_;
   std::vector<Survey> surveys_;
@@ -241,8 +281,9 @@ class Selection {
 
 }  // namespace
 
-Selected select(Places& places, std::int64_t count, Stages* stages) {
-  return Selection(places, count, stages).solve();
+Selected select(Places& places, const Goal& goal, Stages* stages) {
+  check(places.job().layers, goal);
+  return Selection(places, goal, stages).solve();
 }
 
 }  // namespace lampfast

@@ -1,9 +1,10 @@
-// Select: each layer's exact answer to "which `count` elements of all layers go first".
+// Select: each layer's exact answer to "which elements go first".
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "goal.h"
 #include "layer.h"
 #include "places.h"
 #include "stages.h"
@@ -17,9 +18,9 @@ struct Selected {
   std::vector<Survey> surveys;
 };
 
-// The cuts have together exactly `count` elements. Targets that are masks are written as far as a
-// single read of the weights allows: see Survey::fused. Throws NotFinite; needs 0 <= count <= the
-// sizes' sum.
-Selected select(Places& places, std::int64_t count, Stages* stages);
+// The cuts have exactly as many elements as the goal says. Targets that are masks are written as
+// far as a single read of the weights allows: see Survey::fused. Throws NotFinite, and
+// std::invalid_argument where the layers have fewer elements than the goal's counts.
+Selected select(Places& places, const Goal& goal, Stages* stages);
 
 }  // namespace lampfast

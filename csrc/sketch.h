@@ -9,6 +9,7 @@
 #include "blocks.h"
 #include "both.h"
 #include "cpu/parallel.h"
+#include "goal.h"
 #include "guess.h"
 #include "layer.h"
 #include "magnitude.h"
@@ -53,8 +54,8 @@ LAMPFAST_BOTH inline std::int64_t drawn_position(std::int64_t size, std::int64_t
 
 Sketch draw_sketch(const Layer& layer);
 
-// As guess() (guess.h), from one sketch per layer.
+// A guess (guess.h) from one sketch per layer.
 Guess guess_from(const std::vector<Layer>& layers, const std::vector<double>& scales,
-                 const std::vector<Sketch>& sketches, std::int64_t count, cpu::Team& team);
+                 const std::vector<Sketch>& sketches, const Goal& goal, cpu::Team& team);
 
 }  // namespace lampfast

@@ -16,7 +16,16 @@ from importlib.metadata import version
 
 from lampfast._config import config
 from lampfast._report import Report
-from lampfast.pruning import masks, prune, report, scores
+from lampfast.pruning import layerwise_sparsity, masks, prune, report, scores
 
-__all__ = ["Report", "__version__", "config", "masks", "prune", "report", "scores"]
+__all__ = [
+    "Report",
+    "__version__",
+    "config",
+    "layerwise_sparsity",
+    "masks",
+    "prune",
+    "report",
+    "scores",
+]
 __version__ = version("lampfast")

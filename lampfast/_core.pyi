@@ -27,6 +27,18 @@ Layer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
 # Device, stream, address and size of memory there, address and size of page-locked host memory.
 Gpu: TypeAlias = tuple[int, int, int, int, int, int]
 
+class Ranking:
+    """How elements are ranked: all layers together by a score, or each layer by itself."""
+
+    lamp: ClassVar[Ranking]
+    magnitude: ClassVar[Ranking]
+    each_apart: ClassVar[Ranking]
+
+class Goal:
+    """What is selected: how elements are ranked, and how many of the first go, or of each's."""
+
+    def __init__(self, ranking: Ranking, counts: Sequence[int]) -> None: ...
+
 class Cut:
     """A layer's answer: magnitudes with a smaller key go, and the first `ties` of the equals."""
 
@@ -57,7 +69,7 @@ def cuda_usable() -> bool: ...
 def cuda_needs(layers: Sequence[Layer], device: int) -> tuple[int, int]: ...
 def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> tuple[int, int]: ...
 def select(
-    layers: Sequence[Layer], count: int, threads: int, gpus: Sequence[Gpu] = ()
+    layers: Sequence[Layer], goal: Goal, threads: int, gpus: Sequence[Gpu] = ()
 ) -> list[Cut]: ...
 def mask(
     sources: Sequence[Layer],
@@ -69,7 +81,7 @@ def mask(
 def masks(
     sources: Sequence[Layer],
     targets: Sequence[Layer],
-    count: int,
+    goal: Goal,
     threads: int,
     gpus: Sequence[Gpu] = (),
     *,
@@ -78,7 +90,7 @@ def masks(
 def prune(
     targets: Sequence[Layer],
     importances: Sequence[Layer] | None,
-    count: int,
+    goal: Goal,
     threads: int,
     gpus: Sequence[Gpu] = (),
     *,

@@ -13,23 +13,31 @@ from lampfast import _core, _gpus
 from lampfast.views import Pointer, View
 
 
-def prune(layers: Sequence[View], sources: Sequence[View], count: int) -> list[_core.Cut]:
-    """Zero the `count` weights of `layers` that score lowest, in place."""
+def select(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> list[_core.Cut]:
+    """The cuts that `prune` would make."""
+    with _naming_nonfinite(layers, sources):
+        pointers = _pointers(sources)
+        with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
+            return _core.select(pointers, goal, torch.get_num_threads(), gpus)
+
+
+def prune(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> list[_core.Cut]:
+    """Zero the weights of `layers` that the goal selects, in place."""
     with _naming_nonfinite(layers, sources):
         targets = _pointers(layers)
         importances = None if sources is layers else _pointers(sources)
         with _gpus.borrowed(importances or targets, _core.cuda_needs) as gpus:
-            return _core.prune(targets, importances, count, torch.get_num_threads(), gpus)
+            return _core.prune(targets, importances, goal, torch.get_num_threads(), gpus)
 
 
 def masks(
-    layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], count: int
+    layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], goal: _core.Goal
 ) -> None:
-    """Write False to `outputs` for the `count` weights that score lowest, else True."""
+    """Write False to `outputs` for the weights that the goal selects, else True."""
     with _naming_nonfinite(layers, sources):
         pointers, targets = _pointers(sources), _pointers(outputs)
         with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
-            _core.masks(pointers, targets, count, torch.get_num_threads(), gpus)
+            _core.masks(pointers, targets, goal, torch.get_num_threads(), gpus)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
@@ -40,10 +48,10 @@ def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[Vi
             _core.score(pointers, targets, torch.get_num_threads(), gpus)
 
 
-def census(layers: Sequence[View]) -> list[_core.Cut]:
-    """The cuts that describe what is zero now."""
-    with _naming_nonfinite(layers, layers):
-        pointers = _pointers(layers)
+def census(layers: Sequence[View], sources: Sequence[View]) -> list[_core.Cut]:
+    """The cuts that describe what of the sources is zero now."""
+    with _naming_nonfinite(layers, sources):
+        pointers = _pointers(sources)
         with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
             return _core.census(pointers, torch.get_num_threads(), gpus)
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from lampfast import _core, _engine, parameters, views
+from lampfast import _core, _engine, parameters, schemes, views
 from lampfast._report import LayerReport, Report
 from lampfast.parameters import Model, Patterns
+from lampfast.schemes import Method
 from lampfast.views import View, Weight
 
 
@@ -18,6 +19,7 @@ def prune(
     model: Model,
     s: float,
     *,
+    method: Method = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
@@ -47,6 +49,14 @@ def prune(
             host memory and back). Tied weights count once.
         s: The sparsity of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count.
+        method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
+            baselines prune the smallest magnitudes: "global", of all layers together; "uniform",
+            the same fraction of what remains in every layer; "uniform+", so too, but the first
+            layer stays as it is, if it is a convolution (three dimensions or more), and the last
+            keeps at least a fifth of its size; "erk" (Erdős-Rényi-kernel), each layer keeps in
+            proportion to the sum of its weight's dimensions, as in the definition for convolutions
+            out + in / groups + kernel sides, and what a layer has not is shared by the others.
+            Counts of layers are rounded by the largest remainder. The method is exact as well.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
@@ -62,17 +72,21 @@ def prune(
         TypeError: The model, a layer or `s` has a type, dtype, layout or device that is not
             pruned.
         ValueError: `s` is out of range, a value is NaN or infinite, a pattern matches nothing,
-            layers share memory in part, or a layer cannot be written or is computed from others.
+            layers share memory in part, or a layer cannot be written or is computed from others;
+            the method is unknown, or "uniform+" has to keep more.
 
     Source:
         Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
-        2021, arXiv 2010.07611, section 2.
+        2021, arXiv 2010.07611, section 2; section 4 for the baselines. "uniform+": Gale, Elsen,
+        Hooker: The State of Sparsity in Deep Neural Networks, arXiv 1902.09574. "erk": Evci, Gale,
+        Menick, Castro, Elsen: Rigging the Lottery, ICML 2020, arXiv 1911.11134, section 3.
     """
+    schemes.check(method)
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
     sources, count = _sources(layers, importance, write=True), _count(s, layers)
     targets, near = _reachable(layers, sources)
-    cuts = _engine.prune(targets, near, count)
+    cuts = _engine.prune(targets, near, schemes.goal(method, count, targets, near))
     _mark_changed(weights.values())
     views.write_back(layers, targets)
     return _report(layers, cuts)
@@ -82,6 +96,7 @@ def masks(
     model: Model,
     s: float,
     *,
+    method: Method = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
@@ -96,6 +111,7 @@ def masks(
     Args:
         model: As for `prune`; read-only arrays and expanded tensors are fine too.
         s: As for `prune`.
+        method: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
         importance: As for `prune`.
@@ -111,11 +127,12 @@ def masks(
     Source:
         As for `prune`.
     """
+    schemes.check(method)
     layers = views.layers(parameters.named(model, include, exclude))
     sources, count = _sources(layers, importance), _count(s, layers)
     outputs = views.empty_masks(layers)
     targets, near = _reachable(layers, sources)
-    _engine.masks(targets, near, outputs, count)
+    _engine.masks(targets, near, outputs, schemes.goal(method, count, targets, near))
     return views.delivered(outputs, layers)
 
 
@@ -159,28 +176,96 @@ def scores(
     return views.delivered(outputs, layers)
 
 
-def report(model: Model, *, include: Patterns = None, exclude: Patterns = None) -> Report:
-    """The sparsity that a model has now: how many weights of every layer are not zero.
+def report(
+    model: Model,
+    s: float | None = None,
+    *,
+    method: Method = "lamp",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    importance: Mapping[str, Weight] | None = None,
+) -> Report:
+    """The sparsity that a model has now, or what `prune` would report; changes nothing.
 
     Example:
         >>> import lampfast, torch
-        >>> lampfast.report([torch.tensor([3.0, 0.0, -1.0, 0.0])])
+        >>> weights = [torch.tensor([3.0, 0.0, -1.0, 0.0])]
+        >>> lampfast.report(weights)
         Report(numel=4, kept=2, sparsity=0.5000, layers=1)
+        >>> lampfast.report(weights, 0.75)
+        Report(numel=4, kept=1, sparsity=0.7500, layers=1)
 
     Args:
         model: As for `masks`.
+        s: As for `prune`; without it every weight that is not zero counts as kept.
+        method: As for `prune`, of use only with s.
         include: As for `prune`.
         exclude: As for `prune`.
+        importance: As for `prune`, of use only with s.
 
     Returns:
-        What is there, overall and in every layer.
+        What is there, or would be, overall and in every layer.
+
+    Raises:
+        TypeError: As for `prune`.
+        ValueError: As for `prune`; or a method or an importance is given without s.
+    """
+    schemes.check(method)
+    if s is None and (method != "lamp" or importance is not None):
+        raise ValueError(
+            "method and importance say which weights are pruned, but no s says how many; pass s "
+            "for what prune would do, or leave them out for what there is now"
+        )
+    layers = views.layers(parameters.named(model, include, exclude))
+    sources = _sources(layers, importance)
+    if s is None:
+        near = views.reachable(layers)
+        return _report(layers, _engine.census(near, near))
+    count = _count(s, layers)
+    targets, near = _reachable(layers, sources)
+    goal = schemes.goal(method, count, targets, near)
+    return _report(layers, _engine.select(targets, near, goal))
+
+
+def layerwise_sparsity(
+    model: Model,
+    s: float,
+    *,
+    method: Method = "lamp",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    importance: Mapping[str, Weight] | None = None,
+) -> dict[str, float]:
+    """The sparsity that every layer would have after `prune`; changes nothing.
+
+    Example:
+        >>> import lampfast, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(300, 100), torch.nn.Linear(100, 10))
+        >>> lampfast.layerwise_sparsity(model, 0.9, method="erk")
+        {'0.weight': 0.9189666666666667, '1.weight': 0.331}
+
+    Args:
+        model: As for `masks`.
+        s: As for `prune`.
+        method: As for `prune`.
+        include: As for `prune`.
+        exclude: As for `prune`.
+        importance: As for `prune`.
+
+    Returns:
+        By layer name the fraction that would be pruned, 0.0 to 1.0.
 
     Raises:
         TypeError: As for `prune`.
         ValueError: As for `prune`.
+
+    Source:
+        As for `prune`.
     """
-    layers = views.layers(parameters.named(model, include, exclude))
-    return _report(layers, _engine.census(views.reachable(layers)))
+    planned = report(
+        model, s, method=method, include=include, exclude=exclude, importance=importance
+    )
+    return {layer.name: layer.sparsity for layer in planned.layers}
 
 
 def _mark_changed(weights: Iterable[Weight]) -> None:

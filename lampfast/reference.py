@@ -11,11 +11,17 @@ flat index) and take the first k. Scores are compared as real numbers: a floatin
 an integer times a power of two, so every score is a quotient of two integers and nothing here is
 ever rounded. The rest of lampfast gives the same masks and is tested against this file.
 
+The baselines that the paper compares with share the same k in other ways, and in each layer prune
+the smallest magnitudes: by the order (|w|, layer position, flat index) of all layers together, or
+by a number that each layer keeps (`kept_counts`).
+
 Source: the LAMP score of Lee, Park, Mo, Ahn, Shin: Layer-adaptive Sparsity for the
 Magnitude-based Pruning, ICLR 2021 (arXiv 2010.07611). The paper leaves ties open; the order of
 equal elements is lampfast's own.
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
@@ -24,9 +30,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Layer", "magnitudes", "masks", "scores"]
+__all__ = ["Layer", "kept_counts", "magnitudes", "masks", "scores"]
 
 Layer: TypeAlias = torch.Tensor | npt.NDArray[Any]
+
+
+# What an element is sorted by: its rank, the layer position, the magnitude, the flat index.
+_Element: TypeAlias = tuple[Fraction, int, int, int]
 
 
 class _Format(NamedTuple):
@@ -69,8 +79,7 @@ def magnitudes(layer: Layer) -> list[int]:
         KeyError: The dtype is not one that lampfast prunes.
         ValueError: An element is NaN or infinite.
     """
-    if isinstance(layer, np.ndarray):
-        layer = torch.from_numpy(np.array(layer, order="C"))
+    layer = _tensor(layer)
     form = _FORMATS[layer.dtype]
     flat = layer.detach().cpu().contiguous().view(form.bits).flatten()
     result = []
@@ -114,9 +123,12 @@ def scores(
 
 
 def masks(
-    layers: Mapping[str, Layer], s: float, importance: Mapping[str, Layer] | None = None
+    layers: Mapping[str, Layer],
+    s: float,
+    importance: Mapping[str, Layer] | None = None,
+    method: str = "lamp",
 ) -> dict[str, torch.Tensor]:
-    """Return the masks that keep all but the k elements of the lowest LAMP scores.
+    """Return the masks that keep all but the k elements that go first.
 
     Example:
         >>> import torch
@@ -132,32 +144,134 @@ def masks(
         s: How much to prune: a float in [0, 1] is a share of all elements, k = round(s * N);
             an int is k itself, from 0 to N.
         importance: Name to tensor or array of the layer's shape, whose magnitude takes |w|'s place.
+        method: "lamp", "global", "uniform", "uniform+" or "erk".
 
     Returns:
         Name to bool tensor of the layer's shape, True where the element is kept.
 
     Raises:
         KeyError: A dtype is not one that lampfast prunes.
-        ValueError: An element is NaN or infinite, or k is not in 0 … N.
+        ValueError: An element is NaN or infinite, k is not in 0 … N, or "uniform+" keeps more.
 
     Source:
-        Global pruning by the LAMP score, Lee et al., ICLR 2021 (arXiv 2010.07611).
+        Global pruning by the LAMP score, Lee et al., ICLR 2021 (arXiv 2010.07611), and section 4
+        there for the baselines.
     """
     chosen = layers if importance is None else {name: importance[name] for name in layers}
-    ranking = []
-    for position, layer in enumerate(chosen.values()):
-        sizes = magnitudes(layer)
-        for index, (score, size) in enumerate(zip(_layer_scores(sizes), sizes, strict=True)):
-            ranking.append((score, position, size, index))
-    ranking.sort()
+    rankings = [_ranking(position, layer, method) for position, layer in enumerate(chosen.values())]
+    total = sum(map(len, rankings))
+    k = s if isinstance(s, int) else round(s * total)
+    if not 0 <= k <= total:
+        raise ValueError(f"cannot prune {k} of {total} elements")
 
-    k = s if isinstance(s, int) else round(s * len(ranking))
-    if not 0 <= k <= len(ranking):
-        raise ValueError(f"cannot prune {k} of {len(ranking)} elements")
+    if method in ("lamp", "global"):
+        gone = sorted(itertools.chain(*rankings))[:k]
+    else:
+        stay = kept_counts(chosen, total - k, method).values()
+        apart = [ranking[: len(ranking) - n] for ranking, n in zip(rankings, stay, strict=True)]
+        gone = list(itertools.chain(*apart))
     kept = [torch.ones(layer.shape, dtype=torch.bool) for layer in chosen.values()]
-    for _, position, _, index in ranking[:k]:
+    for _, position, _, index in gone:
         kept[position].view(-1)[index] = False
     return dict(zip(chosen, kept, strict=True))
+
+
+def kept_counts(layers: Mapping[str, Layer], kept: int, method: str) -> dict[str, int]:
+    """Return how many elements each layer keeps by a method that gives each layer a number.
+
+    Of what remains, the elements that are not zero, "uniform" keeps the same part in every layer.
+    "uniform+" does that, too, but leaves the first layer as it is where that has three dimensions
+    or more, and keeps at least a fifth of the last layer's size. "erk" keeps in proportion to the
+    sum of the layer's dimensions. A layer that would keep more than remains keeps that, and its
+    share is spread again over the others. What is no whole number is rounded down, and then up for
+    the largest fractions, the earlier layer first, until the sum is right. Where more are to be
+    kept than remain, the same part of each layer's zeros is kept, too.
+
+    Example:
+        >>> import torch
+        >>> from lampfast import reference
+        >>> layers = {"a": torch.ones(2, 2), "b": torch.ones(2, 5)}
+        >>> reference.kept_counts(layers, 8, "uniform"), reference.kept_counts(layers, 8, "erk")
+        ({'a': 2, 'b': 6}, {'a': 3, 'b': 5})
+
+    Args:
+        layers: Name to float tensor or array, of any shape.
+        kept: How many elements all layers keep together.
+        method: "uniform", "uniform+" or "erk".
+
+    Returns:
+        Name to the number of elements that are kept.
+
+    Raises:
+        ValueError: "uniform+" keeps more.
+
+    Source:
+        Lee et al., section 4; Gale et al. 2019 (arXiv 1902.09574) for "uniform+"; Evci et al., ICML
+        2020 (arXiv 1911.11134) for "erk".
+    """
+    sizes = {name: magnitudes(layer) for name, layer in layers.items()}
+    zeros = {name: layer.count(0) for name, layer in sizes.items()}
+    remains = {name: len(layer) - zeros[name] for name, layer in sizes.items()}
+    surplus = kept - sum(remains.values())
+    if surplus >= 0:
+        more = _rounded(_spread(surplus, {}, zeros, zeros))
+        return {name: remains[name] + more[name] for name in layers}
+
+    first, last = next(iter(layers)), list(layers)[-1]
+    fixed, weights = {}, remains
+    if method == "erk":
+        weights = {name: max(sum(layer.shape), 1) for name, layer in layers.items()}
+    if method == "uniform+" and len(layers[first].shape) >= 3:
+        fixed[first] = remains[first]
+    counts = _rounded(_spread(kept, fixed, remains, weights))
+    least = min(math.ceil(Fraction(len(sizes[last]), 5)), remains[last])
+    if method == "uniform+" and last not in fixed and counts[last] < least:
+        fixed[last] = least
+        counts = _rounded(_spread(kept, fixed, remains, weights))
+    if sum(fixed.values()) > kept:
+        raise ValueError(f"uniform+ keeps more than {kept} elements")
+    return counts
+
+
+def _spread(
+    kept: int, fixed: Mapping[str, int], limits: Mapping[str, int], weights: Mapping[str, int]
+) -> dict[str, Fraction]:
+    """What is not fixed, in proportion to the weights; the worst that exceeds its limit gets it."""
+    fixed = dict(fixed)
+    while True:
+        free = [name for name in weights if name not in fixed]
+        rest, whole = kept - sum(fixed.values()), sum(weights[name] for name in free)
+        shares = {name: Fraction(rest * weights[name], max(whole, 1)) for name in free}
+        excess = {name: shares[name] / max(limits[name], Fraction(1, 2)) for name in free}
+        worst = max(free, key=excess.__getitem__, default=None)
+        if worst is None or shares[worst] <= limits[worst]:
+            return {name: Fraction(fixed.get(name, shares.get(name, 0))) for name in weights}
+        fixed[worst] = limits[worst]
+
+
+def _rounded(shares: Mapping[str, Fraction]) -> dict[str, int]:
+    """The largest remainders are rounded up, so that the sum stays."""
+    counts = {name: math.floor(share) for name, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
+    for name in by_remainder[: int(sum(shares.values())) - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def _ranking(position: int, layer: Layer, method: str) -> list[_Element]:
+    """The elements of a layer in the order in which they go, each as what it is sorted by."""
+    sizes = magnitudes(layer)
+    if method == "lamp":
+        ranks = _layer_scores(sizes)
+    else:
+        dtype = _tensor(layer).dtype
+        normal = Fraction(torch.finfo(dtype).smallest_normal)
+        ranks = [size * normal / 2 ** _FORMATS[dtype].fraction_bits for size in sizes]
+    return sorted(zip(ranks, itertools.repeat(position), sizes, itertools.count(), strict=False))
+
+
+def _tensor(layer: Layer) -> torch.Tensor:
+    return torch.from_numpy(np.array(layer, order="C")) if isinstance(layer, np.ndarray) else layer
 
 
 def _layer_scores(sizes: list[int]) -> list[Fraction]:

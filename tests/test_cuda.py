@@ -149,8 +149,9 @@ def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
         (mask.data_ptr(), _core.Dtype.boolean, tuple(mask.shape), mask.stride(), device)
         for mask, device in zip(masks.values(), where, strict=True)
     ]
+    goal = _core.Goal(_core.Ranking.lamp, [views.count(s, strategies.numel(model))])
     with _gpus.borrowed(sources, _core.cuda_needs) as gpus:
-        _core.masks(sources, targets, views.count(s, strategies.numel(model)), 2, gpus)
+        _core.masks(sources, targets, goal, 2, gpus)
     assert_same_masks(masks, reference.masks(model, s))
 
 

@@ -99,7 +99,8 @@ def test_masks_written_on_the_way_are_those_of_two_steps(
     for turn, share in enumerate((0.4, 0.95)):
         k, threads = round(share * check.numel), 2 + turn
         expected = check.masks(k)
-        cuts = _core.select(sources, k, threads)
+        goal = _core.Goal(_core.Ranking.lamp, [k])
+        cuts = _core.select(sources, goal, threads)
         assert sum(cut.pruned for cut in cuts) == k
         for memory_format in (torch.preserve_format, torch.contiguous_format):
             together, after = (
@@ -111,7 +112,7 @@ def test_masks_written_on_the_way_are_those_of_two_steps(
             )
             _core.mask(sources, _pointers(after), cuts, threads)
             assert_same_masks(after, expected)
-            found = _core.masks(sources, _pointers(together), k, threads)
+            found = _core.masks(sources, _pointers(together), goal, threads)
             assert_same_masks(together, expected)
             assert [(c.key, c.ties, c.pruned) for c in found] == [
                 (c.key, c.ties, c.pruned) for c in cuts

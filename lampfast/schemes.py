@@ -1,0 +1,142 @@
+"""How the pruned weights are shared among the layers: by LAMP, or by one of its baselines."""
+
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias, get_args
+
+from lampfast import _core, _engine
+from lampfast.views import View
+
+Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
+Shape: TypeAlias = Sequence[int]
+
+
+def check(method: str) -> None:
+    """Check that a method is known.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r} is not known; choose one of {get_args(Method)}")
+
+
+def goal(method: Method, count: int, layers: Sequence[View], sources: Sequence[View]) -> _core.Goal:
+    """What the engine selects for a method that prunes `count` weights of all layers together.
+
+    Args:
+        method: How the weights are shared among the layers.
+        count: How many are pruned in all.
+        layers: Views that the engine can reach.
+        sources: What is scored in the layers' place, or the layers themselves.
+
+    Raises:
+        ValueError: The method cannot prune as many weights.
+    """
+    match method:
+        case "lamp":
+            return _core.Goal(_core.Ranking.lamp, [count])
+        case "global":
+            return _core.Goal(_core.Ranking.magnitude, [count])
+    sizes = [layer.size for layer in layers]
+    zeros = [cut.pruned for cut in _engine.census(layers, sources)]
+    kept = kept_counts(method, sum(sizes) - count, [layer.weight.shape for layer in layers], zeros)
+    pruned = [size - stay for size, stay in zip(sizes, kept, strict=True)]
+    return _core.Goal(_core.Ranking.each_apart, pruned)
+
+
+def kept_counts(
+    method: Method, kept: int, shapes: Sequence[Shape], zeros: Sequence[int]
+) -> list[int]:
+    """How many weights each layer keeps by a method that does not look at their magnitudes.
+
+    Example:
+        >>> kept_counts("erk", 1000, [(16, 3, 3, 3), (32, 16, 3, 3), (10, 32)], [0, 0, 0])
+        [215, 465, 320]
+
+    Args:
+        method: "uniform", "uniform+" or "erk".
+        kept: How many weights all layers keep together.
+        shapes: The layers' shapes.
+        zeros: How many weights of each layer are zero already.
+
+    Returns:
+        Counts whose sum is `kept`, none above what remains of its layer. Only where more are to be
+        kept than remain, zeros count as kept, in proportion to each layer's.
+
+    Raises:
+        ValueError: "uniform+" has to keep more.
+    """
+    sizes = [_product(shape) for shape in shapes]
+    remaining = [size - zero for size, zero in zip(sizes, zeros, strict=True)]
+    surplus = kept - sum(remaining)
+    if surplus >= 0:
+        more = _shares(surplus, zeros, zeros)
+        return [stay + zero for stay, zero in zip(remaining, more, strict=True)]
+    match method:
+        case "uniform":
+            return _shares(kept, remaining, remaining)
+        case "erk":
+            return _shares(kept, remaining, [max(sum(shape), 1) for shape in shapes])
+    return _uniform_plus(kept, shapes, sizes, remaining)
+
+
+def _uniform_plus(
+    kept: int, shapes: Sequence[Shape], sizes: Sequence[int], remaining: Sequence[int]
+) -> list[int]:
+    """The first layer stays, if it is a convolution; the last keeps a fifth of its size."""
+    first, last = 0, len(shapes) - 1
+    fixed = {}
+    if len(shapes[first]) > 2:
+        fixed[first] = remaining[first]
+    fifth = {} if last in fixed else {last: min(-(-sizes[last] // 5), remaining[last])}
+    least = sum(fixed.values()) + sum(fifth.values())
+    if kept < least:
+        raise ValueError(
+            "method='uniform+' leaves the first layer as it is, if it is a convolution, and a "
+            f"fifth of the last one: of these {sum(sizes)} weights it keeps at least {least}, but "
+            f"s asks it to keep {kept}; pass a smaller s, or another method"
+        )
+    shares = _shares_beside(fixed, kept, remaining)
+    if fifth and shares[last] < fifth[last]:
+        shares = _shares_beside(fixed | fifth, kept, remaining)
+    return shares
+
+
+def _shares_beside(fixed: dict[int, int], kept: int, remaining: Sequence[int]) -> list[int]:
+    """The fixed layers keep what they keep, the others the same part of what remains of each."""
+    free = [0 if i in fixed else size for i, size in enumerate(remaining)]
+    shares = _shares(kept - sum(fixed.values()), free, free)
+    return [fixed.get(i, share) for i, share in enumerate(shares)]
+
+
+def _shares(total: int, limits: Sequence[int], weights: Sequence[int]) -> list[int]:
+    """Integers in proportion to the weights, none above its limit, whose sum is `total`.
+
+    What a share would have above its limit goes to the others, in the same proportion. Shares are
+    rounded by the largest remainder; of equal ones the earlier layers' are rounded up.
+    """
+    full: set[int] = set()
+    while True:
+        free = [i for i in range(len(limits)) if i not in full]
+        rest, whole = total - _sum_of(limits, full), _sum_of(weights, free)
+        over = {i for i in free if rest * weights[i] > limits[i] * whole}
+        if not over:
+            break
+        full |= over
+    shares, remainders = list(limits), {}
+    for i in free:
+        shares[i], remainders[i] = divmod(rest * weights[i], max(whole, 1))
+    for i in sorted(free, key=remainders.__getitem__, reverse=True)[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def _sum_of(numbers: Sequence[int], positions: Collection[int]) -> int:
+    return sum(numbers[i] for i in positions)
+
+
+def _product(shape: Shape) -> int:
+    result = 1
+    for length in shape:
+        result *= length
+    return result
