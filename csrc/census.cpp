@@ -4,7 +4,9 @@
 #include <mutex>
 
 #include "chunks.h"
+#include "cpu/kernels.h"
 #include "magnitude.h"
+#include "tiny.h"
 #include "walk.h"
 
 namespace lampfast {
@@ -15,28 +17,29 @@ void census(const std::vector<Layer>& layers, const Chosen& chosen, std::vector<
   std::mutex mutex;
   for_each_chunk(whole(layers, chosen), team, [&](const Chunk& chunk, int) {
     const Layer& layer = layers[chunk.layer];
+    const cpu::Kernels& kernels = cpu::kernels(layer.dtype);
+    std::int64_t zeros = 0;
+    std::uint64_t smallest = not_finite_key(layer.dtype);
     with_format(layer.dtype, [&](auto format) {
-      using Format = decltype(format);
-      using Key = typename Format::Storage;
-      const auto* data = reinterpret_cast<const Key*>(layer.data);
-      std::int64_t zeros = 0;
-      Key smallest = Format::not_finite;
-      Key largest = 0;
-      Walk<1>(layer.shape, {&layer.strides}, Order::memory)
-          .runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-            for (std::int64_t i = 0; i < length; ++i) {
-              const Key key = Format::key(data[offsets[0] + i]);
-              zeros += key == 0;
-              smallest = std::min(smallest, key == 0 ? Format::not_finite : key);
-              largest = std::max(largest, key);
-            }
-          });
-      if (largest >= Format::not_finite) throw NotFinite();
-      const std::lock_guard<std::mutex> lock(mutex);
-      Cut& cut = cuts[chunk.layer];
-      cut.key = std::min<std::uint64_t>(cut.key, smallest);
-      cut.pruned += zeros;
+      using Key = typename decltype(format)::Storage;
+      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                       [&](const Key* elements, std::int64_t length) {
+                         constexpr std::int64_t piece = tiny ? 8 : 4096;  // stays in the cache
+                         for (std::int64_t begin = 0; begin < length; begin += piece) {
+                           const std::int64_t count = std::min(piece, length - begin);
+                           const Key* here = elements + begin;
+                           if (kernels.largest(here, count) >= decltype(format)::not_finite) {
+                             throw NotFinite();
+                           }
+                           zeros += kernels.count_equal(here, count, 0);
+                           smallest = std::min(smallest, kernels.smallest(here, count));
+                         }
+                       });
     });
+    const std::lock_guard<std::mutex> lock(mutex);
+    Cut& cut = cuts[chunk.layer];
+    cut.key = std::min(cut.key, smallest);
+    cut.pruned += zeros;
   });
   for (const std::size_t i : chosen) {
     cuts[i].threshold = magnitude_of(layers[i].dtype, cuts[i].key);

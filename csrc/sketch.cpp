@@ -167,7 +167,10 @@ Guess guess_each(const std::vector<Curve>& curves, const std::vector<std::int64_
 
 Sketch draw_sketch(const Layer& layer) {
   Sketch sketch;
-  sketch.drawn = sketch_draws(layer.size);
+  constexpr std::int64_t least = tiny ? 16 : 1 << 11;
+  constexpr std::int64_t bytes_per_draw = 512;
+  const std::int64_t share = layer.size * item_size(layer.dtype) / bytes_per_draw;
+  sketch.drawn = std::min(sketch_draws(layer.size), std::max(share, least));
   std::vector<std::uint16_t> drawn;
   drawn.reserve(static_cast<std::size_t>(sketch.drawn));
   with_format(layer.dtype, [&](auto format) {

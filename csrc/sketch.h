@@ -52,6 +52,8 @@ LAMPFAST_BOTH inline std::int64_t drawn_position(std::int64_t size, std::int64_t
   return (draw * size + scramble(static_cast<std::uint64_t>(draw), size)) / draws;
 }
 
+// Of a layer in host memory, where every draw waits for the memory: of fewer of its elements, so
+// that the sketch takes a small part of the time that the survey does.
 Sketch draw_sketch(const Layer& layer);
 
 // A guess (guess.h) from one sketch per layer.

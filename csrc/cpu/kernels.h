@@ -41,6 +41,8 @@ struct Kernels {
   void (*zero)(void* elements, std::int64_t count, std::uint64_t threshold);
   // The largest key.
   std::uint64_t (*largest)(const void* elements, std::int64_t count);
+  // The smallest key that is not zero; where there is none, not less than any that is not finite.
+  std::uint64_t (*smallest)(const void* elements, std::int64_t count);
   // How many elements have the key.
   std::int64_t (*count_equal)(const void* elements, std::int64_t count, std::uint64_t key);
 };

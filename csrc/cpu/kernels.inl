@@ -303,6 +303,19 @@ std::uint64_t largest(const void* elements, std::int64_t count) {
 }
 
 template <class Format>
+std::uint64_t smallest(const void* elements, std::int64_t count) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  auto least = std::numeric_limits<Key>::max();
+  for (std::int64_t i = 0; i < count; ++i) {
+    // One less, so that zero is the largest.
+    const auto before = static_cast<Key>((data[i] & Format::magnitude_mask) - 1);
+    least = before < least ? before : least;
+  }
+  return least < Format::not_finite ? std::uint64_t{least} + 1 : Format::not_finite;
+}
+
+template <class Format>
 std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t wanted) {
   using Key = typename Format::Storage;
   const auto* data = static_cast<const Key*>(elements);
@@ -349,8 +362,8 @@ double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
 
 template <class Format>
 constexpr Kernels kernels_of() {
-  return {classify<Format>, mask<Format>,    settle<Format>,
-          zero<Format>,     largest<Format>, count_equal<Format>};
+  return {classify<Format>, mask<Format>,     settle<Format>,     zero<Format>,
+          largest<Format>,  smallest<Format>, count_equal<Format>};
 }
 
 }  // namespace
