@@ -73,7 +73,7 @@ def sparsity_over_steps(
     """What `Pruner.plot` draws: the sparsity after each pruning, and what the schedule says.
 
     Args:
-        history: The steps at which the model was pruned, ascending, each with the sparsity after it.
+        history: The steps at which the model was pruned, ascending, and the sparsity after each.
         schedule: From step to sparsity; a thin line from step 0 to the last of the history.
         figure: As for `Report.plot`.
 
@@ -87,17 +87,19 @@ def sparsity_over_steps(
         figure = _Picture((_WIDTHS[0], 2.2), layout="constrained")
     panel = figure.subplots()
     steps, sparsities = [step for step, _ in history], [sparsity for _, sparsity in history]
-    panel.plot(
-        *(steps, sparsities), color=_PRUNED, drawstyle="steps-post", marker=".", label="model"
-    )
+    panel.plot(steps, sparsities, ".-", color=_PRUNED, ds="steps-post", ms=3, label="model")
     if schedule is not None and steps:
         asked = sorted({round(steps[-1] * part / _SAMPLES) for part in range(_SAMPLES + 1)})
         panel.plot(asked, [schedule(step) for step in asked], color=_LINE, lw=0.7, label="schedule")
         panel.legend(fontsize=_NAME_SIZE, frameon=False)
     panel.set_xlabel("step", fontsize=_TEXT_SIZE)
-    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    panel.xaxis.set_major_locator(
+        MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
+    panel.xaxis.get_offset_text().set_fontsize(_NAME_SIZE)
     panel.tick_params(labelsize=_NAME_SIZE)
     _scale_to_percent(panel)
+    panel.set_ylim(-0.03, 1.03)  # the frame would hide half of a line along it
     return figure.figure
 
 
@@ -165,7 +167,7 @@ def _name_layers(panel: Axes, names: Sequence[str]) -> None:
     shown = [_end(name, most) for name in names]
     across = 0.6 * size * len(names) * (2 + max(map(len, shown), default=0)) < width - 50
     panel.set_xlim(-0.6, max(len(names), 1) - 0.4)
-    panel.xaxis.set_major_locator(_EveryNth(panel, len(names), 1.25 * size))
+    panel.xaxis.set_major_locator(_EveryNth(panel, len(names), 1.15 * size))
     panel.xaxis.set_major_formatter(lambda position, _: shown[round(position)])
     panel.tick_params(axis="x", length=2, rotation=0 if across else 90)
 
