@@ -168,7 +168,8 @@ def _name_layers(panel: Axes, names: Sequence[str]) -> None:
     across = 0.6 * size * len(names) * (2 + max(map(len, shown), default=0)) < width - 50
     panel.set_xlim(-0.6, max(len(names), 1) - 0.4)
     panel.xaxis.set_major_locator(_EveryNth(panel, len(names), 1.15 * size))
-    panel.xaxis.set_major_formatter(lambda position, _: shown[round(position)])
+    # A pair of dollars would be read as mathematics.
+    panel.xaxis.set_major_formatter(lambda position, _: shown[round(position)].replace("$", r"\$"))
     panel.tick_params(axis="x", length=2, rotation=0 if across else 90)
 
 
