@@ -1,8 +1,11 @@
 """What a pruning left: a table for people, attributes and a dict for programs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
 
 
 class LayerReport(NamedTuple):
@@ -100,6 +103,46 @@ class Report:
                 for layer in self.layers
             ],
         }
+
+    def plot(
+        self,
+        *others: "Report",
+        labels: Sequence[str] | None = None,
+        figure: "Figure | SubFigure | None" = None,
+    ) -> "Figure":
+        """Draw the sparsity of every layer as bars in the model's order, and the layers' sizes.
+
+        Each report is a row: bars for its layers and a dashed line for all of them together. The
+        lowest row shows, on a logarithmic scale, how many weights the layers have (light) and,
+        where there is one report only, how many remain (dark). Names that all end in ".weight" go
+        without it; where there is no room for all names, there is one for every second layer, or
+        fewer. A notebook shows the figure by itself; no pyplot keeps it.
+
+        Example:
+            >>> import lampfast, torch
+            >>> weights = {name: torch.randn(64, 64) for name in ("fc1", "fc2")}
+            >>> half, most = lampfast.prune(weights, 0.5), lampfast.prune(weights, 0.9)
+            >>> figure = half.plot(most, labels=("half", "most"))
+            >>> figure.savefig("layers.pdf")  # doctest: +SKIP
+
+        Args:
+            others: Reports of the same layers, to compare with this one: of other methods, rounds
+                or sparsities.
+            labels: A label for each report, this one first.
+            figure: An empty matplotlib figure or subfigure to draw into, best made with
+                `layout="constrained"`; without it, a new figure of a size that suits the layers.
+
+        Returns:
+            The figure, with the rows as its axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib (the extra `plot`) is not installed.
+            TypeError: One of the others is not a report.
+            ValueError: The reports are of different layers, or there are too few or many labels.
+        """
+        from lampfast import _plot
+
+        return _plot.layers((self, *others), labels, figure)
 
     def __repr__(self) -> str:
         return (
