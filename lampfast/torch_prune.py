@@ -1,7 +1,7 @@
-"""LAMP for code that prunes with torch.nn.utils.prune: its masks, hooks and amounts, one line new.
+"""LAMP for code that prunes with torch.nn.utils.prune; it takes one line to switch.
 
 Modules keep `weight_orig` and `weight_mask`, amounts are relative to what remains, and torch's
-`prune.remove` and `prune.is_pruned` work as before. Of a loop such as
+`prune.remove` and `prune.is_pruned` work as before. In a loop such as
 
     from torch.nn.utils import prune
 
@@ -12,7 +12,7 @@ Modules keep `weight_orig` and `weight_mask`, amounts are relative to what remai
     for module, name in weights:
         prune.remove(module, name)
 
-the call is what changes, after `from lampfast import torch_prune`:
+the line that prunes becomes, after `from lampfast import torch_prune`,
 
         torch_prune.global_unstructured(weights, amount=0.2)
 
@@ -31,7 +31,6 @@ from lampfast import parameters as _parameters
 from lampfast import pruning, views
 
 __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_zeros"]
-
 
 _PASS_PAIRS = 'pass (module, parameter name) pairs, such as [(model.fc, "weight")]'
 
@@ -94,12 +93,7 @@ class LAMPUnstructured(prune.L1Unstructured):
             ValueError: `amount` is more than remains, or `t` has a NaN or an infinity.
         """
         name = getattr(self, "_tensor_name", "tensor")
-        if name == "temp":  # what torch's global_unstructured calls its one vector of all layers
-            raise TypeError(
-                "LAMP scores each layer by itself, and torch.nn.utils.prune.global_unstructured "
-                "makes one vector of all; call lampfast.torch_prune.global_unstructured"
-                "(parameters, amount=...) instead"
-            )
+        _refuse_one_vector(name)
         kept = _kept({name: _Layer(t, _ones(default_mask), t)}, self.amount)[name]
         mask = default_mask.clone(memory_format=torch.contiguous_format)
         return mask.masked_fill_(~kept, 0)
@@ -140,6 +134,7 @@ class LAMPUnstructured(prune.L1Unstructured):
             ValueError: `amount` is out of range, there is no such parameter, a value is NaN or
                 infinite, or the importance has another shape. The module is as it was.
         """
+        _refuse_one_vector(name)
         scores = {} if importance_scores is None else {(module, name): importance_scores}
         layers = _layers(_pairs([(module, name)]), scores)
         (kept,) = _kept(layers, amount).values()
@@ -287,6 +282,16 @@ def _pruned_names(module: nn.Module) -> list[str]:
     return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
 
 
+def _refuse_one_vector(name: str) -> None:
+    """Catch torch's global_unstructured, which would rank by magnitude and call it LAMP."""
+    if name == "temp":
+        raise TypeError(
+            "'temp' is what torch.nn.utils.prune.global_unstructured calls its one vector of all "
+            "layers, but LAMP scores each layer by itself; call "
+            "lampfast.torch_prune.global_unstructured(parameters, amount=...) instead"
+        )
+
+
 def _layers(
     pairs: list[tuple[nn.Module, str]],
     importance_scores: Mapping[tuple[nn.Module, str], torch.Tensor],
@@ -382,7 +387,12 @@ def _kept(layers: Mapping[str, _Layer], amount: float) -> dict[str, torch.Tensor
     chosen = pruning.masks(
         left,
         views.count(amount, sum(weight.numel() for weight in left.values()), argument="amount"),
-        importance={label: _left(layer.importance, layer) for label, layer in distinct.items()},
+        importance={
+            label: left[label]
+            if layer.importance is layer.weight
+            else _left(layer.importance, layer)
+            for label, layer in distinct.items()
+        },
     )
     for label, layer in distinct.items():
         if layer.remaining is None:

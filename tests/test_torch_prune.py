@@ -563,6 +563,16 @@ def test_torchs_own_global_function_is_refused(pairs: Pairs) -> None:
         prune.global_unstructured(pairs, LAMPUnstructured, amount=0.5)
 
 
+def test_a_parameter_of_the_name_that_torch_gives_its_vector() -> None:
+    module = nn.Module()
+    module.register_parameter("temp", nn.Parameter(torch.tensor([3.0, 1.0, 2.0])))
+    global_unstructured([(module, "temp")], amount=1)
+    with unchanged([(module, "temp")], TypeError, "lampfast.torch_prune.global_unstructured"):
+        lamp_unstructured(module, "temp", 1)
+    global_unstructured([(module, "temp")], amount=1)
+    assert mask_of(module, "temp").tolist() == [True, False, False]
+
+
 def test_generators_are_fine() -> None:
     model = net()
     global_unstructured(iter(weights_of(model)), amount=0.5)
