@@ -152,10 +152,12 @@ def _lookup(module: nn.Module, attribute: str) -> Weight | _Computed | None:
 
 def _remedy(module: nn.Module, attribute: str) -> str:
     """Why a computed weight cannot be pruned, and the ways out."""
+    everywhere = ""
     if is_parametrized(module, attribute):
         call = "torch.nn.utils.parametrize.remove_parametrizations"
     elif hasattr(module, f"{attribute}_mask"):
         call = "torch.nn.utils.prune.remove"
+        everywhere = ", or lampfast.torch_prune.to_zeros(model) for all such layers"
     elif hasattr(module, f"{attribute}_g"):
         call = "torch.nn.utils.remove_weight_norm"
     elif hasattr(module, f"{attribute}_orig"):
@@ -164,8 +166,8 @@ def _remedy(module: nn.Module, attribute: str) -> str:
         return "is not a parameter of its module; make it one, or leave it out with exclude="
     return (
         f"is computed from other parameters, so zeros in it would not last; call {call}(module, "
-        f"{attribute!r}) first, or leave it out with exclude=, or choose what it is computed from "
-        "with include="
+        f"{attribute!r}) first{everywhere}, or leave it out with exclude=, or choose what it is "
+        "computed from with include="
     )
 
 

@@ -136,7 +136,7 @@ def importances(
     return views
 
 
-def count(s: float, numel: int) -> int:
+def count(s: float, numel: int, *, argument: str = "s") -> int:
     """How many of `numel` weights a sparsity means.
 
     Example:
@@ -146,6 +146,7 @@ def count(s: float, numel: int) -> int:
     Args:
         s: A float is the fraction to prune, 0.0 to 1.0; an int is the number of weights itself.
         numel: How many weights there are.
+        argument: What the caller calls s.
 
     Returns:
         `round(s * numel)` for a float, `s` for an int.
@@ -156,21 +157,21 @@ def count(s: float, numel: int) -> int:
     """
     if isinstance(s, bool) or not isinstance(s, Real):
         raise TypeError(
-            f"s is a {type(s).__name__}; pass a float for the fraction of weights to prune, such "
-            "as 0.9, or an int for their number"
+            f"{argument} is a {type(s).__name__}; pass a float for the fraction of weights to "
+            "prune, such as 0.9, or an int for their number"
         )
     if isinstance(s, Integral):
         if not 0 <= s <= numel:
             raise ValueError(
-                f"s is {s}, but an int is the number of weights to prune, 0 to {numel} here; for a "
-                "fraction pass a float, such as 0.9 for 90 %"
+                f"{argument} is {s}, but an int is the number of weights to prune, 0 to {numel} "
+                "here; for a fraction pass a float, such as 0.9 for 90 %"
             )
         return int(s)
     fraction = float(s)
     if not 0 <= fraction <= 1:
         raise ValueError(
-            f"s is {fraction}, but a float is the fraction of weights to prune, 0.0 to 1.0, such "
-            "as 0.9 for 90 %; for a number of weights pass an int"
+            f"{argument} is {fraction}, but a float is the fraction of weights to prune, 0.0 to "
+            "1.0, such as 0.9 for 90 %; for a number of weights pass an int"
         )
     return round(fraction * numel)
 

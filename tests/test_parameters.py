@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import lampfast
+import lampfast.torch_prune
 from lampfast.parameters import named
 
 PRUNABLE: dict[str, tuple[nn.Module, list[str]]] = {
@@ -275,6 +276,11 @@ COMPUTED: dict[str, tuple[Callable[[nn.Module], nn.Module], str, str]] = {
         "torch.nn.utils.prune.remove(module, 'weight')",
         "0.weight_orig",
     ),
+    "prune, all layers": (
+        lambda module: prune.l1_unstructured(module, "weight", 0.25),  # type: ignore[no-untyped-call]
+        "lampfast.torch_prune.to_zeros(model)",
+        "0.weight_orig",
+    ),
 }
 
 
@@ -301,7 +307,7 @@ def test_computed_weights(
     assert torch.count_nonzero(model.get_parameter(parameter)) == kept
 
     first = model[0]
-    exec(remedy, {"torch": torch, "module": first})
+    exec(remedy, {"torch": torch, "lampfast": lampfast, "model": model, "module": first})
     model(torch.randn(2, 6))
     assert lampfast.prune(model, 0.75).kept == 20
     assert torch.count_nonzero(torch.cat([p.flatten() for p in _weights(model)])) == 20
