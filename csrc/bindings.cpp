@@ -11,6 +11,7 @@
 #include "cuda/gpu.h"
 #include "goal.h"
 #include "layer.h"
+#include "packed_mask.h"
 #include "places.h"
 #include "select.h"
 
@@ -141,6 +142,34 @@ std::optional<std::pair<std::size_t, std::int64_t>> first_nonfinite(const Layers
   return std::pair{first->layer, first->index};
 }
 
+// Masks are the addresses of their words.
+PackedMasks packed_masks(const Layers& layers, const std::vector<std::uintptr_t>& addresses) {
+  if (addresses.size() != layers.size()) {
+    throw std::invalid_argument("as many masks as layers are needed");
+  }
+  PackedMasks masks;
+  for (const std::uintptr_t address : addresses) {
+    masks.push_back(reinterpret_cast<MaskWord*>(address));
+  }
+  return masks;
+}
+
+void pack(const Layers& layers, const std::vector<std::uintptr_t>& addresses, int threads,
+          const Gpus& gpus) {
+  const PackedMasks masks = packed_masks(layers, addresses);
+  Places places({layers, nothing}, {threads, gpus});
+  places.for_each(places.all(),
+                  [&](Place& place, const Chosen& there) { place.pack(there, masks); });
+}
+
+void keep(const Layers& layers, const std::vector<std::uintptr_t>& addresses, int threads,
+          const Gpus& gpus) {
+  const PackedMasks masks = packed_masks(layers, addresses);
+  Places places({layers, nothing}, {threads, gpus});
+  places.for_each(places.all(),
+                  [&](Place& place, const Chosen& there) { place.keep(there, masks); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -205,4 +234,6 @@ PYBIND11_MODULE(_core, m) {
         released);
   m.def("census", &describe, py::arg("layers"), py::arg("threads"), gpus, released);
   m.def("first_nonfinite", &first_nonfinite, py::arg("layers"), py::arg("threads"), gpus, released);
+  m.def("pack", &pack, py::arg("layers"), py::arg("masks"), py::arg("threads"), gpus, released);
+  m.def("keep", &keep, py::arg("layers"), py::arg("masks"), py::arg("threads"), gpus, released);
 }

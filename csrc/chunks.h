@@ -39,15 +39,16 @@ inline std::vector<Chunk> whole(const std::vector<Layer>& layers, const Chosen& 
   return ranges;
 }
 
-// Calls body(chunk, worker) for chunks that make up the ranges.
+// Calls body(chunk, worker) for chunks that make up the ranges, each of at most `size` weights.
 inline void for_each_chunk(const std::vector<Chunk>& ranges, cpu::Team& team,
-                           const std::function<void(const Chunk&, int)>& body) {
+                           const std::function<void(const Chunk&, int)>& body,
+                           std::int64_t size = chunk_size) {
   std::vector<Chunk> chunks;
   std::int64_t total = 0;
   for (const Chunk& range : ranges) {
     total += range.end - range.begin;
-    for (std::int64_t begin = range.begin; begin < range.end; begin += chunk_size) {
-      chunks.push_back({range.layer, begin, std::min(begin + chunk_size, range.end)});
+    for (std::int64_t begin = range.begin; begin < range.end; begin += size) {
+      chunks.push_back({range.layer, begin, std::min(begin + size, range.end)});
     }
   }
   team.for_each(static_cast<std::int64_t>(chunks.size()), total,

@@ -5,6 +5,7 @@
 #include "apply.h"
 #include "candidates.h"
 #include "chunks.h"
+#include "keep.h"
 #include "magnitude.h"
 #include "scores.h"
 #include "tiny.h"
@@ -97,6 +98,13 @@ class Host : public Place {
     return lampfast::first_not_finite(layers_, chosen, team_);
   }
   void score(const Chosen& chosen) override { lampfast::score(layers_, targets_, chosen, team_); }
+
+  void pack(const Chosen& chosen, const PackedMasks& masks) override {
+    lampfast::pack(layers_, chosen, masks, team_);
+  }
+  void keep(const Chosen& chosen, const PackedMasks& masks) override {
+    lampfast::keep(layers_, chosen, masks, team_);
+  }
 
  private:
   using Team = cpu::Team;

@@ -8,6 +8,7 @@
 #include "census.h"
 #include "exact_sum.h"
 #include "layer.h"
+#include "packed_mask.h"
 #include "sketch.h"
 #include "survey.h"
 
@@ -60,6 +61,10 @@ class Place {
   virtual void census(const Chosen& chosen, std::vector<Cut>& cuts) = 0;
   virtual std::optional<Element> first_not_finite(const Chosen& chosen) = 0;
   virtual void score(const Chosen& chosen) = 0;
+
+  // As in keep.h.
+  virtual void pack(const Chosen& chosen, const PackedMasks& masks) = 0;
+  virtual void keep(const Chosen& chosen, const PackedMasks& masks) = 0;
 };
 
 }  // namespace lampfast

@@ -103,3 +103,13 @@ def census(layers: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()) -> l
 def first_nonfinite(
     layers: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()
 ) -> tuple[int, int] | None: ...
+
+# Masks of one bit a weight, by the addresses of their 64-bit words, where the layers live: bit
+# i % 64 of word i / 64 is set where the weight at position i, in the order of memory, is kept. GPUs
+# need lend nothing.
+def pack(
+    layers: Sequence[Layer], masks: Sequence[int], threads: int, gpus: Sequence[Gpu] = ()
+) -> None: ...
+def keep(
+    layers: Sequence[Layer], masks: Sequence[int], threads: int, gpus: Sequence[Gpu] = ()
+) -> None: ...

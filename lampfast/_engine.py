@@ -56,6 +56,24 @@ def census(layers: Sequence[View], sources: Sequence[View]) -> list[_core.Cut]:
             return _core.census(pointers, torch.get_num_threads(), gpus)
 
 
+def pack(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
+    """Write the masks, 64 bits a word, of what is not zero in `layers`."""
+    pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
+    with _gpus.borrowed(pointers, _no_memory) as gpus:
+        _core.pack(pointers, addresses, torch.get_num_threads(), gpus)
+
+
+def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
+    """Zero the weights of `layers` that such masks do not keep."""
+    pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
+    with _gpus.borrowed(pointers, _no_memory) as gpus:
+        _core.keep(pointers, addresses, torch.get_num_threads(), gpus)
+
+
+def _no_memory(layers: Sequence[Pointer], device: int) -> tuple[int, int]:
+    return 0, 0
+
+
 @contextmanager
 def _naming_nonfinite(layers: Sequence[View], sources: Sequence[View]) -> Iterator[None]:
     """Check what the engine does not read, and say where it found a NaN or an infinity."""

@@ -1,14 +1,11 @@
 """The verbs: prune in place, or ask for masks, scores or the sparsity that there is now."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any
 
-import torch
-from torch.autograd.graph import increment_version
-
-from lampfast import _core, _engine, parameters, schemes, views
+from lampfast import _changes, _core, _engine, parameters, schemes, views
 from lampfast._report import LayerReport, Report
 from lampfast.parameters import Model, Patterns
 from lampfast.schemes import Method
@@ -87,8 +84,9 @@ def prune(
     sources, count = _sources(layers, importance, write=True), _count(s, layers)
     targets, near = _reachable(layers, sources)
     cuts = _engine.prune(targets, near, schemes.goal(method, count, targets, near))
-    _mark_changed(weights.values())
+    _changes.mark(weights.values())
     views.write_back(layers, targets)
+    _changes.announce(layers)
     return _report(layers, cuts)
 
 
@@ -266,17 +264,6 @@ def layerwise_sparsity(
         model, s, method=method, include=include, exclude=exclude, importance=importance
     )
     return {layer.name: layer.sparsity for layer in planned.layers}
-
-
-def _mark_changed(weights: Iterable[Weight]) -> None:
-    """Let autograd catch a backward that the change made stale."""
-    tensors = [weight for weight in weights if isinstance(weight, torch.Tensor)]
-    try:
-        increment_version(tensors)
-    except RuntimeError:  # older versions of torch take one at a time
-        for tensor in tensors:
-            if not tensor.is_inference():
-                increment_version(tensor)
 
 
 def _sources(

@@ -227,6 +227,13 @@ def beside(sources: Sequence[View], targets: Sequence[View]) -> Sequence[View]:
     ]
 
 
+def sharing(views: Sequence[View], others: Sequence[View]) -> list[int]:
+    """Positions of the views that may share memory with one of the others."""
+    n = len(views)
+    clusters = [cluster for cluster in _clusters([*views, *others]) if cluster[-1] >= n]
+    return sorted(i for cluster in clusters for i in cluster if i < n)
+
+
 def write_back(views: Sequence[View], copies: Sequence[View]) -> None:
     """Give the weights that the engine could not reach the values of their copies."""
     for view, copy in zip(views, copies, strict=True):

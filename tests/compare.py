@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import torch
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def assert_same_masks(
@@ -55,7 +55,7 @@ def pruned_copy(layer: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     twin = torch.empty(0, dtype=layer.dtype)
     storage = layer.untyped_storage().clone()  # type: ignore[no-untyped-call]
     twin.set_(storage, layer.storage_offset(), layer.shape, layer.stride())
-    twin.view(_BITS[twin.itemsize]).masked_fill_(~mask, 0)
+    twin.view(BITS[twin.itemsize]).masked_fill_(~mask, 0)
     return twin
 
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "layer.h"
+#include "packed_mask.h"
 #include "tiny.h"
 
 namespace lampfast::cpu {
@@ -45,6 +46,9 @@ struct Kernels {
   std::uint64_t (*smallest)(const void* elements, std::int64_t count);
   // How many elements have the key.
   std::int64_t (*count_equal)(const void* elements, std::int64_t count, std::uint64_t key);
+  // As in keep.h, of the elements that the words have bits for from the first one's first bit on.
+  void (*pack)(const void* elements, std::int64_t count, MaskWord* words);
+  void (*keep)(void* elements, std::int64_t count, const MaskWord* words);
 };
 
 constexpr int score_block = 64;

@@ -334,6 +334,70 @@ std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t
   return total;
 }
 
+template <class Format>
+void pack(const void* elements, std::int64_t count, MaskWord* words) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+#if defined(LAMPFAST_REGISTERS)
+  static_assert(unit == word_weights);
+  using Keys = Register<Format>;
+  const auto zeros = Keys::all(0);
+  for_each_unit(data, count, [&](std::int64_t, const Key* here, std::uint64_t) {
+    MaskWord word = 0;
+    for (int j = 0; j < unit; j += Keys::lanes) {
+      word |= MaskWord{Keys::bits(Keys::less(zeros, Keys::load(here + j)))} << j;
+    }
+    *words++ = word;
+  });
+#else
+  for (std::int64_t i = 0; i < count; i += word_weights) {
+    const std::int64_t here = count - i < word_weights ? count - i : word_weights;
+    MaskWord word = 0;
+    for (std::int64_t j = 0; j < here; ++j) {
+      word |= MaskWord{(data[i + j] & Format::magnitude_mask) != 0} << j;
+    }
+    *words++ = word;
+  }
+#endif
+}
+
+#if !defined(LAMPFAST_REGISTERS)
+// Zeroes the elements of a word whose bit is clear.
+template <class Key>
+void keep_unit(Key* elements, MaskWord bits) {
+  // Of the size that most processors have registers of: comparing larger ones, GCC looks at the
+  // lanes one by one.
+  typedef Key Vector __attribute__((vector_size(16)));
+  constexpr int lanes = 16 / static_cast<int>(sizeof(Key));
+  for (int j = 0; j < word_weights; j += lanes) {
+    Vector each;  // of the lanes looks at a bit of its own
+    Vector own;
+    for (int lane = 0; lane < lanes; ++lane) {
+      each[lane] = static_cast<Key>(bits >> (sizeof(Key) == 1 ? j + lane / 8 * 8 : j));
+      own[lane] = static_cast<Key>(1 << (sizeof(Key) == 1 ? lane % 8 : lane));
+    }
+    Vector kept;
+    std::memcpy(&kept, elements + j, sizeof(kept));
+    kept &= reinterpret_cast<Vector>((each & own) == own);
+    std::memcpy(elements + j, &kept, sizeof(kept));
+  }
+}
+#endif
+
+template <class Format>
+void keep(void* elements, std::int64_t count, const MaskWord* words) {
+  auto* data = static_cast<typename Format::Storage*>(elements);
+  for (; count >= word_weights; count -= word_weights, data += word_weights, ++words) {
+    if (~*words == 0) continue;
+    keep_unit(data, *words);
+  }
+  if (count == 0) return;
+  const MaskWord valid = (MaskWord{1} << count) - 1;
+  for (MaskWord gone = ~*words & valid; gone != 0; gone &= gone - 1) {
+    data[__builtin_ctzll(gone)] = 0;
+  }
+}
+
 double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
   constexpr int parts = 4;  // each addition waits for the one before it, so four chains of them
   constexpr int part = score_block / parts;
@@ -362,8 +426,8 @@ double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
 
 template <class Format>
 constexpr Kernels kernels_of() {
-  return {classify<Format>, mask<Format>,     settle<Format>,     zero<Format>,
-          largest<Format>,  smallest<Format>, count_equal<Format>};
+  return {classify<Format>, mask<Format>,        settle<Format>, zero<Format>, largest<Format>,
+          smallest<Format>, count_equal<Format>, pack<Format>,   keep<Format>};
 }
 
 }  // namespace

@@ -112,6 +112,38 @@ struct Register<Format, 8> {
   }
 };
 
+// All ones in the lanes, as wide as a key, that have a bit.
+template <class Key>
+__m256i lanes_where(std::uint64_t bits) {
+  if constexpr (sizeof(Key) == 1) {
+    return bytes_where(static_cast<std::uint32_t>(bits), 0xff);
+  } else if constexpr (sizeof(Key) == 2) {
+    const __m256i own = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
+                                          8192, 16384, static_cast<short>(32768));
+    const __m256i each = _mm256_set1_epi16(static_cast<short>(bits));
+    return _mm256_cmpeq_epi16(_mm256_and_si256(each, own), own);
+  } else if constexpr (sizeof(Key) == 4) {
+    const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i each = _mm256_set1_epi32(static_cast<int>(bits));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(each, own), own);
+  } else {
+    const __m256i own = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i each = _mm256_set1_epi64x(static_cast<std::int64_t>(bits));
+    return _mm256_cmpeq_epi64(_mm256_and_si256(each, own), own);
+  }
+}
+
+// Zeroes the elements of a unit whose bit is clear.
+template <class Key>
+void keep_unit(Key* elements, std::uint64_t bits) {
+  constexpr int lanes = 32 / static_cast<int>(sizeof(Key));
+  for (int j = 0; j < unit; j += lanes) {
+    auto* const here = reinterpret_cast<__m256i*>(elements + j);
+    const __m256i kept = lanes_where<Key>(bits >> j);
+    _mm256_storeu_si256(here, _mm256_and_si256(_mm256_loadu_si256(here), kept));
+  }
+}
+
 // Where a unit of mask bytes is undecided.
 inline std::uint64_t open_places(const std::uint8_t* states) {
   static_assert(undecided == 2);

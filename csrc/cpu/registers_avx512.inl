@@ -116,6 +116,27 @@ struct Register<Format, 8> {
   static double total(const Sums& sums) { return _mm512_reduce_add_pd(sums[0]); }
 };
 
+// Zeroes the elements of a unit whose bit is clear. Whole registers are stored: on some processors
+// a masked store takes many times as long.
+template <class Key>
+void keep_unit(Key* elements, std::uint64_t bits) {
+  constexpr int lanes = 64 / static_cast<int>(sizeof(Key));
+  for (int j = 0; j < unit; j += lanes) {
+    const __m512i all = _mm512_loadu_si512(elements + j);
+    __m512i kept;
+    if constexpr (sizeof(Key) == 1) {
+      kept = _mm512_maskz_mov_epi8(bits, all);
+    } else if constexpr (sizeof(Key) == 2) {
+      kept = _mm512_maskz_mov_epi16(static_cast<__mmask32>(bits >> j), all);
+    } else if constexpr (sizeof(Key) == 4) {
+      kept = _mm512_maskz_mov_epi32(static_cast<__mmask16>(bits >> j), all);
+    } else {
+      kept = _mm512_maskz_mov_epi64(static_cast<__mmask8>(bits >> j), all);
+    }
+    _mm512_storeu_si512(elements + j, kept);
+  }
+}
+
 // Where a unit of mask bytes is undecided.
 inline std::uint64_t open_places(const std::uint8_t* states) {
   return _mm512_test_epi8_mask(_mm512_loadu_si512(states),

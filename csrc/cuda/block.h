@@ -8,9 +8,11 @@
 
 namespace lampfast::cuda {
 
-// The last one of the works that begins at or before a block, by the member that counts blocks.
-__device__ inline const Work& owner(const Work* works, int count, std::int64_t block,
-                                    std::int64_t Work::* first) {
+// The last one of the works, of this or a smaller kind, that begins at or before a block, by the
+// member that counts blocks.
+template <class Any>
+__device__ const Any& owner(const Any* works, int count, std::int64_t block,
+                            std::int64_t Any::* first) {
   int low = 0;
   for (int high = count; high - low > 1;) {
     const int middle = (low + high) / 2;

@@ -32,6 +32,7 @@ class GpuPlace : public Place {
         layout_(job, gpu.device, plan_.axes),
         notes_(layers_.size()),
         transfer_(gpu.device, reinterpret_cast<cudaStream_t>(gpu.stream)) {
+    if (gpu.bytes == 0) return;  // for pack and keep, which need none
     if (gpu.bytes < plan_.needs.bytes || gpu.host_bytes < plan_.needs.host_bytes) {
       throw std::invalid_argument("a GPU needs more memory than it was lent");
     }
@@ -248,6 +249,15 @@ class GpuPlace : public Place {
     transfer_.receive(plan_.results, plan_.not_finite, 1);
     transfer_.wait();
     if (*reinterpret_cast<const std::uint32_t*>(plan_.results) != 0) throw NotFinite();
+  }
+
+  void pack(const Chosen& chosen, const PackedMasks& masks) override {
+    const DeviceGuard guard(device_);
+    cuda::pack(layers_, chosen, masks, transfer_.stream());
+  }
+  void keep(const Chosen& chosen, const PackedMasks& masks) override {
+    const DeviceGuard guard(device_);
+    cuda::keep(layers_, chosen, masks, transfer_.stream());
   }
 
  private:

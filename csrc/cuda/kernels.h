@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda/work.h"
 #include "layer.h"
+#include "packed_mask.h"
 #include "sketch.h"
 
 namespace lampfast::cuda {
@@ -49,5 +51,11 @@ void load_apply(Dtype dtype);
 // One span a block. The digests and the digits must have been begun.
 void digest(const Launch& launch, Digest* digests);
 void sum_exactly(const Launch& launch, unsigned long long* digits);
+
+// As in keep.h. They need no works and no memory.
+void pack(const std::vector<Layer>& layers, const Chosen& chosen, const PackedMasks& masks,
+          cudaStream_t stream);
+void keep(const std::vector<Layer>& layers, const Chosen& chosen, const PackedMasks& masks,
+          cudaStream_t stream);
 
 }  // namespace lampfast::cuda

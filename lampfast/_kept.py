@@ -1,0 +1,124 @@
+"""Layers with the masks of what was zero in them, through whatever happens to their tensors."""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import cast
+
+import torch
+
+from lampfast import _changes, _packed, views
+from lampfast.views import View
+
+
+class Layer:
+    """A layer where and how it was when its mask was last looked at."""
+
+    __slots__ = ("dtype", "mask", "view")
+
+    def __init__(self, view: View, mask: torch.Tensor) -> None:
+        self.place(view, mask)
+
+    def place(self, view: View, mask: torch.Tensor) -> None:
+        """Set both at once: the mask's bits are in the order of the view."""
+        self.view, self.mask, self.dtype = view, mask, view.weight.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The tensor itself."""
+        return cast(torch.Tensor, self.view.weight)
+
+    def has_moved(self) -> bool:
+        """Whether the tensor was given other memory, or another layout, dtype or device."""
+        weight = self.weight
+        address, _, shape, strides, _ = self.view.pointer
+        return (
+            weight.device != self.mask.device
+            or (self.view.space is None and weight.data_ptr() != address)
+            or weight.dtype != self.dtype
+            or weight.shape != shape
+            or weight.stride() != strides
+        )
+
+    def now(self) -> View:
+        """A view of the tensor as it is now, checked where it has moved."""
+        if not self.has_moved():
+            return self.view
+        return views.layers({self.view.name: self.weight}, write=True)[0]
+
+
+class Layers:
+    """All layers whose zeros are kept together."""
+
+    def __init__(self, layers: Sequence[View]) -> None:
+        self.layers = _recorded(layers)
+
+    def update(self) -> None:
+        """Record what is zero now in all layers."""
+        self.layers = _recorded([layer.now() for layer in self.layers])
+
+    def pruned(self, layers: Sequence[View]) -> None:
+        """Record what is zero now in those of the layers that were given new zeros."""
+        current: dict[int, View] = {}
+        for i, layer in enumerate(self.layers):
+            # What can be no layer any more was not pruned; its own next step will tell of it.
+            with suppress(TypeError, ValueError):
+                current[i] = layer.now()
+        positions = list(current)
+        touched = [positions[j] for j in views.sharing(list(current.values()), layers)]
+        fresh = _recorded([current[i] for i in touched])
+        for i, layer in zip(touched, fresh, strict=True):
+            self.layers[i] = layer
+
+    def keep(self, trained: Collection[int]) -> None:
+        """Restore the zeros of the layers whose tensors have these identities.
+
+        Raises:
+            ValueError: One of them has another shape than its mask.
+        """
+        layers = [layer for layer in self.layers if id(layer.weight) in trained]
+        _follow(layers)
+        _keep(layers)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The masks as bytes, by name.
+
+        Raises:
+            ValueError: A layer has another shape than its mask.
+        """
+        _follow(self.layers)
+        return {layer.view.name: _packed.to_bytes(layer.view, layer.mask) for layer in self.layers}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take masks over for the layers as they are now, and zero what they do not keep."""
+        current = [layer.now() for layer in self.layers]
+        masks = [_packed.from_bytes(view, state[view.name]) for view in current]
+        self.layers = [Layer(view, mask) for view, mask in zip(current, masks, strict=True)]
+        _keep(self.layers)
+
+
+def _recorded(layers: Sequence[View]) -> list[Layer]:
+    masks = _packed.record(layers)
+    return [Layer(view, mask) for view, mask in zip(layers, masks, strict=True)]
+
+
+def _follow(layers: Sequence[Layer]) -> None:
+    """Take the masks to where the tensors are now; none of them unless all can be."""
+    followed = []
+    for layer in layers:
+        if not layer.has_moved():
+            continue
+        now, shape = layer.now(), layer.view.pointer[2]
+        if now.weight.shape != shape:
+            raise ValueError(
+                f"layer {now.name!r} had shape {tuple(shape)} when its zeros were recorded and has "
+                f"shape {tuple(now.weight.shape)} now; call update() or remove() on the handle that"
+                " keep_zeros returned"
+            )
+        followed.append((layer, now, _packed.carried(layer.view, layer.mask, now)))
+    for layer, now, mask in followed:
+        layer.place(now, mask)
+
+
+def _keep(layers: Sequence[Layer]) -> None:
+    _packed.keep([layer.view for layer in layers], [layer.mask for layer in layers])
+    _changes.mark(layer.weight for layer in layers)

@@ -1,0 +1,570 @@
+"""Training with zeros kept: every step beside a loop that masks the weights after its own."""
+
+import copy
+import gc
+import io
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compare import BITS
+from refusal import refused
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim.optimizer import ParamsT
+
+import lampfast
+from lampfast import _changes
+from lampfast.zeros import KeptZeros, keep_zeros
+
+STEPS = 2000
+
+OPTIMIZERS: dict[str, Callable[[ParamsT], Optimizer]] = {
+    "sgd": lambda p: SGD(p, lr=0.05),
+    "momentum": lambda p: SGD(p, lr=0.01, momentum=0.9, weight_decay=1e-3),
+    "nesterov": lambda p: SGD(p, lr=0.01, momentum=0.9, nesterov=True, foreach=True),
+    "sgd fused": lambda p: SGD(p, lr=0.01, momentum=0.9, weight_decay=1e-3, fused=True),
+    "adam": lambda p: Adam(p, lr=0.01),
+    "adamw": lambda p: AdamW(p, lr=0.01),
+    "adamw foreach": lambda p: AdamW(p, lr=0.01, foreach=True, amsgrad=True),
+    "adamw fused": lambda p: AdamW(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: RMSprop(p, lr=0.001, momentum=0.9, centered=True),
+}
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(5 * 9, 7), nn.Linear(7, 3)
+    )
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(model: nn.Module, step: int) -> torch.Tensor:
+    return (model(batch(step)) - 1).square().mean()  # type: ignore[no-any-return]
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: range,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(model, step).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        after()
+
+
+def masks_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach() != 0 for name, p in model.named_parameters() if p.dim() > 1}
+
+
+def masking(model: nn.Module, masks: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """What users write by hand, here safe for NaN and without -0."""
+    parameters = dict(model.named_parameters())
+
+    @torch.no_grad()
+    def mask() -> None:
+        for name, kept in masks.items():
+            parameters[name].copy_(torch.where(kept, parameters[name], 0.0))
+
+    return mask
+
+
+def assert_same_bits(got: nn.Module, expected: nn.Module) -> None:
+    for (name, a), (_, b) in zip(got.named_parameters(), expected.named_parameters(), strict=True):
+        integers = BITS[a.itemsize]
+        assert torch.equal(a.detach().view(integers), b.detach().view(integers)), name
+
+
+def assert_zeros_kept(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
+    for name, kept in masks.items():
+        weight = model.get_parameter(name).detach()
+        assert not weight[~kept].view(BITS[weight.itemsize]).any(), name  # +0 to the bit
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The models are tiny; test_packed.py has the threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    model = make_model()
+    lampfast.prune(model, 0.8)
+    return model
+
+
+# --- beside the loop that masks after each step ---
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_thousands_of_steps(model: nn.Sequential, name: str) -> None:
+    expected, masks = copy.deepcopy(model), masks_of(model)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    keep_zeros(model, optimizer)
+    train(model, optimizer, range(STEPS), lambda: assert_zeros_kept(model, masks))
+    train(expected, OPTIMIZERS[name](expected.parameters()), range(STEPS), masking(expected, masks))
+    assert_same_bits(model, expected)
+    for name, kept in masks.items():
+        assert model.get_parameter(name).detach()[kept].ne(0).all()  # all were trained, so were we
+
+
+def test_lbfgs(model: nn.Sequential) -> None:
+    masks = masks_of(model)
+
+    def run(model: nn.Sequential, after: Callable[[], None], keep: bool) -> None:
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4, history_size=5)
+        if keep:
+            keep_zeros(model, optimizer)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, 0)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        for _ in range(300):
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            after()
+
+    expected = copy.deepcopy(model)
+    run(model, lambda: assert_zeros_kept(model, masks), keep=True)
+    run(expected, masking(expected, masks), keep=False)
+    assert_same_bits(model, expected)
+
+
+def test_gradients_that_are_not_finite(model: nn.Sequential) -> None:
+    expected, masks = copy.deepcopy(model), masks_of(model)
+    optimizer, other = SGD(model.parameters(), lr=0.1), SGD(expected.parameters(), lr=0.1)
+    keep_zeros(model, optimizer)
+    for twin, steps in ((model, optimizer), (expected, other)):
+        for p in twin.parameters():
+            p.grad = torch.full_like(p, float("nan"))
+            p.grad.view(-1)[::2] = float("inf")
+        steps.step()
+    masking(expected, masks)()
+    assert_zeros_kept(model, masks)
+    assert_same_bits(model, expected)
+
+
+def test_gradient_scaling_that_skips_steps(model: nn.Sequential) -> None:
+    expected, masks = copy.deepcopy(model), masks_of(model)
+
+    def run(model: nn.Module, after: Callable[[], None], keep: bool) -> int:
+        optimizer = AdamW(model.parameters(), lr=0.01)
+        if keep:
+            keep_zeros(model, optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
+        skipped = 0
+        for step in range(200):
+            optimizer.zero_grad()
+            loss = loss_of(model, step) * (float("inf") if step % 7 == 3 else 1.0)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            before = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            skipped += scaler.get_scale() < before
+            after()
+        return skipped
+
+    assert run(model, lambda: assert_zeros_kept(model, masks), keep=True) > 20
+    run(expected, masking(expected, masks), keep=False)
+    assert_same_bits(model, expected)
+
+
+def test_several_parameter_groups_and_optimizers(model: nn.Sequential) -> None:
+    expected, masks = copy.deepcopy(model), masks_of(model)
+
+    def optimizers(model: nn.Sequential) -> list[Optimizer]:
+        groups = [
+            {"params": model[0].parameters(), "lr": 0.1},
+            {"params": [model[3].weight], "weight_decay": 0.1},
+        ]
+        return [SGD(groups, lr=0.01, momentum=0.9), AdamW([model[3].bias, *model[4].parameters()])]
+
+    ours, theirs = optimizers(model), optimizers(expected)
+    keep_zeros(model, ours)
+    mask = masking(expected, masks)
+    for step in range(300):
+        for twin, pair in ((model, ours), (expected, theirs)):
+            twin.zero_grad()
+            loss_of(twin, step).backward()  # type: ignore[no-untyped-call]
+            pair[0].step()
+            if step % 3 == 0:
+                pair[1].step()
+        mask()
+        assert_zeros_kept(model, masks)
+    assert_same_bits(model, expected)
+
+
+def test_one_optimizer_restores_only_what_it_trains(model: nn.Sequential) -> None:
+    first, second = SGD(model[0].parameters(), lr=0.1), SGD(model[3:].parameters(), lr=0.1)
+    masks = masks_of(model)
+    keep_zeros(model, [first, second])
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[4].weight.fill_(1.0)
+    version = model[4].weight._version
+    first.step()
+    assert torch.equal(model[0].weight != 0, masks["0.weight"])
+    assert bool((model[4].weight == 1).all())
+    assert model[4].weight._version == version
+    second.step()
+    assert_zeros_kept(model, masks)
+
+
+def test_tied_frozen_and_unused_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "c": nn.Linear(6, 6)})
+    model["b"].weight = model["a"].weight
+    model["d"] = nn.Linear(6, 6).requires_grad_(False)
+    lampfast.prune(model, 0.5)
+    masks, frozen = masks_of(model), model["d"].weight.clone()
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], weight_decay=0.1)
+    kept = keep_zeros(model, optimizer)
+    assert list(kept.state_dict()) == ["a.weight", "c.weight", "d.weight"]
+    for _ in range(20):
+        optimizer.zero_grad()
+        model["b"](model["a"](torch.randn(3, 6))).square().sum().backward()  # c has no gradient
+        optimizer.step()
+        assert_zeros_kept(model, masks)
+    assert torch.equal(model["d"].weight, frozen)
+
+
+def test_a_layer_that_is_added_to_the_optimizer_later(model: nn.Sequential) -> None:
+    for p in model[4].parameters():
+        p.requires_grad_(False)
+    masks = masks_of(model)
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    keep_zeros(model, optimizer)
+    train(model, optimizer, range(3))
+    for p in model[4].parameters():
+        p.requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[4].parameters())})
+    train(model, optimizer, range(3))
+    assert_zeros_kept(model, masks)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(model: nn.Sequential) -> None:
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    kept = keep_zeros(model, optimizer)
+    train(model, optimizer, range(50))
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), kept.state_dict()], file)
+    train(model, optimizer, range(50, 100))
+
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    again = make_model()
+    other = AdamW(again.parameters(), lr=0.5)
+    resumed = keep_zeros(again, other)
+    again.load_state_dict(states[0])
+    other.load_state_dict(states[1])
+    resumed.load_state_dict(states[2])
+    train(again, other, range(50, 100))
+    assert_same_bits(again, model)
+
+
+def test_loading_masks_zeroes_what_they_do_not_keep(model: nn.Sequential) -> None:
+    state = keep_zeros(model, SGD(model.parameters())).state_dict()
+    masks = masks_of(model)
+    dense = make_model()
+    before = copy.deepcopy(dense)
+    keep_zeros(dense, SGD(dense.parameters())).load_state_dict(state)
+    masking(before, masks)()
+    assert_same_bits(dense, before)
+
+
+# --- a layer that moves, and one that is pruned again ---
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda model: model.to(memory_format=torch.channels_last),
+        lambda model: model.double(),
+        lambda model: model.bfloat16().float(),
+        lambda model: model.load_state_dict({k: v + 0 for k, v in model.state_dict().items()}),
+    ],
+    ids=["channels_last", "double", "back and forth", "load_state_dict"],
+)
+def test_the_masks_go_with_the_layers(
+    model: nn.Sequential, move: Callable[[nn.Module], Any]
+) -> None:
+    masks, state = masks_of(model), keep_zeros(model, SGD(model.parameters())).state_dict()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kept = keep_zeros(model, optimizer)
+    move(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert_zeros_kept(model, masks)
+    assert all(bool(model.get_parameter(name)[mask].ne(0).all()) for name, mask in masks.items())
+    assert all(torch.equal(kept.state_dict()[name], mask) for name, mask in state.items())
+
+
+def test_another_shape_is_an_error_until_updated(model: nn.Sequential) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kept = keep_zeros(model, optimizer)
+    model[0].weight.data.fill_(1.0)
+    model[4].weight.data = torch.ones(3, 5)
+    with refused(
+        ValueError,
+        "layer '4.weight' had shape (3, 7) when its zeros were recorded and has shape (3, 5) now",
+        "call update() or remove()",
+        keeps=[model[0].weight, model[4].weight],
+    ):
+        optimizer.step()
+    with refused(ValueError, "layer '4.weight' had shape (3, 7)", keeps=[]):
+        kept.state_dict()
+    lampfast.prune([torch.randn(9)], 3)  # nobody else is bothered
+    kept.update()
+    optimizer.step()
+    assert bool((model[4].weight == 1).all())
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda model: model,
+        lambda model: model.state_dict(),
+        lambda model: [model[3].weight],
+        lambda model: {"numpy": model[3].weight.detach().numpy()},
+        lambda model: [model[3].weight.data[:4]],
+    ],
+    ids=["module", "state_dict", "one layer", "numpy", "a part of a layer"],
+)
+def test_pruning_again(model: nn.Sequential, layers: Callable[[nn.Module], Any]) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keep_zeros(model, optimizer)
+    train(model, optimizer, range(5))
+    chosen = layers(model)
+    if isinstance(chosen, dict):
+        chosen = {k: v for k, v in chosen.items() if v.ndim > 1}
+    lampfast.prune(chosen, 0.95)
+    masks = masks_of(model)
+    train(model, optimizer, range(5))
+    assert_zeros_kept(model, masks)
+    assert all(bool(model.get_parameter(name)[mask].ne(0).all()) for name, mask in masks.items())
+
+
+def test_pruning_one_layer_records_no_other(model: nn.Sequential) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keep_zeros(model, optimizer)
+    with torch.no_grad():
+        model[0].weight.zero_()  # a moment, not a decision
+    lampfast.prune([model[4].weight], 0.9)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    optimizer.step()
+    assert int((model[0].weight != 0).sum()) > 0
+
+
+def test_update_follows_what_is_zero_now(model: nn.Sequential) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kept = keep_zeros(model, optimizer)
+    with torch.no_grad():
+        model[3].weight.copy_(torch.eye(7, 45))
+    kept.update()
+    train(model, optimizer, range(3))
+    assert int((model[3].weight != 0).sum()) == 7
+
+
+# --- what stays as it was ---
+
+
+def test_the_model_is_untouched(model: nn.Sequential) -> None:
+    names, before = list(model.state_dict()), copy.deepcopy(model)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keep_zeros(model, optimizer)
+    assert list(model.state_dict()) == names
+    twin = copy.deepcopy(model)
+    assert_same_bits(twin, before)
+    train(twin, SGD(twin.parameters(), lr=0.1), range(3))  # a copy is not kept
+    assert int((twin[4].weight != 0).sum()) == 21
+    copied = copy.deepcopy(optimizer)
+    assert not copied._optimizer_step_post_hooks
+
+
+def test_a_stale_backward_is_noticed(model: nn.Sequential) -> None:
+    optimizer = SGD(model.parameters(), lr=0.0)
+    keep_zeros(model, optimizer)
+    loss = loss_of(model, 0)
+    optimizer.step()  # no gradients: only the hook can have changed anything
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("what", ["model", "step"])
+def test_torch_compile(model: nn.Sequential, what: str) -> None:
+    masks = masks_of(model)
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    keep_zeros(model, optimizer)
+    run = torch.compile(model, backend="eager") if what == "model" else model
+    step = torch.compile(optimizer.step, backend="eager") if what == "step" else optimizer.step
+    for i in range(5):
+        optimizer.zero_grad()
+        loss_of(run, i).backward()  # type: ignore[no-untyped-call]
+        step()
+        assert_zeros_kept(model, masks)
+    assert all(bool(model.get_parameter(name)[mask].ne(0).all()) for name, mask in masks.items())
+
+
+# --- the end of it ---
+
+
+def test_removed_it_keeps_nothing_and_holds_nothing() -> None:
+    model = make_model()  # which a fixture would hold
+    lampfast.prune(model, 0.8)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kept = keep_zeros(model, optimizer)
+    kept.remove()
+    kept.remove()
+    assert not optimizer._optimizer_step_post_hooks
+    train(model, optimizer, range(3))
+    assert int((model[4].weight != 0).sum()) == 21
+    for call in (kept.update, kept.state_dict, lambda: kept.load_state_dict({})):
+        with pytest.raises(RuntimeError, match="this handle was removed; call"):
+            call()
+    gone = weakref.ref(model[4].weight)
+    del model, optimizer, call
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_context(model: nn.Sequential) -> None:
+    masks = masks_of(model)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with keep_zeros(model, optimizer) as kept:
+        assert isinstance(kept, KeptZeros)
+        train(model, optimizer, range(3))
+        assert_zeros_kept(model, masks)
+    train(model, optimizer, range(3))
+    assert int((model[4].weight != 0).sum()) == 21
+
+
+def test_nothing_is_kept_alive_but_by_the_optimizers() -> None:
+    model = make_model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    listeners = len(_changes._listeners)
+    keep_zeros(model, optimizer)
+    assert len(_changes._listeners) == listeners + 1
+    weight, trainer = weakref.ref(model[4].weight), weakref.ref(optimizer)
+    gc.collect()
+    gc.disable()
+    try:
+        del model, optimizer
+        assert weight() is None  # at once: there is no cycle
+        assert trainer() is None
+    finally:
+        gc.enable()
+    assert len(_changes._listeners) == listeners
+
+
+def test_it_says_what_it_keeps(model: nn.Sequential) -> None:
+    kept = keep_zeros(model, SGD(model.parameters()))
+    assert repr(kept) == "KeptZeros(numel=426, layers=3)"
+
+
+# --- errors, after which nothing is registered ---
+
+
+def _refuse(error: type[Exception], words: str, model: Any, optimizers: Any, **choice: Any) -> None:
+    given = optimizers if isinstance(optimizers, list) else [optimizers]
+    listeners = len(_changes._listeners)
+    with pytest.raises(error) as caught:
+        keep_zeros(model, optimizers, **choice)
+    assert words in str(caught.value)
+    hooked = [one for one in given if getattr(one, "_optimizer_step_post_hooks", None)]
+    assert not hooked
+    assert len(_changes._listeners) == listeners
+
+
+def test_optimizers_of_another_model(model: nn.Sequential) -> None:
+    ours, other = SGD(model.parameters()), SGD(nn.Linear(2, 2).parameters())
+    _refuse(ValueError, "SGD at position 0 of optimizers has none of the layers", model, other)
+    _refuse(ValueError, "SGD at position 1 of optimizers has none", model, [ours, other])
+    _refuse(ValueError, "at position 0 of optimizers has none", {}, ours)
+
+
+def test_a_trained_layer_without_an_optimizer(model: nn.Sequential) -> None:
+    part = SGD(model[0].parameters())
+    words = "layer '3.weight' requires a gradient but is in none of the optimizers"
+    _refuse(ValueError, words, model, part)
+    _refuse(ValueError, "pass all optimizers as a list, leave it out with exclude=", model, part)
+    keep_zeros(model, part, exclude=["3.*", "4.*"]).remove()
+    model[3:].requires_grad_(False)
+    keep_zeros(model, part).remove()
+
+
+class _Wrapper(Optimizer):
+    """Wraps another one without being set up as an optimizer itself, as accelerate's does."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.param_groups = inner.param_groups
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*")
+def test_what_is_no_optimizer(model: nn.Sequential) -> None:
+    ours = SGD(model.parameters())
+    _refuse(TypeError, "optimizers is a Sequential; pass the torch.optim.Optimizer", model, model)
+    _refuse(TypeError, "optimizers is a NoneType", model, None)
+    _refuse(TypeError, "optimizers is a str", model, "adam")
+    _refuse(TypeError, "optimizers has a Linear at position 1", model, [ours, nn.Linear(2, 2)])
+    _refuse(ValueError, "optimizers is empty", model, [])
+    _refuse(TypeError, "_Wrapper calls no step hooks", model, _Wrapper(ours))
+
+
+def test_layers_that_are_not_trained_by_torch(model: nn.Sequential) -> None:
+    ours = SGD(model.parameters())
+    arrays = {"a": np.ones(3, np.float32)}
+    _refuse(TypeError, "layer 'a' is a numpy array, which no optimizer trains", arrays, ours)
+    _refuse(TypeError, "layer '0' has dtype torch.int64", [torch.ones(3, dtype=torch.int64)], ours)
+    _refuse(ValueError, "include='x.*' matches no name", model, ours, include="x.*")
+
+
+def test_a_state_of_other_layers(model: nn.Sequential) -> None:
+    optimizer = SGD(model.parameters())
+    kept = keep_zeros(model, optimizer)
+    state = kept.state_dict()
+    weights = list(model.parameters())
+    bad: list[tuple[type[Exception], str, Any]] = [
+        (TypeError, "state is a list", [state]),
+        (
+            ValueError,
+            "(missing: ['0.weight'], unknown: [])",
+            {k: state[k] for k in list(state)[1:]},
+        ),
+        (ValueError, "unknown: ['x']", state | {"x": state["0.weight"]}),
+        (
+            TypeError,
+            "state of layer '0.weight' is torch.bool",
+            state | {"0.weight": torch.ones(12) > 0},
+        ),
+        (TypeError, "state of layer '0.weight' is list, not", state | {"0.weight": [1]}),
+        (
+            ValueError,
+            "state of layer '4.weight' has shape (2,), but 3 bytes are needed for its 21 weights",
+            state | {"4.weight": torch.zeros(2, dtype=torch.uint8)},
+        ),
+    ]
+    for error, words, wrong in bad:
+        with refused(error, words, keeps=weights):
+            kept.load_state_dict(wrong)
+    assert all(torch.equal(kept.state_dict()[name], mask) for name, mask in state.items())
+
+
+def test_an_optimizer_that_is_given_twice(model: nn.Sequential) -> None:
+    optimizer = SGD(model.parameters())
+    keep_zeros(model, [optimizer, optimizer])
+    assert len(optimizer._optimizer_step_post_hooks) == 1
