@@ -1,0 +1,233 @@
+"""Pruning on a schedule while a model trains."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import isclose
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lampfast import _arguments, _replicas, parameters
+from lampfast._report import Report
+from lampfast.parameters import Model, Patterns
+from lampfast.pruning import masks, prune, report
+from lampfast.schedules import Schedule
+from lampfast.zeros import keep_zeros
+
+
+class Pruner:
+    """Prunes a model to a schedule while it trains, and keeps its zeros zero in between.
+
+    Example:
+        >>> import lampfast, torch
+        >>> model = torch.nn.Linear(10, 10)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> pruner = lampfast.Pruner(model, optimizer, lampfast.schedules.cubic(0.9, 80), every=20)
+        >>> for step in range(100):
+        ...     model(torch.randn(8, 10)).square().mean().backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        ...     optimizer.zero_grad()
+        >>> [(step, round(sparsity, 2)) for step, sparsity in pruner.history]
+        [(20, 0.52), (40, 0.79), (60, 0.89), (80, 0.9)]
+        >>> pruner.report
+        Report(numel=100, kept=10, sparsity=0.9000, layers=1)
+
+    Call `step` once after every `optimizer.step()`: where gradients are accumulated that is once
+    per accumulated batch, with several optimizers once after all of them. A step that a
+    GradScaler skips counts. Schedulers of learning rates may step before or after.
+
+    Where torch.distributed runs several ranks, all of them make a Pruner of the same model and
+    step it together. Before each pruning they compare their masks, and raise an error instead if
+    replicas have diverged; a schedule has to give all of them the same.
+
+    What is zero when the Pruner is made is kept at zero from then on, as by `keep_zeros`.
+
+    Args:
+        model: As for `lampfast.prune`.
+        optimizers: The optimizer that trains the layers, or a sequence of several.
+        schedule: Gives the sparsity, a fraction 0.0 to 1.0, for the number of steps done, counted
+            from 1: one of `lampfast.schedules`, or any callable that never goes down. An int is
+            no count of weights here: 0 is 0.0 and 1 is 1.0.
+        every: How many steps lie between one look at the schedule and the next. The model is
+            pruned where the schedule is higher than it was at the last pruning.
+        method: As for `lampfast.prune`.
+        include: As for `lampfast.prune`.
+        exclude: As for `lampfast.prune`.
+        process_group: The ranks that hold replicas of the model; None for all ranks.
+
+    Raises:
+        TypeError: As for `lampfast.prune`; or another argument has a type that it cannot have.
+        ValueError: As for `lampfast.prune`; `every` is below 1; or a layer belongs to none of the
+            optimizers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizers: Optimizer | Sequence[Optimizer],
+        schedule: Schedule,
+        *,
+        every: int = 1,
+        method: str = "lamp",
+        include: Patterns = None,
+        exclude: Patterns = None,
+        process_group: _replicas.Group = None,
+    ) -> None:
+        if not callable(schedule):
+            raise TypeError(
+                f"schedule is a {type(schedule).__name__}; pass a callable from a step to a "
+                "sparsity, such as lampfast.schedules.constant(0.9)"
+            )
+        self._schedule = schedule
+        self._every = _arguments.integer("every", every, least=1)
+        self._model, self._group = model, process_group
+        self._choice: dict[str, Any] = {"include": include, "exclude": exclude}
+        self._method: dict[str, Any] = {} if method == "lamp" else {"method": method}
+        self._layers: dict[str, Any] = parameters.named(model, **self._choice)
+        self._shapes = {name: layer.shape for name, layer in self._layers.items()}
+        self._step = 0
+        self._history: list[tuple[int, float]] = []
+        self._report: Report | None = None
+        self._warn_of_empty_layers()
+        self._zeros = keep_zeros(model, optimizers, **self._choice)
+        self._removed = False
+
+    @property
+    def report(self) -> Report:
+        """What the last pruning left; before this Pruner's first, what there is now."""
+        return report(self._model, **self._choice) if self._report is None else self._report
+
+    @property
+    def history(self) -> list[tuple[int, float]]:
+        """The prunings: after which step, and to which sparsity."""
+        return list(self._history)
+
+    def step(self) -> None:
+        """Count one optimizer step; prune if it is time.
+
+        Raises:
+            TypeError: The schedule gives something other than a number.
+            ValueError: The schedule goes down or leaves 0.0 to 1.0; a weight is NaN or infinite;
+                or the model has other layers than it had. The step is not counted, and no weight
+                is changed.
+            RuntimeError: Replicas have diverged, or another rank could not prune: no rank has
+                changed a weight. Or this Pruner was removed.
+        """
+        if self._removed:
+            raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
+        step = self._step + 1
+        if step % self._every == 0:
+            sparsity = self._scheduled(step)
+            if sparsity > self._last_sparsity():
+                self._report = self._prune(step, sparsity)
+                self._history.append((step, sparsity))
+        self._step = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the model's and the optimizers' states.
+
+        Returns:
+            Numbers and packed masks (a bit per weight), which `torch.load` takes with
+            weights_only=True: a run that is resumed goes on as if it had not been interrupted.
+            The schedule and the other arguments are the program's, and are not in it.
+        """
+        history = [list(pruning) for pruning in self._history]
+        return {"step": self._step, "history": history, "zeros": self._zeros.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a saved Pruner stopped; the weights are the model's state to load.
+
+        Args:
+            state: What `state_dict` gave, of a Pruner of the same layers.
+
+        Raises:
+            ValueError: It is not that; nothing is changed.
+        """
+        if not isinstance(state, Mapping) or state.keys() != {"step", "history", "zeros"}:
+            raise ValueError(
+                "this is not the state of a Pruner, which has the keys step, history and zeros"
+            )
+        step = _arguments.integer("the state's step", state["step"], least=0)
+        history = [(int(at), float(sparsity)) for at, sparsity in state["history"]]
+        self._zeros.load_state_dict(state["zeros"])
+        self._step, self._history, self._report = step, history, None
+
+    def remove(self) -> None:
+        """Prune no more and let the zeros go; the model stays as it is."""
+        self._zeros.remove()
+        self._removed = True
+
+    def __enter__(self) -> "Pruner":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def _last_sparsity(self) -> float:
+        return self._history[-1][1] if self._history else 0.0
+
+    def _scheduled(self, step: int) -> float:
+        """What the schedule asks for at a step."""
+        sparsity = _arguments.fraction(f"schedule({step})", self._schedule(step))
+        last = self._last_sparsity()
+        # A formula's rounding is no change of mind.
+        if sparsity < last and not isclose(sparsity, last):
+            raise ValueError(
+                f"schedule({step}) is {sparsity}, below the {last} that the model was pruned to "
+                f"after step {self._history[-1][0]}; what is pruned stays pruned, so pass a "
+                "schedule that never goes down"
+            )
+        return sparsity
+
+    def _prune(self, step: int, sparsity: float) -> Report:
+        if _replicas.exist(self._group):
+            when = f"to sparsity {sparsity} after step {step}"
+            place = next(iter(self._layers.values()))
+            _replicas.check(when, partial(self._masks, sparsity), self._group, place)
+        self._check_layers()
+        result = prune(self._model, sparsity, **self._method, **self._choice)
+        self._zeros.update()
+        return result
+
+    def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
+        self._check_layers()
+        return masks(self._model, sparsity, **self._method, **self._choice)
+
+    def _check_layers(self) -> None:
+        """Check that the layers are those that the optimizers train and whose zeros are kept."""
+        layers: dict[str, Any] = parameters.named(self._model, **self._choice)
+        for name in self._layers | layers:
+            if name not in layers:
+                change = "is gone"
+            elif name not in self._layers:
+                change = "is new"
+            elif layers[name] is not self._layers[name]:
+                change = "was replaced by another tensor"
+            elif layers[name].shape != self._shapes[name]:
+                shapes = tuple(self._shapes[name]), tuple(layers[name].shape)
+                change = "changed its shape from {} to {}".format(*shapes)
+            else:
+                continue
+            raise ValueError(
+                f"layer {name!r} {change} since the Pruner was made; remove() it, and make a new "
+                "one of the model and of an optimizer that trains it as it is now"
+            )
+
+    def _warn_of_empty_layers(self) -> None:
+        for layer in self.report.layers:
+            if layer.numel and not layer.kept:
+                warnings.warn(
+                    f"layer {layer.name!r} is zero throughout and will stay so, since a Pruner "
+                    "keeps what is zero when it is made; if it is to be trained, make the Pruner "
+                    "after the first optimizer step, or leave it out with exclude=",
+                    stacklevel=3,
+                )
