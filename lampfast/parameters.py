@@ -182,11 +182,11 @@ def _chosen(
     if isinstance(model, nn.Module):
         every = dict(model.named_parameters(remove_duplicate=False))
     if include is not None:
-        matched = _matching("include", include, every)
+        matched = matching("include", include, every)
         layers = {name: layer for name, layer in every.items() if name in matched}
     if exclude is not None:
         every = {**every, **layers}
-        matched = _matching("exclude", exclude, every)
+        matched = matching("exclude", exclude, every)
         out = {id(every[name]) for name in matched}
         layers = {name: layer for name, layer in layers.items() if id(layer) not in out}
     if not layers:
@@ -194,7 +194,7 @@ def _chosen(
     return layers
 
 
-def _matching(argument: str, patterns: str | Sequence[str], names: Collection[str]) -> set[str]:
+def matching(argument: str, patterns: str | Sequence[str], names: Collection[str]) -> set[str]:
     """The names that match one of the patterns; every pattern has to match."""
     if isinstance(patterns, str):
         patterns = [patterns]

@@ -1,0 +1,148 @@
+"""Rewinding: the weights that remain take the values that they had before."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lampfast import parameters, views
+from lampfast._report import Report
+from lampfast.parameters import Patterns
+from lampfast.pruning import report
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+
+
+def rewind(
+    model: nn.Module,
+    saved_state: Mapping[str, Any],
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    leave: Patterns = None,
+) -> Report:
+    """Put saved values back into a pruned model, in place; zeros of its layers stay.
+
+    The rest of the state, biases, normalisation, buffers and what is no layer, is put back as it
+    was saved. If anything is wrong, nothing changes.
+
+    Example:
+        >>> import copy, lampfast, torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> _ = model.load_state_dict(
+        ...     {"weight": torch.tensor([[1.0, 2.0, 3.0]]), "bias": torch.tensor([0.5])}
+        ... )
+        >>> saved = copy.deepcopy(model.state_dict())
+        >>> with torch.no_grad():  # training
+        ...     _ = model.weight.mul_(torch.tensor([3.0, 2.0, 1.0])), model.bias.add_(1.0)
+        >>> _ = lampfast.prune(model, 2)
+        >>> lampfast.rewind(model, saved)
+        Report(numel=3, kept=1, sparsity=0.6667, layers=1)
+        >>> model.weight.tolist(), model.bias.tolist()
+        ([[0.0, 2.0, 0.0]], [0.5])
+
+    An optimizer's state is its own: make a new optimizer, or load what was saved of it.
+
+    Args:
+        model: A module.
+        saved_state: A copy of its state_dict, from any device and in any dtypes, which are
+            converted to the model's.
+        include: As for `lampfast.prune`: the layers, whose zeros stay.
+        exclude: As for `lampfast.prune`; these are put back whole.
+        leave: Glob pattern or patterns over the names of the model's state_dict: these are left as
+            they are now, for example `leave="*.running_*"`.
+
+    Returns:
+        What there is now, as from `lampfast.report`. A weight that was saved as zero counts as
+        pruned, as does one that training brought to exactly zero: they cannot be told apart.
+
+    Raises:
+        TypeError: As for `lampfast.prune`; or the model is no module, or the state no mapping of
+            names to tensors.
+        ValueError: As for `lampfast.prune`; names or shapes in the state are not those of the
+            model, its tensors are the model's own, or a value for a layer is NaN or infinite. The
+            layers may have such values now.
+
+    Source:
+        Renda, Frankle, Carbin: Comparing rewinding and fine-tuning in neural network pruning, ICLR
+        2020, arXiv 2003.02389.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    layers = views.layers(parameters.named(model, include, exclude), write=True)
+    state = model.state_dict(keep_vars=True)
+    left = _left(state, leave)
+    _check_fits(state, saved_state, left)
+    places = {_place(layer.weight): layer.name for layer in layers}
+    for place in places.keys() - set(map(_place, state.values())):
+        raise ValueError(
+            f"layer {places[place]!r} is not in the model's state_dict, so it cannot be rewound; "
+            "leave it out with exclude="
+        )
+    for name in [name for name in state if name not in left]:
+        now, saved = state[name], saved_state[name]
+        # By place, for a layer may have other names, as a decoder that is tied to an embedding.
+        state[name] = _remaining(name, now, saved) if _place(now) in places else saved
+    model.load_state_dict(state)
+    return report(model, include=include, exclude=exclude)
+
+
+def _left(state: Mapping[str, Any], leave: Patterns) -> set[str]:
+    """The names whose values stay: those that match, and other names of the same tensors."""
+    if leave is None:
+        return set()
+    places = {_place(state[name]) for name in parameters.matching("leave", leave, state)}
+    return {name for name, value in state.items() if _place(value) in places}
+
+
+def _place(value: object) -> object:
+    """What tensors that are tied have in common."""
+    if isinstance(value, torch.Tensor):
+        return value.device, value.data_ptr()
+    return id(value)
+
+
+def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: set[str]) -> None:
+    """Check that a saved state has what the model's state needs, and nothing else."""
+    if not isinstance(saved_state, Mapping):
+        raise TypeError(
+            f"saved_state is a {type(saved_state).__name__}; pass a copy of model.state_dict()"
+        )
+    problems = [f"{name!r} is missing" for name in state if name not in {*saved_state, *left}]
+    problems += [f"{name!r} is unexpected" for name in saved_state if name not in state]
+    for name in [name for name in state if name in saved_state and name not in left]:
+        now, saved = state[name], saved_state[name]
+        if not isinstance(now, torch.Tensor):
+            continue
+        if not isinstance(saved, torch.Tensor) or saved.is_meta:
+            kind = type(saved).__name__ if not isinstance(saved, torch.Tensor) else "meta tensor"
+            raise TypeError(f"{name!r} in saved_state is a {kind}; pass a tensor with its values")
+        if saved.shape != now.shape:
+            problems.append(f"{name!r} has shape {tuple(saved.shape)}, not {tuple(now.shape)}")
+        elif now.numel() and _place(saved) == _place(now):
+            raise ValueError(
+                f"{name!r} in saved_state is the model's own tensor, which holds what it holds "
+                "now; save a copy beforehand: copy.deepcopy(model.state_dict())"
+            )
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"saved_state does not fit the model: {', '.join(problems[:5])}{more}; pass a state of "
+            "this very model (of one that another module wraps, take the wrapped module for both)"
+        )
+
+
+def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+    """A layer's saved values where it is not zero now."""
+    values = saved.detach().to(layer.device, layer.dtype)
+    # Bits, because a processor may take subnormals for zeros, and float8 has no comparisons.
+    bits = _BITS[layer.itemsize]
+    now = layer.detach().view(bits)
+    remaining = torch.where(now << 1 != 0, values.view(bits), now).view(layer.dtype)
+    if not (remaining.float() if layer.itemsize == 1 else remaining).isfinite().all():
+        raise ValueError(
+            f"layer {name!r} has NaN or infinite values in saved_state, or such that are infinite "
+            f"in {layer.dtype}; pass a state from before they came"
+        )
+    return remaining
