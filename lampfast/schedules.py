@@ -97,8 +97,8 @@ class _Ramp:
             return 0.0
         left = max(0, self.start + self.steps - step) / self.steps
         sparsity = self.final + (self.initial - self.final) * self._easing(left)
-        # Rounding goes past neither end.
-        return float(min(self.final, max(self.initial, sparsity)))
+        # Rounding neither misses an end nor goes past it.
+        return float(self.initial if left == 1 else min(self.final, max(self.initial, sparsity)))
 
     def _easing(self, left: float) -> float:
         """How much of the way is still to go, when this share of the steps is left."""
