@@ -152,7 +152,10 @@ class Pruner:
                 "this is not the state of a Pruner, which has the keys step, history and zeros"
             )
         step = _arguments.integer("the state's step", state["step"], least=0)
-        history = [(int(at), float(sparsity)) for at, sparsity in state["history"]]
+        history = [
+            (int(at), _arguments.fraction("a sparsity in the state's history", sparsity))
+            for at, sparsity in state["history"]
+        ]
         self._zeros.load_state_dict(state["zeros"])
         self._step, self._history, self._report = step, history, None
 
