@@ -1,27 +1,29 @@
 """Whether all replicas of a model would prune alike, asked before any of them is changed."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import distributed
 
 Group: TypeAlias = "distributed.ProcessGroup | None"
+T = TypeVar("T")
 
 
-class _Proposal(NamedTuple):
+class _Answer(NamedTuple):
     """What one rank would do.
 
     Attributes:
         when: At which step, to which sparsity.
-        digests: By layer name, of the mask.
+        masks: Their digests, by layer name.
         error: Why it cannot, if so.
     """
 
     when: str
-    digests: dict[str, bytes]
+    masks: dict[str, bytes]
     error: str | None
 
 
@@ -35,66 +37,78 @@ def exist(group: Group) -> bool:
 def check(
     when: str,
     masks: Callable[[], Mapping[str, torch.Tensor]],
+    layers: Mapping[str, torch.Tensor],
     group: Group,
-    place: torch.Tensor,
 ) -> None:
-    """Compare masks over the ranks of a group, by digests in one small exchange.
+    """Compare the ranks' masks, by digests in one small exchange.
 
     Args:
         when: At which step, to which sparsity: what the ranks have to agree on too.
         masks: Gives the masks of this rank; may raise.
+        layers: What the masks are of.
         group: The ranks that call this, None for all.
-        place: A tensor on the device that this rank exchanges from.
 
     Raises:
-        RuntimeError: On all ranks, if their answers differ, or on the others, if one raised.
+        RuntimeError: On all ranks, if their answers differ; on the others, if one rank raised.
         Exception: What `masks` raised.
     """
     error: Exception | None = None
     try:
-        own = _Proposal(when, {name: _digest(mask) for name, mask in masks().items()}, None)
+        own = _Answer(
+            when, {name: _digest(np.packbits(_array(m))) for name, m in masks().items()}, None
+        )
     except Exception as raised:  # the others wait for this rank's answer, whatever it is
-        error, own = raised, _Proposal(when, {}, f"{type(raised).__name__}: {raised}")
-    ranks = distributed.get_process_group_ranks(group or distributed.group.WORLD)
-    gathered: list[_Proposal] = [own] * len(ranks)
-    with torch.cuda.device_of(place):
-        distributed.all_gather_object(gathered, own, group)
+        error, own = raised, _Answer(when, {}, f"{type(raised).__name__}: {raised}")
+    answers = _exchanged(own, layers, group)
     if error:
         raise error
-    proposals = dict(zip(ranks, gathered, strict=True))
-    for rank, proposal in proposals.items():
-        if proposal.error:
+    for rank, answer in answers.items():
+        if answer.error:
             raise RuntimeError(
-                f"rank {rank} cannot prune, so no rank has pruned ({when}): {proposal.error}"
+                f"rank {rank} cannot prune, so no rank has pruned ({when}): {answer.error}"
             )
-    if any(proposal != own for proposal in gathered):
-        raise RuntimeError(_difference(proposals))
+    if any(answer != own for answer in answers.values()):
+        weights = {name: _digest(_array(layer)) for name, layer in layers.items()}
+        raise RuntimeError(_difference(answers, _exchanged(weights, layers, group)))
 
 
-def _digest(mask: torch.Tensor) -> bytes:
-    return hashlib.blake2b(np.packbits(mask.cpu().numpy()).tobytes(), digest_size=16).digest()
+def _exchanged(own: T, layers: Mapping[str, torch.Tensor], group: Group) -> dict[int, T]:
+    """What every rank has, by rank."""
+    ranks = distributed.get_process_group_ranks(group or distributed.group.WORLD)
+    gathered = [own] * len(ranks)
+    # Some backends exchange from the current device, which need not be that of the replica.
+    with torch.cuda.device_of(next(iter(layers.values()))):
+        distributed.all_gather_object(gathered, own, group)
+    return dict(zip(ranks, gathered, strict=True))
 
 
-def _difference(proposals: Mapping[int, _Proposal]) -> str:
-    """Which ranks differ from most others, and where first."""
-    everyone = list(proposals.values())
-    usual = max(everyone, key=everyone.count)  # of equally many, that of the lowest rank
-    odd = [rank for rank, proposal in proposals.items() if proposal != usual]
-    other = proposals[odd[0]]
-    if other.when != usual.when:
-        where = f"rank {odd[0]} prunes {other.when}, the others {usual.when}"
+def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Its bytes, in an order that is the same for all memory formats."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _digest(array: npt.NDArray[Any]) -> bytes:
+    return hashlib.blake2b(memoryview(array), digest_size=16).digest()
+
+
+def _difference(answers: Mapping[int, _Answer], weights: Mapping[int, dict[str, bytes]]) -> str:
+    """Which ranks differ from most others, and in what."""
+    everyone = list(answers.values())
+    usual = max(answers, key=lambda rank: everyone.count(answers[rank]))  # the lowest, if equal
+    odd = [rank for rank in answers if answers[rank] != answers[usual]]
+    mine, others = weights[odd[0]], weights[usual]
+    differing = [name for name in others | mine if mine.get(name) != others.get(name)]
+    if answers[odd[0]].when != answers[usual].when:
+        where = f"rank {odd[0]} prunes {answers[odd[0]].when}, the others {answers[usual].when}"
+    elif differing:
+        where = f"{answers[usual].when}, layer {differing[0]!r} is the first whose weights differ"
     else:
-        names = [*usual.digests, *other.digests]
-        differing = (n for n in names if usual.digests.get(n) != other.digests.get(n))
-        where = f"{usual.when}, layer {next(differing)!r} is the first whose masks differ"
+        where = f"{answers[usual].when}, by another method, for their weights are the same"
+    more = ", …" if len(odd) > 8 else ""
     return (
-        f"replicas have diverged: {_listed(odd)} of {len(proposals)} would prune other weights "
-        f"than the rest ({where}), so no rank has pruned. Replicas hold the same weights: start "
-        "all ranks from one state, train them through DistributedDataParallel, and step their "
-        "Pruners together. Ranks with models of their own need a process_group of their own"
+        f"replicas have diverged: rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd[:8]))}{more} "
+        f"of {len(answers)} would prune other weights than the rest ({where}), so no rank has "
+        "pruned. Replicas hold the same weights: start all ranks from one state, train them "
+        "through DistributedDataParallel, and step their Pruners together. Ranks with models of "
+        "their own need a process_group of their own"
     )
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    more = ", …" if len(ranks) > 8 else ""
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}{more}"

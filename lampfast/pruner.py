@@ -194,8 +194,7 @@ class Pruner:
     def _prune(self, step: int, sparsity: float) -> Report:
         if _replicas.exist(self._group):
             when = f"to sparsity {sparsity} after step {step}"
-            place = next(iter(self._layers.values()))
-            _replicas.check(when, partial(self._masks, sparsity), self._group, place)
+            _replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
         result = prune(self._model, sparsity, **self._method, **self._choice)
         self._zeros.update()

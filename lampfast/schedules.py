@@ -95,13 +95,13 @@ class _Ramp:
         """The sparsity at a step."""
         if step < self.start:
             return 0.0
-        left = max(0, self.start + self.steps - step) / self.steps
-        sparsity = self.final + (self.initial - self.final) * self._easing(left)
-        # Rounding neither misses an end nor goes past it.
-        return float(self.initial if left == 1 else min(self.final, max(self.initial, sparsity)))
+        done = min(1.0, (step - self.start) / self.steps)
+        sparsity = self.initial + (self.final - self.initial) * self._easing(done)
+        # Rounding neither misses the end nor goes past it.
+        return float(self.final if done == 1 else min(self.final, sparsity))
 
-    def _easing(self, left: float) -> float:
-        """How much of the way is still to go, when this share of the steps is left."""
+    def _easing(self, done: float) -> float:
+        """How much of the way is behind, after this share of the steps."""
         raise NotImplementedError
 
 
@@ -132,8 +132,9 @@ class cubic(_Ramp):
         compression, 2017, arXiv 1710.01878, equation 1.
     """
 
-    def _easing(self, left: float) -> float:
-        return left * left * left  # unlike a power, never rounds upwards along the way
+    def _easing(self, done: float) -> float:
+        left = 1 - done
+        return 1 - left * left * left  # not left**3, whose rounding might go down and up
 
 
 class linear(_Ramp):
@@ -159,8 +160,8 @@ class linear(_Ramp):
         ValueError: As for `cubic`.
     """
 
-    def _easing(self, left: float) -> float:
-        return left
+    def _easing(self, done: float) -> float:
+        return done
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""One rank of a run of test_replicas: trains a replica under DDP, and says what came of it.
+
+Usage: replicas.py FOLDER RANK RANKS
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import lampfast
+from lampfast import Pruner
+from lampfast.schedules import linear
+
+NAN = float("nan")
+
+
+def _digest(model: nn.Module) -> str:
+    weights = (value.numpy().tobytes() for value in model.state_dict().values())
+    return sha256(b"".join(weights)).hexdigest()
+
+
+class _Run:
+    """A model under DDP, and a Pruner of it."""
+
+    def __init__(self, rank: int, group: distributed.ProcessGroup | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.rank = rank
+        self.replica = DistributedDataParallel(self.model)
+        self.optimizer = torch.optim.AdamW(self.replica.parameters(), 0.01)
+        self.pruner = Pruner(
+            self.replica, self.optimizer, linear(0.8, 8), every=2, process_group=group
+        )
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            data = torch.randn(4, 6, generator=torch.Generator().manual_seed(self.rank))
+            self.optimizer.zero_grad()
+            self.replica(data).square().mean().backward()
+            self.optimizer.step()
+            self.pruner.step()
+
+    def attempt(self) -> dict[str, object]:
+        """What one step of the Pruner alone does."""
+        before, state = _digest(self.model), str(self.pruner.state_dict())
+        error = None
+        try:
+            self.pruner.step()
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        unchanged = before == _digest(self.model) and state == str(self.pruner.state_dict())
+        return {"error": error, "unchanged": unchanged}
+
+
+def agreeing(rank: int) -> dict[str, object]:
+    run = _Run(rank)
+    digests = []
+    for _ in range(10):
+        run.train(1)
+        digests.append(_digest(run.model))
+    history = run.pruner.history
+    kept = lampfast.report(run.model).kept
+    return {"digests": digests, "history": history, "kept": kept, "report": run.pruner.report.kept}
+
+
+def _attempt(change: Callable[[_Run], None]) -> Callable[[int], dict[str, object]]:
+    """A run that is changed, each rank in its way, before a step that prunes."""
+
+    def run(rank: int) -> dict[str, object]:
+        run = _Run(rank)
+        run.train(3)
+        before = run.model.state_dict()["2.weight"].clone()
+        change(run)
+        result = run.attempt()
+        with torch.no_grad():
+            run.model.get_parameter("2.weight").copy_(before)
+        return {**result, "again": run.attempt()}
+
+    return run
+
+
+def _diverge(run: _Run) -> None:
+    if run.rank == 1:
+        run.model.get_parameter("2.weight").data.neg_().reciprocal_().nan_to_num_(0, 0, 0)
+
+
+def _nan_on_one(run: _Run) -> None:
+    if run.rank == 1:
+        run.model.get_parameter("2.weight").data[0, 0] = NAN
+
+
+def _nan_on_all(run: _Run) -> None:
+    run.model.get_parameter("2.weight").data[0, run.rank] = NAN
+
+
+def other_schedule(rank: int) -> dict[str, object]:
+    run = _Run(rank)
+    run.pruner._schedule = linear(0.8, 8 + rank)
+    run.train(1)
+    return run.attempt()
+
+
+def apart(rank: int) -> dict[str, object]:
+    """Models of their own, in groups of one rank."""
+    groups = [distributed.new_group([other]) for other in range(distributed.get_world_size())]
+    run = _Run(rank, groups[rank])
+    run.train(3)
+    _diverge(run)
+    return run.attempt()
+
+
+RUNS: dict[str, Callable[[int], dict[str, object]]] = {
+    "agreeing": agreeing,
+    "diverged": _attempt(_diverge),
+    "nan on one": _attempt(_nan_on_one),
+    "nan on all": _attempt(_nan_on_all),
+    "other schedule": other_schedule,
+    "apart": apart,
+}
+
+
+def main(folder: Path, rank: int, ranks: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=(folder / "meeting").as_uri(),
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=60),
+    )
+    results = {name: run(rank) for name, run in RUNS.items()}
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,0 +1,112 @@
+"""Replicas under DDP, in two real processes: pruned alike, or on no rank at all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+import lampfast
+
+RANKS = 2
+pytestmark = pytest.mark.skipif(
+    not (distributed.is_available() and distributed.is_gloo_available()), reason="needs gloo"
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What each rank says of each run in replicas.py."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).with_name("replicas.py")
+    processes = [
+        subprocess.Popen([sys.executable, script, folder, str(rank), str(RANKS)])
+        for rank in range(RANKS)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * RANKS
+    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    return {name: [result[name] for result in results] for name in results[0]}
+
+
+def test_replicas_are_pruned_alike(runs: dict[str, list[Any]]) -> None:
+    first, *others = runs["agreeing"]
+    assert others == [first]
+    assert first["history"] == [
+        [2, pytest.approx(0.2)],
+        [4, 0.4],
+        [6, pytest.approx(0.6)],
+        [8, 0.8],
+    ]
+    assert first["kept"] == first["report"] == 72 - round(0.8 * 72)
+    assert len(set(first["digests"])) == 10
+
+
+def test_diverged_replicas_raise_the_same_error_everywhere(runs: dict[str, list[Any]]) -> None:
+    first, *others = runs["diverged"]
+    assert others == [first]
+    assert first["unchanged"]
+    words = (
+        "RuntimeError",
+        "diverged",
+        "rank 1 of 2",
+        "after step 4",
+        "'module.2.weight'",
+        "one state",
+    )
+    for word in words:
+        assert word in first["error"]
+    assert first["again"] == {"error": None, "unchanged": False}, "repaired, the step is the fourth"
+
+
+def test_a_rank_that_cannot_prune_stops_the_others(runs: dict[str, list[Any]]) -> None:
+    well, failing = runs["nan on one"]
+    assert failing["error"].startswith("ValueError: layer 'module.2.weight' has nan")
+    assert well["error"].startswith("RuntimeError: rank 1 cannot prune, so no rank has pruned")
+    assert failing["error"] in well["error"]
+    for rank in (well, failing):
+        assert rank["unchanged"]
+        assert rank["again"] == {"error": None, "unchanged": False}
+
+
+def test_ranks_that_all_cannot_prune_say_so_themselves(runs: dict[str, list[Any]]) -> None:
+    for rank, result in enumerate(runs["nan on all"]):
+        assert result["error"].startswith("ValueError: layer 'module.2.weight' has nan")
+        assert f"(0, {rank})" in result["error"]
+        assert result["unchanged"]
+
+
+def test_ranks_whose_schedules_differ(runs: dict[str, list[Any]]) -> None:
+    first, *others = runs["other schedule"]
+    assert others == [first]
+    assert first["unchanged"]
+    for word in ("rank 1", "to sparsity 0.2", "to sparsity 0.17", "after step 2"):
+        assert word in first["error"]
+
+
+def test_a_group_of_ones_own_is_not_compared(runs: dict[str, list[Any]]) -> None:
+    for result in runs["apart"]:
+        assert result == {"error": None, "unchanged": False}
+
+
+def test_a_single_process_exchanges_nothing(tmp_path: Path) -> None:
+    """A group of one rank needs no answer from others."""
+    distributed.init_process_group(
+        "gloo", init_method=(tmp_path / "meeting").as_uri(), rank=0, world_size=1
+    )
+    try:
+        model = torch.nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        pruner = lampfast.Pruner(model, optimizer, lampfast.schedules.constant(0.5))
+        pruner.step()
+        assert pruner.report.sparsity == 0.5
+    finally:
+        distributed.destroy_process_group()
