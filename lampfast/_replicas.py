@@ -88,7 +88,7 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def _digest(array: npt.NDArray[Any]) -> bytes:
-    return hashlib.blake2b(memoryview(array), digest_size=16).digest()
+    return hashlib.blake2b(array.data, digest_size=16).digest()
 
 
 def _difference(answers: Mapping[int, _Answer], weights: Mapping[int, dict[str, bytes]]) -> str:
