@@ -139,13 +139,14 @@ class Pruner:
         return {"step": self._step, "history": history, "zeros": self._zeros.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a saved Pruner stopped; the weights are the model's state to load.
+        """Go on where a saved Pruner stopped; load the model's state too, in any order.
 
         Args:
             state: What `state_dict` gave, of a Pruner of the same layers.
 
         Raises:
-            ValueError: It is not that; nothing is changed.
+            TypeError: A part of it has another type; nothing is changed.
+            ValueError: It is of other layers, or no Pruner's; nothing is changed.
         """
         if not isinstance(state, Mapping) or state.keys() != {"step", "history", "zeros"}:
             raise ValueError(
@@ -196,9 +197,7 @@ class Pruner:
             when = f"to sparsity {sparsity} after step {step}"
             _replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
-        result = prune(self._model, sparsity, **self._method, **self._choice)
-        self._zeros.update()
-        return result
+        return prune(self._model, sparsity, **self._method, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._check_layers()
