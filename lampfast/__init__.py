@@ -14,18 +14,28 @@ Example:
 
 from importlib.metadata import version
 
+from lampfast import schedules, torch_prune
 from lampfast._config import config
 from lampfast._report import Report
+from lampfast.pruner import Pruner
 from lampfast.pruning import layerwise_sparsity, masks, prune, report, scores
+from lampfast.rewinding import rewind
+from lampfast.zeros import KeptZeros, keep_zeros
 
 __all__ = [
+    "KeptZeros",
+    "Pruner",
     "Report",
     "__version__",
     "config",
+    "keep_zeros",
     "layerwise_sparsity",
     "masks",
     "prune",
     "report",
+    "rewind",
+    "schedules",
     "scores",
+    "torch_prune",
 ]
 __version__ = version("lampfast")

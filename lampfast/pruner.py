@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _replicas, parameters
+from lampfast import _arguments, _replicas, parameters, schemes
 from lampfast._report import Report
 from lampfast.parameters import Model, Patterns
 from lampfast.pruning import masks, prune, report
 from lampfast.schedules import Schedule
+from lampfast.schemes import Method
 from lampfast.zeros import keep_zeros
 
 
@@ -72,7 +73,7 @@ class Pruner:
         schedule: Schedule,
         *,
         every: int = 1,
-        method: str = "lamp",
+        method: Method = "lamp",
         include: Patterns = None,
         exclude: Patterns = None,
         process_group: _replicas.Group = None,
@@ -85,8 +86,9 @@ class Pruner:
         self._schedule = schedule
         self._every = _arguments.integer("every", every, least=1)
         self._model, self._group = model, process_group
+        schemes.check(method)
+        self._method = method
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude}
-        self._method: dict[str, Any] = {} if method == "lamp" else {"method": method}
         self._layers: dict[str, Any] = parameters.named(model, **self._choice)
         self._shapes = {name: layer.shape for name, layer in self._layers.items()}
         self._step = 0
@@ -197,11 +199,11 @@ class Pruner:
             when = f"to sparsity {sparsity} after step {step}"
             _replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
-        return prune(self._model, sparsity, **self._method, **self._choice)
+        return prune(self._model, sparsity, method=self._method, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._check_layers()
-        return masks(self._model, sparsity, **self._method, **self._choice)
+        return masks(self._model, sparsity, method=self._method, **self._choice)
 
     def _check_layers(self) -> None:
         """Check that the layers are those that the optimizers train and whose zeros are kept."""

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 import lampfast
 from lampfast import Pruner
 from lampfast.schedules import Schedule, constant, cubic, geometric, linear
+from lampfast.schemes import Method
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "momentum": lambda model: SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=0.01),
@@ -217,6 +218,17 @@ def test_several_optimizers_and_chosen_layers() -> None:
     assert model.get_parameter("1.weight").all()
 
 
+@pytest.mark.parametrize("method", get_args(Method))
+def test_methods(method: Method) -> None:
+    model, twin = network(), network()
+    pruner = Pruner(model, SGD(model.parameters(), 0.1), linear(0.45, 3), method=method)
+    for step in (1, 2, 3):
+        report = lampfast.prune(twin, linear(0.45, 3)(step), method=method)
+        pruner.step()
+        assert pruner.report == report
+        assert same(model.state_dict(), twin.state_dict())
+
+
 def test_zeros_that_are_there_at_first_are_kept() -> None:
     model = network()
     optimizer = AdamW(model.parameters(), 0.1)
@@ -331,6 +343,7 @@ def test_rounding_of_a_schedule_is_not_going_down() -> None:
         ({"schedule": 0.9}, TypeError, ("schedule is a float", "constant(0.9)")),
         ({"every": 0}, ValueError, ("every is 0", "least is 1")),
         ({"every": 2.5}, TypeError, ("every is 2.5", "int")),
+        ({"method": "magnitude"}, ValueError, ("method='magnitude'", "'global'")),
         ({"model": nn.ReLU()}, ValueError, ("ReLU has no linear",)),
         ({"include": "fc"}, ValueError, ("include='fc' matches no name",)),
         ({"optimizers": "of a part"}, ValueError, ("'4.weight'", "optimizer")),
