@@ -43,7 +43,7 @@ class Pruner:
 
     Where torch.distributed runs several ranks, all of them make a Pruner of the same model and
     step it together. Before each pruning they compare their masks, and raise an error instead if
-    replicas have diverged; a schedule has to give all of them the same.
+    replicas have diverged; the schedule has to give all of them the same.
 
     What is zero when the Pruner is made is kept at zero from then on, as by `keep_zeros`.
 
@@ -58,7 +58,8 @@ class Pruner:
         method: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
-        process_group: The ranks that hold replicas of the model; None for all ranks.
+        process_group: The ranks that hold replicas of the model; None for all ranks. A rank with a
+            model of its own passes a group of itself alone.
 
     Raises:
         TypeError: As for `lampfast.prune`; or another argument has a type that it cannot have.

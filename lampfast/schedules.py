@@ -68,7 +68,7 @@ class geometric:
         done = max(0, (step - start) // self.interval + 1)
         if self.rounds is not None:
             done = min(done, self.rounds)
-        return 1.0 - (1.0 - self.fraction) ** done
+        return 1.0 - (1.0 - float(self.fraction)) ** done
 
 
 @dataclass(frozen=True)
