@@ -58,8 +58,7 @@ def masks_floors(weights: Weights, s: float) -> tuple[Prepare, Prepare]:
     """
     layers = views.layers(weights)
     sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
-    count = views.count(s, sum(layer.size for layer in layers))
-    cuts = _core.select(sources, _core.Goal(_core.Ranking.lamp, [count]), threads)
+    cuts = _core.select(sources, goal(weights, s), threads)
 
     def write(outputs: list[views.View]) -> list[views.View]:
         _core.mask(sources, [output.pointer for output in outputs], cuts, threads)
@@ -105,6 +104,11 @@ def copy(sources: Weights, targets: Weights) -> None:
 def numel(weights: Weights) -> int:
     """How many weights there are."""
     return sum(weight.numel() for weight in weights.values())
+
+
+def goal(weights: Weights, s: float) -> _core.Goal:
+    """What the engine is asked for by `lampfast.masks(weights, s)`."""
+    return _core.Goal(_core.Ranking.lamp, [views.count(s, numel(weights))])
 
 
 # Nothing is timed that does not give the right answer.

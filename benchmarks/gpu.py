@@ -146,12 +146,13 @@ class Bench:
         sources = [layer.pointer for layer in layers]
         masks = views.empty_masks(layers)
         targets = [mask.pointer for mask in masks]
-        count, threads = round(_SPARSITY * self.numel), torch.get_num_threads()
+        goal = _core.Goal(_core.Ranking.lamp, [round(_SPARSITY * self.numel)])
+        threads = torch.get_num_threads()
         found = []
         for _ in range(self.rounds):
             stages = _core.Stages()
             with _gpus.borrowed(sources, _core.cuda_needs) as gpus:
-                _core.masks(sources, targets, count, threads, gpus, stages=stages)
+                _core.masks(sources, targets, goal, threads, gpus, stages=stages)
             found.append(stages)
         names = ("guess", "survey", "select", "apply")
         return {name: statistics.median(getattr(one, name) for one in found) for name in names}

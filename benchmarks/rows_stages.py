@@ -95,12 +95,12 @@ def _by_stage(run: Run, whole: Prepare, staged: Callable[[_core.Stages], Call]) 
 def _staged_masks(weights: Weights) -> Callable[[_core.Stages], Call]:
     layers = views.layers(weights)
     sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
-    count = views.count(USUAL, contenders.numel(weights))
+    goal = contenders.goal(weights, USUAL)
 
     def masks(stages: _core.Stages) -> list[views.View]:
         outputs = views.empty_masks(layers)  # new ones, as lampfast.masks returns them
         targets = [output.pointer for output in outputs]
-        _core.masks(sources, targets, count, threads, stages=stages)
+        _core.masks(sources, targets, goal, threads, stages=stages)
         return outputs
 
     return lambda stages: partial(masks, stages)
@@ -108,10 +108,10 @@ def _staged_masks(weights: Weights) -> Callable[[_core.Stages], Call]:
 
 def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.Stages], Call]:
     pointers = [layer.pointer for layer in views.layers(targets, write=True)]
-    count, threads = views.count(USUAL, contenders.numel(weights)), torch.get_num_threads()
+    goal, threads = contenders.goal(weights, USUAL), torch.get_num_threads()
 
     def prepare(stages: _core.Stages) -> Call:
         contenders.restore(weights, targets)
-        return partial(_core.prune, pointers, None, count, threads, stages=stages)
+        return partial(_core.prune, pointers, None, goal, threads, stages=stages)
 
     return prepare

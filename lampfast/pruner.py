@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isclose
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -17,6 +17,9 @@ from lampfast.pruning import masks, prune, report
 from lampfast.schedules import Schedule
 from lampfast.schemes import Method
 from lampfast.zeros import keep_zeros
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
 
 
 class Pruner:
@@ -108,6 +111,33 @@ class Pruner:
     def history(self) -> list[tuple[int, float]]:
         """The prunings: after which step, and to which sparsity."""
         return list(self._history)
+
+    def plot(self, figure: "Figure | SubFigure | None" = None) -> "Figure":
+        """Draw the sparsity after each pruning, and what the schedule says.
+
+        Example:
+            >>> import lampfast, torch
+            >>> model = torch.nn.Linear(10, 10)
+            >>> optimizer = torch.optim.SGD(model.parameters())
+            >>> pruner = lampfast.Pruner(model, optimizer, lampfast.schedules.cubic(0.9, 80))
+            >>> for step in range(100):
+            ...     pruner.step()
+            >>> pruner.plot().axes[0].get_ylabel()
+            'sparsity'
+
+        Args:
+            figure: A figure of matplotlib, or a part of one, to draw in; None for a new one, which
+                a notebook shows by itself.
+
+        Returns:
+            The figure; save it with `figure.savefig("sparsity.pdf")`.
+
+        Raises:
+            ModuleNotFoundError: matplotlib, the extra `plot`, is not installed.
+        """
+        from lampfast import _plot
+
+        return _plot.sparsity_over_steps(self._history, self._schedule, figure)
 
     def step(self) -> None:
         """Count one optimizer step; prune if it is time.

@@ -236,17 +236,16 @@ def kept_counts(layers: Mapping[str, Layer], kept: int, method: str) -> dict[str
 def _spread(
     kept: int, fixed: Mapping[str, int], limits: Mapping[str, int], weights: Mapping[str, int]
 ) -> dict[str, Fraction]:
-    """What is not fixed, in proportion to the weights; the worst that exceeds its limit gets it."""
+    """What is not fixed, in proportion to the weights; a share above its limit is fixed at it."""
     fixed = dict(fixed)
     while True:
         free = [name for name in weights if name not in fixed]
         rest, whole = kept - sum(fixed.values()), sum(weights[name] for name in free)
         shares = {name: Fraction(rest * weights[name], max(whole, 1)) for name in free}
-        excess = {name: shares[name] / max(limits[name], Fraction(1, 2)) for name in free}
-        worst = max(free, key=excess.__getitem__, default=None)
-        if worst is None or shares[worst] <= limits[worst]:
+        over = next((name for name in free if shares[name] > limits[name]), None)
+        if over is None:
             return {name: Fraction(fixed.get(name, shares.get(name, 0))) for name in weights}
-        fixed[worst] = limits[worst]
+        fixed[over] = limits[over]
 
 
 def _rounded(shares: Mapping[str, Fraction]) -> dict[str, int]:

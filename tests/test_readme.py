@@ -3,18 +3,24 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    exec(example, {})
+def test_the_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    pruned, trained = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    exec(pruned, names)
     printed = capsys.readouterr().out
     assert "2.weight" in printed
     assert printed.endswith("90.00% of the weights are zero now\n")
+    exec(trained, names)
+    steps = [step for step, _ in names["pruner"].history]
+    assert steps == [100, 200]
+    assert capsys.readouterr().out == f"{names['pruner'].history}\n"
 
 
 @pytest.mark.parametrize("last", [".venv/bin/lampfast demo", ".venv/bin/pytest"])
