@@ -16,6 +16,7 @@ import rows_floors
 import rows_isa
 import rows_peers
 import rows_stages
+import rows_zeros
 import tables
 import typer
 from outcome import Outcome
@@ -36,6 +37,8 @@ ROWS: dict[str, Row] = {
     "isa": rows_isa.instruction_sets,
     "adversarial": rows_adversarial.adversarial,
     "stages": rows_stages.stages,
+    "keep": rows_zeros.keep,
+    "keep-share": rows_zeros.share,
 }
 _ROUNDS, _SLOW_ROUNDS, _QUICK_ROUNDS = 21, 2, 2
 _BIG, _QUICK_BIG = 2**27, 2**20  # elements whose reading and copying is timed

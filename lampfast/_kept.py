@@ -13,19 +13,16 @@ from lampfast.views import View
 class Layer:
     """A layer where and how it was when its mask was last looked at."""
 
-    __slots__ = ("dtype", "mask", "view")
+    __slots__ = ("dtype", "mask", "view", "weight")
 
     def __init__(self, view: View, mask: torch.Tensor) -> None:
         self.place(view, mask)
 
     def place(self, view: View, mask: torch.Tensor) -> None:
         """Set both at once: the mask's bits are in the order of the view."""
-        self.view, self.mask, self.dtype = view, mask, view.weight.dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The tensor itself."""
-        return cast(torch.Tensor, self.view.weight)
+        self.view, self.mask = view, mask
+        self.weight = cast(torch.Tensor, view.weight)
+        self.dtype = self.weight.dtype
 
     def has_moved(self) -> bool:
         """Whether the tensor was given other memory, or another layout, dtype or device."""

@@ -5,7 +5,7 @@ layer's memory, or a bool tensor of the layer's shape where there is no engine.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -13,27 +13,27 @@ import torch
 from lampfast import _engine, views
 from lampfast.views import View
 
+_Pair: TypeAlias = tuple[View, torch.Tensor]
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def record(layers: Sequence[View]) -> list[torch.Tensor]:
     """The masks of what is not zero now; -0 is zero, a subnormal or NaN is not."""
     masks = [_empty(layer) for layer in layers]
-    near, words = _reachable(layers, masks)
-    _engine.pack(near, words)
-    for layer, mask in zip(layers, masks, strict=True):
-        if not _is_words(mask):
-            torch.ne(_integers(layer) << 1, 0, out=mask)  # without the sign
+    near, far = _apart(layers, masks)
+    _engine.pack([layer for layer, _ in near], [words for _, words in near])
+    for layer, mask in far:
+        torch.ne(_integers(layer) << 1, 0, out=mask)  # without the sign
     return masks
 
 
 def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Set to +0 the weights that the masks do not keep, and change nothing else."""
-    near, words = _reachable(layers, masks)
-    _engine.keep(near, words)
-    for layer, mask in zip(layers, masks, strict=True):
-        if not _is_words(mask):
-            _integers(layer).mul_(mask)
+    near, far = _apart(layers, masks)
+    _engine.keep([layer for layer, _ in near], [words for _, words in near])
+    for layer, mask in far:
+        _integers(layer).mul_(mask)
 
 
 def carried(before: View, mask: torch.Tensor, now: View) -> torch.Tensor:
@@ -90,11 +90,15 @@ def _bytes(layer: View, device: torch.device) -> torch.Tensor:
     return torch.empty_strided(shape, strides, dtype=torch.float8_e5m2, device=device)
 
 
-def _reachable(
+def _apart(
     layers: Sequence[View], masks: Sequence[torch.Tensor]
-) -> tuple[list[View], list[torch.Tensor]]:
-    pairs = [pair for pair in zip(layers, masks, strict=True) if _is_words(pair[1])]
-    return [layer for layer, _ in pairs], [mask for _, mask in pairs]
+) -> tuple[list[_Pair], list[_Pair]]:
+    """The layers with their masks: those that the engine can reach, and the others."""
+    near: list[_Pair] = []
+    far: list[_Pair] = []
+    for pair in zip(layers, masks, strict=True):
+        (near if pair[1].dtype == torch.int64 else far).append(pair)
+    return near, far
 
 
 def _is_words(mask: torch.Tensor) -> bool:

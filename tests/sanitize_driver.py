@@ -96,11 +96,31 @@ def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) ->
         core.prune(targets, targets, count, threads)
         assert sum(cut.pruned for cut in core.census(targets, threads)) >= count
         results += [array.tobytes() for array in masks + pruned]
+        results += keep(core, views, arrays, pruned, kind, threads)
     scores = [np.empty(array.shape, "float64" if wide else "float32") for array in arrays]
     score_kind = core.Dtype.float64 if wide else core.Dtype.float32
     core.score(sources, views(scores, score_kind), threads)
     assert core.first_nonfinite(sources, threads) is None
     return results + [score.tobytes() for score in scores]
+
+
+def keep(
+    core: ModuleType,
+    views: Callable[[list[Array], object], list[object]],
+    arrays: list[Array],
+    pruned: list[Array],
+    kind: object,
+    threads: int,
+) -> list[bytes]:
+    """Packs what pruning left, and keeps it in weights that are all there again."""
+    masks = [np.empty((array.size + 63) // 64, np.uint64) for array in pruned]
+    addresses = [mask.__array_interface__["data"][0] for mask in masks]
+    core.pack(views(pruned, kind), addresses, threads)
+    trained, again = ([array.copy("K") for array in some] for some in (arrays, pruned))
+    core.keep(views(trained, kind), addresses, threads)
+    core.keep(views(again, kind), addresses, threads)  # zeros but for the sign of -0
+    assert all((one == other).all() for one, other in zip(trained, again, strict=True))
+    return [mask.tobytes() for mask in masks]
 
 
 def refuse(core: ModuleType, threads: int) -> None:

@@ -19,7 +19,7 @@ from refusal import refused
 from strategies import Model
 
 import lampfast
-from lampfast import _core, _gpus, reference, views
+from lampfast import _core, _gpus, _packed, reference, views, zeros
 
 HAS_GPU = torch.cuda.is_available() and _core.cuda_usable()
 IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
@@ -299,3 +299,42 @@ def test_a_module_and_autograd() -> None:
     assert int((fc.weight == 0).sum()) == 2048
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# --- zeros that are kept ---
+
+
+@places
+@given(strategies.models())
+def test_zeros_are_kept(device: str, model: Model) -> None:
+    there = moved(model, device)
+    layers = views.layers(there, write=True)
+    masks = _packed.record(layers)
+    assert all(mask.device.type == device for mask in masks)
+    keeps = {name: layer.double() != 0 for name, layer in model.items()}
+    for layer in there.values():
+        layer.copy_(torch.ones_like(layer))
+    full = {name: layer.clone() for name, layer in back(there).items()}
+    _packed.keep(layers, masks)
+    for name, layer in back(there).items():
+        assert torch.equal(layer.double(), full[name].double() * keeps[name]), name
+
+
+@needs_gpu
+def test_keeping_zeros_waits_for_nothing_and_goes_into_a_graph(gpu_model: Model) -> None:
+    weights = [torch.nn.Parameter(layer) for layer in gpu_model.values()]
+    weights.append(torch.nn.Parameter(torch.randn(300, 400, device="cuda")[:, ::2]))
+    lampfast.prune(weights, 0.9)
+    masks = [weight.detach() != 0 for weight in weights]
+    optimizer = torch.optim.AdamW(weights, capturable=True)
+    zeros.keep_zeros(weights, optimizer)
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()  # sets up its state
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # in which waiting would be an error
+        optimizer.step()
+    for _ in range(5):
+        graph.replay()
+    for weight, mask in zip(weights, masks, strict=True):
+        assert torch.equal(weight.detach() != 0, mask)

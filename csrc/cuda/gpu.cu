@@ -28,7 +28,7 @@ class GpuPlace : public Place {
         layers_(job.layers),
         device_(gpu.device),
         plan_(layers_, gpu.device, gpu.memory, gpu.host_memory),
-        beyond_plan_(gpu.memory + plan_.needs.bytes),
+        beyond_plan_(gpu.bytes == 0 ? nullptr : gpu.memory + plan_.needs.bytes),
         layout_(job, gpu.device, plan_.axes),
         notes_(layers_.size()),
         transfer_(gpu.device, reinterpret_cast<cudaStream_t>(gpu.stream)) {

@@ -1,0 +1,133 @@
+"""Keeping zeros: the pass beside the bytes that it must move, and what it adds to AdamW's step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import contenders
+import torch
+from contenders import Prepare
+from outcome import Cell, Goal, Grid, Line, Outcome
+from run import SPARSITIES, USUAL, Run
+from weights import Weights, gaussian
+
+import lampfast
+from lampfast import _packed, views
+from lampfast._measure import Call
+from lampfast.zeros import KeptZeros, keep_zeros
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_STEPS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+_COLUMNS = {
+    "dtype": "",
+    "sparsity": "",
+    "ours ms": ",.2f",
+    "ns/weight": ".3f",
+    "floor ms": ",.2f",
+    "ratio": ".2f",
+}
+
+
+def keep(run: Run) -> Outcome:
+    """One pass over resnet50, every weight trained, beside reading masks and rewriting weights."""
+    rows: list[tuple[Cell, ...]] = []
+    lines: list[Line] = []
+    for dtype in _DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        weights = {
+            layer: weight.to(dtype) for layer, weight in gaussian(run.model("resnet50")).items()
+        }
+        for s in SPARSITIES:
+            run.progress(f"keep: {name}, {s}")
+            targets = contenders.clone(weights)
+            lampfast.prune(targets, s)
+            layers = views.layers(targets, write=True)
+            masks = _packed.record(layers)
+            _check_kept(weights, targets, partial(_packed.keep, layers, masks))
+            ours, floor = run.medians(
+                _after_restoring(weights, targets, partial(_packed.keep, layers, masks)),
+                _rewriting(weights, masks),
+            )
+            ns = ours / contenders.numel(weights) * 1e9
+            rows.append((name, str(s), ours * 1e3, ns, floor * 1e3, ours / floor))
+            if s == USUAL:
+                what, beside = f"keep zeros, resnet50, {name}, {s}", f"floor {floor * 1e3:,.2f} ms"
+                lines.append(Line(what, ours / floor, Goal(1.3), ours, beside))
+    title = "keeping zeros over its floor: read the masks, read and write the weights"
+    return Outcome(lines, [Grid(title, _COLUMNS, rows)])
+
+
+def share(run: Run) -> Outcome:
+    """What it adds to a step of AdamW over resnet50, each step with and without, in turns."""
+    lines = []
+    for name, options in _STEPS.items():
+        run.progress(f"keep-share: {name}")
+        weights = [torch.nn.Parameter(w) for w in gaussian(run.model("resnet50")).values()]
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        lampfast.prune(weights, USUAL)
+        masks = [weight.detach() != 0 for weight in weights]
+        optimizer = torch.optim.AdamW(weights, **options)
+        plain, kept = run.medians(*_steps(weights, masks, optimizer))
+        what, beside = f"keep zeros, added to AdamW {name}", f"step {plain * 1e3:,.2f} ms"
+        lines.append(Line(what, kept / plain - 1, Goal(0.02, form="{:.1%}"), kept, beside))
+    return Outcome(lines)
+
+
+def _after_restoring(weights: Weights, targets: Weights, call: Call) -> Prepare:
+    def prepare() -> Call:
+        contenders.restore(weights, targets)
+        return call
+
+    return prepare
+
+
+def _rewriting(weights: Weights, masks: list[torch.Tensor]) -> Prepare:
+    """Times as many bytes in one piece, whatever they mean: nothing is decided by them."""
+    flat, words = torch.cat([w.flatten() for w in weights.values()]), torch.cat(masks)
+
+    def rewrite() -> None:
+        words.sum()
+        flat.neg_()
+
+    return _after_restoring({}, {}, rewrite)
+
+
+def _steps(
+    weights: list[torch.nn.Parameter], masks: list[torch.Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[Prepare, Prepare]:
+    """A step without and one with the zeros kept, by the same optimizer."""
+    handles: list[KeptZeros] = []
+
+    def release() -> None:
+        while handles:
+            handles.pop().remove()
+        with torch.no_grad():
+            for weight, mask in zip(weights, masks, strict=True):
+                weight.mul_(mask)
+
+    def without() -> Callable[[], object]:
+        release()
+        return optimizer.step
+
+    def with_zeros() -> Callable[[], object]:
+        release()
+        handles.append(keep_zeros(weights, optimizer))
+        return optimizer.step
+
+    with_zeros()()
+    for weight, mask in zip(weights, masks, strict=True):
+        assert torch.equal(weight.detach() != 0, mask), "a zero was not kept"
+    return without, with_zeros
+
+
+def _check_kept(weights: Weights, targets: Weights, keep: Call) -> None:
+    expected = contenders.clone(targets)
+    contenders.copy(weights, targets)
+    keep()
+    for name, weight in expected.items():
+        assert torch.equal(targets[name], weight), f"{name} has lost its zeros, or other weights"
