@@ -57,7 +57,7 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
     @property
     def state_key(self) -> str:
         """Tells the states of several callbacks in one checkpoint apart."""
-        return self._generate_state_key(**self._choice)
+        return str(self._generate_state_key(**self._choice))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs: the Pruner's state, or what it was at the end of the fit."""

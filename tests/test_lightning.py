@@ -17,6 +17,7 @@ from lampfast import schedules
 lightning = pytest.importorskip("lightning.pytorch")
 pytorch_lightning = pytest.importorskip("pytorch_lightning")
 
+from lightning.pytorch import Callback, LightningModule  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
@@ -37,6 +38,12 @@ SCHEDULE = schedules.cubic(0.9, 16)
 EVERY = 5
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tensors this small are not worth a second one; tests/conftest.py puts it back."""
+    torch.set_num_threads(1)
+
+
 def _batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [
@@ -54,19 +61,19 @@ def _optimizer(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01)
 
 
-def _loss(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _loss(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Any:
     return (network(batch[0]) - batch[1]).square().mean()
 
 
 def _module(package: Any = lightning) -> Any:
-    class Module(package.LightningModule):  # type: ignore[misc]
+    class Module(package.LightningModule):
         """Made for a package, since each has its own base class."""
 
         def __init__(self) -> None:
             super().__init__()
             self.network = _network()
 
-        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        def training_step(self, batch: Any, _: int) -> Any:
             return _loss(self.network, batch)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -75,7 +82,7 @@ def _module(package: Any = lightning) -> Any:
     return Module()
 
 
-class _TwoOptimizers(lightning.LightningModule):  # type: ignore[misc]
+class _TwoOptimizers(LightningModule):
     """Steps one optimizer at every batch, the other at every second one."""
 
     def __init__(self) -> None:
@@ -204,7 +211,7 @@ def test_each_step_of_several_optimizers_counts() -> None:
     assert _hooks(trainer) == 0
 
 
-class _Overflow(lightning.Callback):  # type: ignore[misc]
+class _Overflow(Callback):
     """Makes a GradScaler skip every second step, and counts those that it does not."""
 
     taken = 0
@@ -229,7 +236,7 @@ def test_steps_that_a_gradient_scaler_skips_count() -> None:
     assert lampfast.report(module).sparsity == _sparsity(18)
 
 
-class _Zero(lightning.Callback):  # type: ignore[misc]
+class _Zero(Callback):
     """Sets a kept weight to zero at a step: it is not pruned, and the next step moves it."""
 
     def __init__(self, step: int) -> None:
@@ -303,7 +310,7 @@ def test_a_fit_that_raises_leaves_no_hooks(hook: str, tmp_path: Path) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("out of luck")
 
-    failing, pruning = lightning.Callback(), PruningCallback(SCHEDULE)
+    failing, pruning = Callback(), PruningCallback(SCHEDULE)
     setattr(failing, hook, fail)
     trainer = _trainer(pruning, failing)
     with pytest.raises(RuntimeError, match="out of luck"):
@@ -352,7 +359,9 @@ def test_one_that_is_removed_prunes_no_more() -> None:
 
 @pytest.mark.parametrize("missing", ["lightning", "pytorch_lightning"])
 def test_import_says_which_extra_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "lampfast.lightning")
-    monkeypatch.setitem(sys.modules, missing, None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] == missing or name == "lampfast.lightning":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ModuleNotFoundError, match=rf"needs {missing}, .*'lightning'"):
         import lampfast.lightning  # noqa: F401

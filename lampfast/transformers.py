@@ -1,0 +1,121 @@
+"""Pruning where the Hugging Face Trainer trains: a callback around `lampfast.Pruner`.
+
+Needs the extra `transformers`.
+
+Example:
+    >>> from lampfast import schedules
+    >>> from lampfast.transformers import PruningCallback
+    >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
+    >>> # Trainer(model, args, train_dataset=..., callbacks=[pruning]).train()
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lampfast._callback import PrunerCallback
+
+try:
+    from accelerate.optimizer import AcceleratedOptimizer
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ModuleNotFoundError as error:
+    if error.name not in ("accelerate", "transformers"):
+        raise
+    raise ModuleNotFoundError(
+        f"lampfast.transformers needs {error.name}, which is not installed. Install lampfast with "
+        "its extra 'transformers'; in its source folder: pip install '.[transformers]'",
+        name=error.name,
+    ) from None
+
+
+class PruningCallback(PrunerCallback, TrainerCallback):
+    """Prunes a Trainer's model by a schedule while it trains, and keeps its zeros in between.
+
+    Checkpoints hold plain weights with their zeros under the usual names, and in optimizer.pt what
+    `train(resume_from_checkpoint=...)` needs to go on as if it had never stopped. The sparsity
+    that the model was last pruned to is added to the Trainer's logs as "sparsity".
+
+    With `load_best_model_at_end` the best model comes with the zeros that it had when it was
+    saved, which may be fewer than at the end; `lampfast.report(model)` counts them. A training
+    that raises leaves the hooks on its optimizer, since the Trainer tells no callback: `remove()`
+    takes them off, and so does the next training.
+
+    Args:
+        schedule: Gives the sparsity, 0.0 to 1.0, at a step: one of `lampfast.schedules`, or any
+            callable that never goes down. Steps are optimizer steps as the Trainer counts them
+            for `max_steps`: one for all batches whose gradients are accumulated, and one too
+            where a gradient scaler skipped it.
+        every: How many steps lie between one look at the schedule and the next.
+        method: As for `lampfast.prune`.
+        include: As for `lampfast.prune`.
+        exclude: As for `lampfast.prune`.
+
+    Attributes:
+        pruner: The `lampfast.Pruner` of this training, made when it begins, or of the last one,
+            whose hooks are gone.
+    """
+
+    _saving: RemovableHandle | None = None
+
+    def remove(self) -> None:
+        """Prune no more and leave no hook behind; only a training that raised needs the call."""
+        super().remove()
+        if self._saving is not None:
+            self._saving.remove()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **_: Any,
+    ) -> None:
+        """Make the Pruner: by now all that a checkpoint holds has been loaded."""
+        # What accelerate wraps around an optimizer is one by its class only, and runs no hooks.
+        if isinstance(optimizer, AcceleratedOptimizer):
+            optimizer = optimizer.optimizer
+        saved = optimizer.param_groups[0].pop(self._key, None)
+        self._start(model, optimizer, state.global_step, saved)
+        self._saving = optimizer.register_state_dict_post_hook(self._save)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Count the optimizer step and prune if it is time, before anything is logged or saved."""
+        self._advance(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Add the sparsity to what callbacks after this one see, and to the history on disk."""
+        if self._running is not None:
+            logs["sparsity"] = state.log_history[-1]["sparsity"] = self._sparsity()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave no hooks behind; the zeros stay."""
+        self.remove()
+
+    @property
+    def _key(self) -> str:
+        """Tells the states of several callbacks in one checkpoint apart."""
+        return f"lampfast.{type(self).__name__}{self._choice}"
+
+    def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        """Send the Pruner's state along with the optimizer's.
+
+        A callback does not learn which checkpoint is resumed, but the optimizer has been loaded
+        from it. Of what is in its state, the groups are handed through as they are.
+        """
+        assert self._running is not None
+        state_dict["param_groups"][0][self._key] = self._running.state_dict()
