@@ -5,7 +5,7 @@ Example:
     >>> from lampfast.lightning import PruningCallback
     >>> from lightning.pytorch import Trainer
     >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
-    >>> trainer = Trainer(max_steps=1000, callbacks=[pruning], accelerator="cpu", logger=False)
+    >>> trainer = Trainer(max_steps=1000, callbacks=[pruning], logger=False)
 """
 
 from collections.abc import Mapping
@@ -66,12 +66,8 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
         return dict(self._saved or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a saved state: Lightning brings it before there is a Pruner, or while one runs."""
-        if self._running is None:
-            self._saved = state_dict
-        else:
-            self._running.load_state_dict(state_dict)
-            self._step = state_dict["step"]
+        """Take a saved state for the Pruner to come: Lightning restores before training starts."""
+        self._saved = state_dict
 
     def remove(self) -> None:
         """Prune no more and leave no hook behind, as Lightning does itself after a fit."""

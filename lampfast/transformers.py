@@ -6,7 +6,7 @@ Example:
     >>> from lampfast import schedules
     >>> from lampfast.transformers import PruningCallback
     >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
-    >>> # Trainer(model, args, train_dataset=..., callbacks=[pruning]).train()
+    >>> trainer = Trainer(model, args, callbacks=[pruning], ...)  # doctest: +SKIP
 """
 
 from typing import Any

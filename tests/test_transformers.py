@@ -248,6 +248,16 @@ def test_a_training_that_raises_leaves_its_hooks_to_remove_or_the_next(tmp_path:
     assert _hooks(trainer) == 0
 
 
+def test_the_state_of_other_layers_is_refused(tmp_path: Path) -> None:
+    pruning = PruningCallback(SCHEDULE, every=EVERY)
+    trainer = _trainer(tmp_path, pruning)
+    group = trainer.create_optimizer().param_groups[0]
+    group[pruning._key] = {"step": 0, "history": [], "zeros": {"no such layer": torch.ones(1)}}
+    with pytest.raises(ValueError, match="layer"):
+        trainer.train()
+    assert _hooks(trainer) == 0
+
+
 def test_one_that_is_removed_prunes_no_more(tmp_path: Path) -> None:
     class Removing(PruningCallback):
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
@@ -258,6 +268,7 @@ def test_one_that_is_removed_prunes_no_more(tmp_path: Path) -> None:
     trainer.train()
     assert _steps(pruning) == [3, 6]
     trainer.evaluate()
+    assert "sparsity" not in trainer.state.log_history[-1]
 
 
 def test_the_sparsity_is_logged(tmp_path: Path) -> None:
