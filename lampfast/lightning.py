@@ -11,6 +11,9 @@ Example:
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from torch.optim import Optimizer
+
+from lampfast import parameters
 from lampfast._callback import PrunerCallback
 
 try:
@@ -71,13 +74,19 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
 
     def remove(self) -> None:
         """Prune no more and leave no hook behind, as Lightning does itself after a fit."""
-        if self._running is not None:
-            self._saved = self._running.state_dict()  # checkpoints may still be saved
-        super().remove()
+        try:
+            if self._running is not None:
+                self._saved = self._running.state_dict()  # checkpoints may still be saved
+        finally:
+            super().remove()
 
     def on_train_start(self, trainer: _Trainer, pl_module: _Module) -> None:
         """Make the Pruner: by now all that a checkpoint holds has been restored."""
-        self._start(pl_module, trainer.optimizers, trainer.global_step, self._saved)
+        layers = {id(layer) for layer in parameters.named(pl_module, **self._choice).values()}
+        every = trainer.optimizers
+        # Some may train other parts alone, as a discriminator's does.
+        concerned = [optimizer for optimizer in every if not layers.isdisjoint(_trained(optimizer))]
+        self._start(pl_module, concerned or every, trainer.global_step, self._saved)
 
     def on_train_batch_end(self, trainer: _Trainer, pl_module: _Module, *_: Any) -> None:
         """Count the batch's optimizer steps, if it had any, and prune if it is time."""
@@ -93,3 +102,7 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
     def teardown(self, trainer: _Trainer, pl_module: _Module, stage: str) -> None:
         """Leave no hooks behind."""
         self.remove()
+
+
+def _trained(optimizer: Optimizer) -> set[int]:
+    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}

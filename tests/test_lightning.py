@@ -211,6 +211,13 @@ def test_each_step_of_several_optimizers_counts() -> None:
     assert _hooks(trainer) == 0
 
 
+def test_an_optimizer_may_train_other_layers_only() -> None:
+    pruning = PruningCallback(SCHEDULE, every=EVERY, include="network.0.weight")
+    module = _fit(_TwoOptimizers(), _trainer(pruning))
+    assert _steps(pruning) == [5, 10, 15, 20]
+    assert [layer.kept for layer in lampfast.report(module).layers] == [13, 64]
+
+
 class _Overflow(Callback):
     """Makes a GradScaler skip every second step, and counts those that it does not."""
 
