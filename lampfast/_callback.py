@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from lampfast.parameters import Patterns
 from lampfast.pruner import Pruner
 from lampfast.schedules import Schedule
+from lampfast.schemes import Method
 
 
 class PrunerCallback:
@@ -19,7 +20,7 @@ class PrunerCallback:
         schedule: Schedule,
         *,
         every: int = 1,
-        method: str = "lamp",
+        method: Method = "lamp",
         include: Patterns = None,
         exclude: Patterns = None,
     ) -> None:

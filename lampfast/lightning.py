@@ -1,11 +1,6 @@
-"""Pruning where Lightning trains: a callback around `lampfast.Pruner`. Needs the extra `lightning`.
+"""Pruning where Lightning trains: a callback around `lampfast.Pruner`.
 
-Example:
-    >>> from lampfast import schedules
-    >>> from lampfast.lightning import PruningCallback
-    >>> from lightning.pytorch import Trainer
-    >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
-    >>> trainer = Trainer(max_steps=1000, callbacks=[pruning], logger=False)
+Needs the extra `lightning`.
 """
 
 from collections.abc import Mapping
@@ -35,6 +30,13 @@ _Module: TypeAlias = lightning.pytorch.LightningModule | pytorch_lightning.Light
 class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightning.Callback):
     """Prunes a LightningModule by a schedule while it trains, and keeps its zeros in between.
 
+    Example:
+        >>> from lampfast import schedules
+        >>> from lampfast.lightning import PruningCallback
+        >>> from lightning.pytorch import Trainer
+        >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
+        >>> trainer = Trainer(max_steps=1000, callbacks=[pruning], logger=False)
+
     It goes with a Trainer of either package, `lightning.pytorch` or `pytorch_lightning`, and with
     automatic or manual optimization. Checkpoints hold plain weights with their zeros under the
     usual names, and what `fit(ckpt_path=...)` needs to go on as if it had never stopped. The
@@ -52,7 +54,12 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
 
     Attributes:
         pruner: The `lampfast.Pruner` of this fit, made when training starts, or of the last one,
-            whose hooks are gone.
+            whose hooks are gone; None before the first.
+
+    Raises:
+        ModuleNotFoundError: On import: Lightning is not installed.
+        TypeError: When training starts or the model is pruned, as `lampfast.Pruner` does.
+        ValueError: As TypeError.
     """
 
     _saved: Mapping[str, Any] | None = None

@@ -1,12 +1,6 @@
 """Pruning where the Hugging Face Trainer trains: a callback around `lampfast.Pruner`.
 
 Needs the extra `transformers`.
-
-Example:
-    >>> from lampfast import schedules
-    >>> from lampfast.transformers import PruningCallback
-    >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
-    >>> trainer = Trainer(model, args, callbacks=[pruning], ...)  # doctest: +SKIP
 """
 
 from typing import Any
@@ -33,9 +27,16 @@ except ModuleNotFoundError as error:
 class PruningCallback(PrunerCallback, TrainerCallback):
     """Prunes a Trainer's model by a schedule while it trains, and keeps its zeros in between.
 
+    Example:
+        >>> from lampfast import schedules
+        >>> from lampfast.transformers import PruningCallback
+        >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
+        >>> trainer = Trainer(model, args, callbacks=[pruning], ...)  # doctest: +SKIP
+
     Checkpoints hold plain weights with their zeros under the usual names, and in optimizer.pt what
     `train(resume_from_checkpoint=...)` needs to go on as if it had never stopped. The sparsity
-    that the model was last pruned to is added to the Trainer's logs as "sparsity".
+    that the model was last pruned to is added to what the Trainer logs as "sparsity", on the
+    console and in `trainer.state.log_history`; what `report_to` names has its copy by then.
 
     With `load_best_model_at_end` the best model comes with the zeros that it had when it was
     saved, which may be fewer than at the end; `lampfast.report(model)` counts them. A training
@@ -50,11 +51,16 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         every: How many steps lie between one look at the schedule and the next.
         method: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
-        exclude: As for `lampfast.prune`.
+        exclude: As for `lampfast.prune`. Several callbacks may each prune layers of their own.
 
     Attributes:
         pruner: The `lampfast.Pruner` of this training, made when it begins, or of the last one,
-            whose hooks are gone.
+            whose hooks are gone; None before the first.
+
+    Raises:
+        ModuleNotFoundError: On import: transformers or accelerate is not installed.
+        TypeError: When training begins or the model is pruned, as `lampfast.Pruner` does.
+        ValueError: As TypeError.
     """
 
     _saving: RemovableHandle | None = None
