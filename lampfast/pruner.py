@@ -98,7 +98,7 @@ class Pruner:
         self._step = 0
         self._history: list[tuple[int, float]] = []
         self._report: Report | None = None
-        self._warn_of_empty_layers()
+        self._empty = [layer.name for layer in self.report.layers if layer.numel and not layer.kept]
         self._zeros = keep_zeros(model, optimizers, **self._choice)
         self._removed = False
 
@@ -152,6 +152,8 @@ class Pruner:
         """
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
+        if self._step == 0:  # not where a run is resumed, whose layers may have been pruned away
+            self._warn_of_empty_layers()
         step = self._step + 1
         if step % self._every == 0:
             sparsity = self._scheduled(step)
@@ -257,11 +259,10 @@ class Pruner:
             )
 
     def _warn_of_empty_layers(self) -> None:
-        for layer in self.report.layers:
-            if layer.numel and not layer.kept:
-                warnings.warn(
-                    f"layer {layer.name!r} is zero throughout and will stay so, since a Pruner "
-                    "keeps what is zero when it is made; if it is to be trained, make the Pruner "
-                    "after the first optimizer step, or leave it out with exclude=",
-                    stacklevel=3,
-                )
+        for name in self._empty:
+            warnings.warn(
+                f"layer {name!r} is zero throughout and will stay so, since a Pruner keeps what is "
+                "zero when it is made; if it is to be trained, make the Pruner after the first "
+                "optimizer step, or leave it out with exclude=",
+                stacklevel=3,
+            )

@@ -250,9 +250,14 @@ def test_a_layer_that_is_zero_throughout_is_pointed_out() -> None:
     with pytest.warns(
         UserWarning, match=re.escape("layer '4.weight' is zero throughout")
     ) as caught:
-        Pruner(model, optimizer, constant(0.5))
-    assert caught[0].filename == __file__
-    Pruner(model, optimizer, constant(0.5), exclude="4.*")
+        pruner = Pruner(model, optimizer, constant(0.5))
+        pruner.step()
+    assert [warning.filename for warning in caught] == [__file__]
+    pruner.step()  # once is enough
+    resumed = Pruner(model, optimizer, constant(0.5))
+    resumed.load_state_dict(pruner.state_dict())
+    resumed.step()
+    Pruner(model, optimizer, constant(0.5), exclude="4.*").step()
 
 
 def test_a_removed_pruner_lets_go() -> None:
