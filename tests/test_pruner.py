@@ -2,7 +2,6 @@
 
 import copy
 import io
-import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, get_args
