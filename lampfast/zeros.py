@@ -37,11 +37,10 @@ def keep_zeros(
 
     Example:
         >>> import lampfast, torch
-        >>> from lampfast.zeros import keep_zeros
         >>> model = torch.nn.Linear(64, 10)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> report = lampfast.prune(model, 0.9)
-        >>> kept = keep_zeros(model, optimizer)
+        >>> kept = lampfast.keep_zeros(model, optimizer)
         >>> for _ in range(3):
         ...     optimizer.zero_grad()
         ...     model(torch.randn(8, 64)).square().mean().backward()
@@ -85,7 +84,7 @@ class KeptZeros:
         >>> import lampfast, torch
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0]))
         >>> optimizer = torch.optim.SGD([weight], lr=1.0)
-        >>> with keep_zeros([weight], optimizer):
+        >>> with lampfast.keep_zeros([weight], optimizer):
         ...     weight.sum().backward()
         ...     optimizer.step()
         >>> weight.tolist()
@@ -142,8 +141,9 @@ class KeptZeros:
         """The masks, to be saved beside the model's and the optimizers' state.
 
         Example:
+            >>> import lampfast, torch
             >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0, 0.0, 1.0]))
-            >>> keep_zeros([weight], torch.optim.SGD([weight])).state_dict()
+            >>> lampfast.keep_zeros([weight], torch.optim.SGD([weight])).state_dict()
             {'0': tensor([9], dtype=torch.uint8)}
 
         Returns:

@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import itertools
 import sysconfig
 import threading
 from collections.abc import Callable
@@ -82,18 +83,25 @@ def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) ->
     sources = views(arrays, kind)
     total = sum(array.size for array in arrays)
     results = []
-    for count in (0, 1, total // 3, total * 9 // 10, total):
-        cuts = core.select(sources, count, threads)
+    for ranking, count in itertools.product(
+        ("lamp", "magnitude", "each_apart"), (0, 1, total // 3, total * 9 // 10, total)
+    ):
+        counts = [count]
+        if ranking == "each_apart":
+            counts = [array.size * count // total for array in arrays]
+            count = sum(counts)
+        goal = core.Goal(getattr(core.Ranking, ranking), counts)
+        cuts = core.select(sources, goal, threads)
         assert sum(cut.pruned for cut in cuts) == count
         masks = [np.empty(array.shape, bool) for array in arrays]
         core.mask(sources, views(masks, core.Dtype.boolean), cuts, threads)
         assert sum(int(mask.sum()) for mask in masks) == total - count
         fused = [np.empty_like(array, bool) for array in arrays]
-        core.masks(sources, views(fused, core.Dtype.boolean), count, threads)
+        core.masks(sources, views(fused, core.Dtype.boolean), goal, threads)
         assert all((mask == other).all() for mask, other in zip(masks, fused, strict=True))
         pruned = [array.copy("K") for array in arrays]
         targets = views(pruned, kind)
-        core.prune(targets, targets, count, threads)
+        core.prune(targets, targets, goal, threads)
         assert sum(cut.pruned for cut in core.census(targets, threads)) >= count
         results += [array.tobytes() for array in masks + pruned]
         results += keep(core, views, arrays, pruned, kind, threads)
@@ -130,7 +138,7 @@ def refuse(core: ModuleType, threads: int) -> None:
     view = weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1), -1
     assert core.first_nonfinite([view], threads) == (0, 321 * 300 + 123)
     calls: list[Callable[[], object]] = [
-        lambda: core.select([view], 5, threads),
+        lambda: core.select([view], core.Goal(core.Ranking.lamp, [5]), threads),
         lambda: core.census([view], threads),
         lambda: core.score([view], [view], threads),
     ]
