@@ -15,13 +15,14 @@ from weights import Weights
 import lampfast
 from lampfast import _core, views
 from lampfast._measure import Call
+from lampfast.schemes import Method
 
 Prepare = Callable[[], Call]
 
 
-def masks(weights: Weights, s: float) -> Prepare:
+def masks(weights: Weights, s: float, method: Method = "lamp") -> Prepare:
     """Times `lampfast.masks`."""
-    return lambda: partial(lampfast.masks, weights, s)
+    return lambda: partial(lampfast.masks, weights, s, method=method)
 
 
 def prune(weights: Weights, targets: Weights, s: float) -> Prepare:

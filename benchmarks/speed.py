@@ -14,6 +14,7 @@ import rows_adversarial
 import rows_calls
 import rows_floors
 import rows_isa
+import rows_methods
 import rows_peers
 import rows_stages
 import rows_zeros
@@ -27,6 +28,7 @@ ROWS: dict[str, Row] = {
     "masks": rows_floors.masks,
     "prune": rows_floors.prune,
     "halves": rows_floors.halves,
+    "methods": rows_methods.methods,
     "textbook-masks": rows_peers.textbook_masks,
     "global-l1": rows_peers.global_magnitude,
     "textbook-scores": rows_peers.textbook_scores,
