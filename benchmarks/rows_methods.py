@@ -10,7 +10,14 @@ from lampfast.schemes import Method
 
 # uniform+ is uniform with other counts, and cannot prune as much of a single layer.
 _METHODS: tuple[Method, ...] = ("lamp", "global", "uniform", "erk")
-_COLUMNS = {"model": "", "weights": "", **dict.fromkeys(_METHODS, ".2f")}
+_COLUMNS = {
+    "model": "",
+    "weights": "",
+    "lamp": ".2f",
+    "global": ".2f",
+    "uniform": ".2f",
+    "erk": ".2f",
+}
 
 
 def methods(run: Run) -> Outcome:
