@@ -13,15 +13,11 @@
 namespace lampfast {
 namespace {
 
-// The score of a range at which the curves have `count` elements, or an end; they are left looking
-// at it.
-double find_score(std::vector<Curve>& curves, double lowest, double highest, double count) {
-  const auto elements_at = [&](double score) {
-    double elements = 0.0;
-    for (Curve& curve : curves) elements += curve.look_at(score);
-    return elements;
-  };
-  for (Curve& curve : curves) curve.start_search();
+// Between two positive numbers, where the elements, which become more, reach the count. `narrowed`
+// is told of each number that was tried whether it was too low.
+template <class ElementsAt, class Narrowed>
+double find(double lowest, double highest, double count, ElementsAt&& elements_at,
+            Narrowed&& narrowed) {
   // Bits halve on a scale of logarithms; the last of them are closer than the sketches can tell.
   constexpr std::uint64_t close_enough = std::uint64_t{1} << 40;
   auto low = bit_cast<std::uint64_t>(lowest);
@@ -30,10 +26,37 @@ double find_score(std::vector<Curve>& curves, double lowest, double highest, dou
     const std::uint64_t middle = low + (high - low) / 2;
     const bool is_too_low = elements_at(bit_cast<double>(middle)) < count;
     (is_too_low ? low : high) = middle;
-    for (Curve& curve : curves) curve.narrow(is_too_low);
+    narrowed(is_too_low);
   }
-  elements_at(bit_cast<double>(high));
   return bit_cast<double>(high);
+}
+
+// The score of a range at which the curves have `count` elements, or an end; they are left looking
+// at it.
+double find_score(std::vector<Curve>& curves, double lowest, double highest, double count) {
+  const auto elements_at = [&](double score) {
+    double elements = 0.0;
+    for (Curve& curve : curves) elements += curve.look_at(score);
+    return elements;
+  };
+  const auto narrow = [&](bool is_too_low) {
+    for (Curve& curve : curves) curve.narrow(is_too_low);
+  };
+  for (Curve& curve : curves) curve.start_search();
+  const double score = find(lowest, highest, count, elements_at, narrow);
+  elements_at(score);
+  return score;
+}
+
+// The magnitude of a range below which the curves have `count` elements, or an end.
+double find_magnitude(const std::vector<Curve>& curves, double lowest, double highest,
+                      double count) {
+  const auto elements_below = [&](double magnitude) {
+    double elements = 0.0;
+    for (const Curve& curve : curves) elements += curve.count_below(magnitude);
+    return elements;
+  };
+  return find(lowest, highest, count, elements_below, [](bool) {});
 }
 
 // How many layers each is a copy of, itself included: the same elements of them were drawn, so that
@@ -98,21 +121,6 @@ Guess guess_by_score(std::vector<Curve>& curves, double wanted) {
   if (low > lowest * margin) guess.scores.low = std::min(low, 1.0) / margin;
   guess.scores.high = high * margin;
   return guess;
-}
-
-// Where the curves have `count` elements below, between two magnitudes.
-double find_magnitude(const std::vector<Curve>& curves, double lowest, double highest,
-                      double count) {
-  constexpr std::uint64_t close_enough = std::uint64_t{1} << 40;
-  auto low = bit_cast<std::uint64_t>(lowest);
-  auto high = bit_cast<std::uint64_t>(highest);
-  while (high > low + close_enough) {
-    const std::uint64_t middle = low + (high - low) / 2;
-    double below = 0.0;
-    for (const Curve& curve : curves) below += curve.count_below(bit_cast<double>(middle));
-    (below < count ? low : high) = middle;
-  }
-  return bit_cast<double>(high);
 }
 
 // For the first `count` elements of all layers by their magnitudes: all have the same threshold.
