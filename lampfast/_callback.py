@@ -27,6 +27,7 @@ class PrunerCallback:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same, as long as it has its hooks
         self._schedule = schedule
+        self._before = 0.0
         self._choice = {"include": include, "exclude": exclude}
         self._pruning: dict[str, Any] = {"every": every, "method": method, **self._choice}
 
@@ -55,7 +56,7 @@ class PrunerCallback:
         except Exception:
             self.remove()
             raise
-        self._step = step
+        self._step, self._before = step, self.pruner.report.sparsity
 
     def _advance(self, step: int) -> None:
         """Follow the trainer to a step, which may be several further, or the same."""
@@ -64,6 +65,6 @@ class PrunerCallback:
             self._step += 1
 
     def _sparsity(self) -> float:
-        """What the model was last pruned to."""
+        """What the model was last pruned to, or had before."""
         history = self.pruner.history if self.pruner is not None else []
-        return history[-1][1] if history else 0.0
+        return history[-1][1] if history else self._before

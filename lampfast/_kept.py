@@ -1,10 +1,12 @@
 """Layers with the masks of what was zero in them, through whatever happens to their tensors."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import cast
+from weakref import WeakSet
 
 import torch
+from torch.optim import Optimizer
 
 from lampfast import _changes, _packed, views
 from lampfast.views import View
@@ -44,10 +46,14 @@ class Layer:
 
 
 class Layers:
-    """All layers whose zeros are kept together."""
+    """All layers whose zeros are kept together.
 
-    def __init__(self, layers: Sequence[View]) -> None:
+    The optimizers call `keep` by hooks of their own; of others, `stepped` is told.
+    """
+
+    def __init__(self, layers: Sequence[View], optimizers: Iterable[Optimizer] = ()) -> None:
         self.layers = _recorded(layers)
+        self._optimizers = WeakSet(optimizers)
 
     def update(self) -> None:
         """Record what is zero now in all layers."""
@@ -66,15 +72,28 @@ class Layers:
         for i, layer in zip(touched, fresh, strict=True):
             self.layers[i] = layer
 
-    def keep(self, trained: Collection[int]) -> None:
-        """Restore the zeros of the layers whose tensors have these identities.
+    def take(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Take bool masks over, by name, and zero what they do not keep."""
+        current = [layer.now() for layer in self.layers]
+        self._replace(current, [_packed.from_bools(view, masks[view.name]) for view in current])
+
+    def keep(self, optimizer: Optimizer) -> None:
+        """Restore the zeros of the layers that an optimizer trains.
 
         Raises:
             ValueError: One of them has another shape than its mask.
         """
-        layers = [layer for layer in self.layers if id(layer.weight) in trained]
+        trained = memory(optimizer)
+        layers = [layer for layer in self.layers if layer.weight.data_ptr() in trained]
         _follow(layers)
-        _keep(layers)
+        _packed.keep([layer.view for layer in layers], [layer.mask for layer in layers])
+        # A step moves only what has a gradient; graphs that use the other layers are still good.
+        _changes.mark(layer.weight for layer in layers if layer.weight.grad is not None)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Restore the zeros also where an optimizer was made later than the masks."""
+        if optimizer not in self._optimizers:
+            self.keep(optimizer)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The masks as bytes, by name.
@@ -88,9 +107,17 @@ class Layers:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take masks over for the layers as they are now, and zero what they do not keep."""
         current = [layer.now() for layer in self.layers]
-        masks = [_packed.from_bytes(view, state[view.name]) for view in current]
+        self._replace(current, [_packed.from_bytes(view, state[view.name]) for view in current])
+
+    def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         self.layers = [Layer(view, mask) for view, mask in zip(current, masks, strict=True)]
-        _keep(self.layers)
+        _packed.keep(current, masks)
+        _changes.mark(view.weight for view in current)
+
+
+def memory(optimizer: Optimizer) -> set[int]:
+    """What an optimizer trains now, tensors by where they lie: tied ones need not be one object."""
+    return {weight.data_ptr() for group in optimizer.param_groups for weight in group["params"]}
 
 
 def _recorded(layers: Sequence[View]) -> list[Layer]:
@@ -114,8 +141,3 @@ def _follow(layers: Sequence[Layer]) -> None:
         followed.append((layer, now, _packed.carried(layer.view, layer.mask, now)))
     for layer, now, mask in followed:
         layer.place(now, mask)
-
-
-def _keep(layers: Sequence[Layer]) -> None:
-    _packed.keep([layer.view for layer in layers], [layer.mask for layer in layers])
-    _changes.mark(layer.weight for layer in layers)

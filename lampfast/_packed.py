@@ -15,8 +15,6 @@ from lampfast.views import View
 
 _Pair: TypeAlias = tuple[View, torch.Tensor]
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 def record(layers: Sequence[View]) -> list[torch.Tensor]:
     """The masks of what is not zero now; -0 is zero, a subnormal or NaN is not."""
@@ -24,7 +22,7 @@ def record(layers: Sequence[View]) -> list[torch.Tensor]:
     near, far = _apart(layers, masks)
     _engine.pack([layer for layer, _ in near], [words for _, words in near])
     for layer, mask in far:
-        torch.ne(_integers(layer) << 1, 0, out=mask)  # without the sign
+        torch.ne(views.as_integers(_tensor(layer)) << 1, 0, out=mask)  # without the sign
     return masks
 
 
@@ -33,7 +31,7 @@ def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     near, far = _apart(layers, masks)
     _engine.keep([layer for layer, _ in near], [words for _, words in near])
     for layer, mask in far:
-        _integers(layer).mul_(mask)
+        views.as_integers(_tensor(layer)).mul_(mask)
 
 
 def carried(before: View, mask: torch.Tensor, now: View) -> torch.Tensor:
@@ -41,7 +39,7 @@ def carried(before: View, mask: torch.Tensor, now: View) -> torch.Tensor:
     fits = _is_words(mask) == (now.far is None) and mask.device == _tensor(now).device
     if fits and before.pointer[3] == now.pointer[3]:
         return mask
-    return _packed(now, _unpacked(before, mask))
+    return from_bools(now, _unpacked(before, mask))
 
 
 def to_bytes(layer: View, mask: torch.Tensor) -> torch.Tensor:
@@ -53,7 +51,7 @@ def to_bytes(layer: View, mask: torch.Tensor) -> torch.Tensor:
 def from_bytes(layer: View, packed: torch.Tensor) -> torch.Tensor:
     """The mask that `to_bytes` gave, for a layer of the same shape."""
     bits = np.unpackbits(packed.cpu().numpy(), count=layer.size, bitorder="little")
-    return _packed(layer, torch.from_numpy(bits.astype(bool)).reshape(layer.weight.shape))
+    return from_bools(layer, torch.from_numpy(bits.astype(bool)).reshape(layer.weight.shape))
 
 
 def _empty(layer: View) -> torch.Tensor:
@@ -73,7 +71,7 @@ def _unpacked(layer: View, mask: torch.Tensor) -> torch.Tensor:
     return kept
 
 
-def _packed(layer: View, kept: torch.Tensor) -> torch.Tensor:
+def from_bools(layer: View, kept: torch.Tensor) -> torch.Tensor:
     """A bool tensor of the layer's shape as its mask."""
     mask = _empty(layer)
     if not _is_words(mask):
@@ -107,9 +105,3 @@ def _is_words(mask: torch.Tensor) -> bool:
 
 def _tensor(layer: View) -> torch.Tensor:
     return cast(torch.Tensor, layer.weight)
-
-
-def _integers(layer: View) -> torch.Tensor:
-    """A layer's own memory as integers, for which -0, subnormals and NaN are nothing special."""
-    weight = _tensor(layer)
-    return weight.detach().view(_INTEGERS[weight.itemsize])

@@ -74,7 +74,7 @@ def sparsity_over_steps(
 
     Args:
         history: The steps at which the model was pruned, ascending, and the sparsity after each.
-        schedule: From step to sparsity; a thin line from step 0 to the last of the history.
+        schedule: From step to sparsity; a thin line from step 1 to the last of the history.
         figure: As for `Report.plot`.
 
     Returns:
@@ -89,7 +89,7 @@ def sparsity_over_steps(
     steps, sparsities = [step for step, _ in history], [sparsity for _, sparsity in history]
     panel.plot(steps, sparsities, ".-", color=_PRUNED, ds="steps-post", ms=3, label="model")
     if schedule is not None and steps:
-        asked = sorted({round(steps[-1] * part / _SAMPLES) for part in range(_SAMPLES + 1)})
+        asked = sorted({max(round(steps[-1] * part / _SAMPLES), 1) for part in range(_SAMPLES + 1)})
         panel.plot(asked, [schedule(step) for step in asked], color=_LINE, lw=0.7, label="schedule")
         panel.legend(fontsize=_NAME_SIZE, frameon=False)
     panel.set_xlabel("step", fontsize=_TEXT_SIZE)

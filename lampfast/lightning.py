@@ -6,9 +6,6 @@ Needs the extra `lightning`.
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from torch.optim import Optimizer
-
-from lampfast import parameters
 from lampfast._callback import PrunerCallback
 
 try:
@@ -89,11 +86,7 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
 
     def on_train_start(self, trainer: _Trainer, pl_module: _Module) -> None:
         """Make the Pruner: by now all that a checkpoint holds has been restored."""
-        layers = {id(layer) for layer in parameters.named(pl_module, **self._choice).values()}
-        every = trainer.optimizers
-        # Some may train other parts alone, as a discriminator's does.
-        concerned = [optimizer for optimizer in every if not layers.isdisjoint(_trained(optimizer))]
-        self._start(pl_module, concerned or every, trainer.global_step, self._saved)
+        self._start(pl_module, trainer.optimizers, trainer.global_step, self._saved)
 
     def on_train_batch_end(self, trainer: _Trainer, pl_module: _Module, *_: Any) -> None:
         """Count the batch's optimizer steps, if it had any, and prune if it is time."""
@@ -109,7 +102,3 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
     def teardown(self, trainer: _Trainer, pl_module: _Module, stage: str) -> None:
         """Leave no hooks behind."""
         self.remove()
-
-
-def _trained(optimizer: Optimizer) -> set[int]:
-    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}

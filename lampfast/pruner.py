@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isclose
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _replicas, parameters, schemes
+from lampfast import _arguments, _replicas, parameters, schemes, views
 from lampfast._report import Report
 from lampfast.parameters import Model, Patterns
 from lampfast.pruning import masks, prune, report
@@ -57,7 +57,8 @@ class Pruner:
             from 1: one of `lampfast.schedules`, or any callable that never goes down. An int is
             no count of weights here: 0 is 0.0 and 1 is 1.0.
         every: How many steps lie between one look at the schedule and the next. The model is
-            pruned where the schedule is higher than it was at the last pruning.
+            pruned where the schedule rises, unless it is sparser already. What a schedule reaches
+            between two looks waits for the next one, so let its last step be one of them.
         method: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
@@ -158,8 +159,7 @@ class Pruner:
         if step % self._every == 0:
             sparsity = self._scheduled(step)
             if sparsity > self._last_sparsity():
-                self._report = self._prune(step, sparsity)
-                self._history.append((step, sparsity))
+                self._prune(step, sparsity)
         self._step = step
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,8 +169,13 @@ class Pruner:
             Numbers and packed masks (a bit per weight), which `torch.load` takes with
             weights_only=True: a run that is resumed goes on as if it had not been interrupted.
             The schedule and the other arguments are the program's, and are not in it.
+
+        Raises:
+            RuntimeError: This Pruner was removed.
         """
         history = [list(pruning) for pruning in self._history]
+        if self._removed:
+            raise RuntimeError("this Pruner was removed; take its state before remove()")
         return {"step": self._step, "history": history, "zeros": self._zeros.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,16 +187,11 @@ class Pruner:
         Raises:
             TypeError: A part of it has another type; nothing is changed.
             ValueError: It is of other layers, or no Pruner's; nothing is changed.
+            RuntimeError: This Pruner was removed.
         """
-        if not isinstance(state, Mapping) or state.keys() != {"step", "history", "zeros"}:
-            raise ValueError(
-                "this is not the state of a Pruner, which has the keys step, history and zeros"
-            )
-        step = _arguments.integer("the state's step", state["step"], least=0)
-        history = [
-            (int(at), _arguments.fraction("a sparsity in the state's history", sparsity))
-            for at, sparsity in state["history"]
-        ]
+        if self._removed:
+            raise RuntimeError("this Pruner was removed; make a new one to load a state into")
+        step, history = _position(state)
         self._zeros.load_state_dict(state["zeros"])
         self._step, self._history, self._report = step, history, None
 
@@ -199,6 +199,12 @@ class Pruner:
         """Prune no more and let the zeros go; the model stays as it is."""
         self._zeros.remove()
         self._removed = True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pruner cannot be copied: hooks of optimizers stay behind; make one for the copies "
+            "of the model and its optimizers, and load this one's state_dict() into it"
+        )
 
     def __enter__(self) -> "Pruner":
         return self
@@ -227,12 +233,16 @@ class Pruner:
             )
         return sparsity
 
-    def _prune(self, step: int, sparsity: float) -> Report:
+    def _prune(self, step: int, sparsity: float) -> None:
         if _replicas.exist(self._group):
             when = f"to sparsity {sparsity} after step {step}"
             _replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
-        return prune(self._model, sparsity, method=self._method, **self._choice)
+        now = report(self._model, **self._choice)
+        if views.count(sparsity, now.numel) < now.numel - now.kept:
+            return  # it is sparser already
+        self._report = prune(self._model, sparsity, method=self._method, **self._choice)
+        self._history.append((step, sparsity))
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._check_layers()
@@ -266,3 +276,24 @@ class Pruner:
                 "optimizer step, or leave it out with exclude=",
                 stacklevel=3,
             )
+
+
+def _position(state: Mapping[str, Any]) -> tuple[int, list[tuple[int, float]]]:
+    """The step and the history of a saved Pruner."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}; pass what state_dict() returned")
+    history = state["history"] if state.keys() == {"step", "history", "zeros"} else None
+    if not isinstance(history, Sequence) or not all(
+        isinstance(pruning, Sequence) and len(pruning) == 2 for pruning in history
+    ):
+        raise ValueError(
+            "this is not the state of a Pruner, which has step, history (pairs of a step and a "
+            "sparsity) and zeros"
+        )
+    return _arguments.integer("the state's step", state["step"], least=0), [
+        (
+            _arguments.integer("a step in the state's history", step, least=1),
+            _arguments.fraction("a sparsity in the state's history", sparsity),
+        )
+        for step, sparsity in history
+    ]

@@ -11,8 +11,6 @@ from lampfast._report import Report
 from lampfast.parameters import Patterns
 from lampfast.pruning import report
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
-
 
 def rewind(
     model: nn.Module,
@@ -137,9 +135,8 @@ def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Ten
     """A layer's saved values where it is not zero now."""
     values = saved.detach().to(layer.device, layer.dtype)
     # Bits, because a processor may take subnormals for zeros, and float8 has no comparisons.
-    bits = _BITS[layer.itemsize]
-    now = layer.detach().view(bits)
-    remaining = torch.where(now << 1 != 0, values.view(bits), now).view(layer.dtype)
+    now = views.as_integers(layer)
+    remaining = torch.where(now << 1 != 0, views.as_integers(values), now).view(layer.dtype)
     if not (remaining.float() if layer.itemsize == 1 else remaining).isfinite().all():
         raise ValueError(
             f"layer {name!r} has NaN or infinite values in saved_state, or such that are infinite "

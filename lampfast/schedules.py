@@ -133,8 +133,7 @@ class cubic(_Ramp):
     """
 
     def _easing(self, done: float) -> float:
-        left = 1 - done
-        return 1 - left * left * left  # not left**3, whose rounding might go down and up
+        return 1 - (1 - done) ** 3
 
 
 class linear(_Ramp):

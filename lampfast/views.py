@@ -29,6 +29,9 @@ _DTYPES: dict[object, Dtype] = {
 }
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
 class View(NamedTuple):
     """A checked weight, as the engine reads or writes it; keeps its memory alive.
 
@@ -205,6 +208,11 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
             scores = np.empty(shape, dtype.name)
         views.append(_view(layer.name, scores, dtype))
     return views
+
+
+def as_integers(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's own memory as integers, for which -0, subnormals and NaN are nothing special."""
+    return tensor.detach().view(_INTEGERS[tensor.itemsize])
 
 
 def reachable(views: Sequence[View]) -> Sequence[View]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lampfast import _changes, parameters, views
-from lampfast._kept import Layers
+from lampfast._kept import Layers, memory
 from lampfast.parameters import Model, Patterns
 from lampfast.views import View
 
@@ -52,19 +53,21 @@ def keep_zeros(
         model: As for `lampfast.prune`, of torch tensors. Tied weights are kept once.
         optimizers: The optimizer that trains the model, or a list of all of them. A step of one
             restores the zeros of the layers that are in its parameter groups at that time, those
-            that were added to it later too.
+            that were added to it later too. So does a step of an optimizer that is made anew,
+            for as long as the handle, or one of these optimizers, is held on to.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
 
     Returns:
-        A handle: `remove()` ends it, as leaving it as a context manager does. It need not be held
-        on to: the optimizers do that.
+        A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
+        on to it, too. Copies of the model are not watched, nor are parameters that take the place
+        of others.
 
     Raises:
         TypeError: An optimizer is not a torch.optim.Optimizer, a layer is a numpy array, or the
             model or a layer has a type, dtype or layout that is not pruned.
-        ValueError: An optimizer has none of the layers, a layer that requires a gradient is in no
-            optimizer, a pattern matches nothing, or a layer cannot be written.
+        ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
+            none of them, a pattern matches nothing, or a layer cannot be written.
     """
     given = _checked(optimizers)
     layers = views.layers(parameters.named(model, include, exclude), write=True)
@@ -74,6 +77,9 @@ def keep_zeros(
 
 class KeptZeros:
     """Holds the zeros of a model's layers through its optimizers' steps; `keep_zeros` makes it.
+
+    What is written to the weights between two steps, as by `model.load_state_dict`, is there until
+    the next step restores the zeros. A layer that is zero throughout stays so.
 
     A layer's weights may move between steps, as by `model.half()`, `model.to(device)` or
     `model.to(memory_format=...)`: the mask goes with them. Only a change of its shape is an error,
@@ -92,7 +98,7 @@ class KeptZeros:
     """
 
     def __init__(self, layers: Sequence[View], optimizers: Sequence[Optimizer]) -> None:
-        self._kept = Layers(layers)
+        self._kept = Layers(layers, optimizers)
         # torch.compile of a step must not look into the hook, which passes addresses on.
         hook = torch.compiler.disable(  # type: ignore[no-untyped-call]
             partial(_after_step, self._kept)
@@ -101,17 +107,38 @@ class KeptZeros:
             optimizer.register_step_post_hook(hook) for optimizer in optimizers
         ]
         _changes.listen(self._kept)
+        _hear_of_every_step()
 
-    def update(self) -> None:
-        """Record anew: what is zero now is what is kept at zero from now on.
+    def update(self, masks: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Record anew: what is zero now, or what masks say, is kept at zero from now on.
+
+        Example:
+            >>> import lampfast, torch
+            >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0, 2.0]))
+            >>> kept = lampfast.keep_zeros([weight], torch.optim.SGD([weight]))
+            >>> kept.update({"0": torch.tensor([True, True, False])})  # one grows, another goes
+            >>> weight.tolist()
+            [3.0, 0.0, 0.0]
+
+        Args:
+            masks: By layer name a bool tensor of the layer's shape, True where the weight may be
+                other than zero, as from `lampfast.masks`; the others are set to zero. A weight
+                that grows from zero, as in RigL, is told from a pruned one only by these. None
+                for the weights that are not zero now.
 
         Raises:
-            TypeError: A layer is no longer one that can be pruned.
-            ValueError: A layer can no longer be written.
+            TypeError: The masks are not a mapping of names to bool tensors, or a layer is no
+                longer one that can be pruned.
+            ValueError: The names or shapes are not those of the layers, or a layer can no longer
+                be written.
             RuntimeError: The handle was removed.
         """
         self._check_in_use()
-        self._kept.update()
+        if masks is None:
+            self._kept.update()
+        else:
+            _check_masks(masks, [layer.now() for layer in self._kept.layers])
+            self._kept.take(masks)
 
     def remove(self) -> None:
         """Let the zeros go: later steps may change them. Once removed it holds nothing."""
@@ -132,6 +159,12 @@ class KeptZeros:
     ) -> None:
         """Let the zeros go."""
         self.remove()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a handle of keep_zeros cannot be copied: hooks of optimizers stay behind; call "
+            "keep_zeros for the copies of the model and its optimizers"
+        )
 
     def __repr__(self) -> str:
         layers = self._kept.layers
@@ -179,12 +212,20 @@ class KeptZeros:
 
 
 def _after_step(kept: Layers, optimizer: Optimizer, args: object, kwargs: object) -> None:
-    kept.keep(_ids(optimizer))
+    kept.keep(optimizer)
 
 
-def _ids(optimizer: Optimizer) -> set[int]:
-    """What an optimizer trains now, tensors by their identity."""
-    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+@cache
+def _hear_of_every_step() -> None:
+    """Tell all handles of the steps of optimizers that were made after them."""
+    register_optimizer_step_post_hook(
+        torch.compiler.disable(_after_any_step)  # type: ignore[no-untyped-call]
+    )
+
+
+def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for listener in _changes.listening():
+        listener.stepped(optimizer)
 
 
 def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -212,26 +253,23 @@ def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
 
 
 def _check_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> None:
-    """Check that every layer that is trained is trained by the optimizers, and each has one."""
-    trained: set[int] = set()
+    """Check that every layer that is trained is trained by the optimizers, which have some."""
     for layer in layers:
         if not isinstance(layer.weight, torch.Tensor):
             raise TypeError(
                 f"layer {layer.name!r} is a numpy array, which no optimizer trains; pass torch "
                 "tensors, or leave it out with exclude="
             )
-    for position, optimizer in enumerate(optimizers):
-        ids = _ids(optimizer)
-        if not any(id(layer.weight) in ids for layer in layers):
-            raise ValueError(
-                f"{type(optimizer).__name__} at position {position} of optimizers has none of the "
-                "layers; pass the optimizers that train this model, or choose other layers with "
-                "include= or exclude="
-            )
-        trained |= ids
-    for layer in layers:
-        weight = cast(torch.Tensor, layer.weight)
-        if weight.requires_grad and id(weight) not in trained:
+    trained = set().union(*map(memory, optimizers))
+    weights = [cast(torch.Tensor, layer.weight) for layer in layers]
+    if trained.isdisjoint(weight.data_ptr() for weight in weights):
+        raise ValueError(
+            f"{' and '.join(type(optimizer).__name__ for optimizer in optimizers)} has none of the "
+            "layers; pass the optimizers that train this model, or choose other layers with "
+            "include= or exclude="
+        )
+    for layer, weight in zip(layers, weights, strict=True):
+        if weight.requires_grad and weight.data_ptr() not in trained:
             raise ValueError(
                 f"layer {layer.name!r} requires a gradient but is in none of the optimizers, so its"
                 " zeros would not be kept; pass all optimizers as a list, leave it out with "
@@ -239,18 +277,37 @@ def _check_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> N
             )
 
 
-def _check_state(state: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state is a {type(state).__name__}; pass what state_dict() returned")
+def _check_names(what: str, given: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is a {type(given).__name__}; pass a mapping of names to tensors")
     names = [layer.name for layer in layers]
-    missing = [name for name in names if name not in state]
-    unknown = state.keys() - names
+    missing = [name for name in names if name not in given]
+    unknown = given.keys() - names
     if missing or unknown:
         raise ValueError(
-            "state must name exactly the layers whose zeros are kept (missing: "
-            f"{missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); call keep_zeros with the "
-            "include= and exclude= that it was saved with"
+            f"{what} must name exactly the layers whose zeros are kept (missing: "
+            f"{missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); choose the same layers with "
+            "include= and exclude= (of a model that another module wraps, take the wrapped module "
+            "both times)"
         )
+
+
+def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
+    _check_names("masks", masks, layers)
+    for layer in layers:
+        mask, shape = masks[layer.name], tuple(layer.weight.shape)
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise TypeError(f"mask of layer {layer.name!r} is {found}; pass a bool tensor")
+        if mask.shape != shape:
+            raise ValueError(
+                f"mask of layer {layer.name!r} has shape {tuple(mask.shape)}, the layer has shape "
+                f"{shape}; pass one value for every weight"
+            )
+
+
+def _check_state(state: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
+    _check_names("state", state, layers)
     for layer in layers:
         mask, size = state[layer.name], (layer.size + 7) // 8
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.uint8:

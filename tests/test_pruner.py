@@ -273,6 +273,58 @@ def test_a_removed_pruner_lets_go() -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_a_removed_pruner_has_no_state() -> None:
+    model = network()
+    with Pruner(model, AdamW(model.parameters()), constant(0.5)) as pruner:
+        state = pruner.state_dict()
+    with pytest.raises(RuntimeError, match="take its state before"):
+        pruner.state_dict()
+    with pytest.raises(RuntimeError, match="make a new one to load"):
+        pruner.load_state_dict(state)
+
+
+def test_a_pruner_cannot_be_copied() -> None:
+    model = network()
+    pruner = Pruner(model, AdamW(model.parameters()), constant(0.5))
+    for copied in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="a Pruner cannot be copied"):
+            copied(pruner)
+
+
+def test_a_model_that_is_sparser_than_the_schedule_is_left_alone() -> None:
+    model = network()
+    lampfast.prune(model, 0.8)
+    pruner = Pruner(model, SGD(model.parameters()), linear(0.9, 9))
+    for _ in range(9):
+        pruner.step()
+        assert pruner.report == lampfast.report(model)
+    assert [step for step, _ in pruner.history] == [8, 9]
+    assert lampfast.report(model).kept == 75 - round(0.9 * 75)
+
+
+def test_an_optimizer_that_is_made_anew_keeps_the_zeros() -> None:
+    model = network()
+    pruner = Pruner(model, SGD(model.parameters()), constant(0.8))
+    pruner.step()
+    optimizer = AdamW(model.parameters(), 0.1)
+    for step in range(3):
+        train(model, optimizer, step)
+        pruner.step()
+        assert lampfast.report(model).kept == 15
+
+
+def test_the_report_after_loading_is_of_the_model_now() -> None:
+    model = network()
+    pruner = Pruner(model, SGD(model.parameters()), linear(0.8, 2))
+    start = pruner.state_dict()
+    pruner.step()
+    assert pruner.report.kept == 45
+    network_before = network()
+    model.load_state_dict(network_before.state_dict())
+    pruner.load_state_dict(start)
+    assert pruner.report.kept == 75
+
+
 def test_the_history_is_a_copy() -> None:
     model = network()
     optimizer = SGD(model.parameters(), 0.1)
@@ -442,7 +494,10 @@ def test_nan_in_a_weight_changes_nothing() -> None:
             ("4.weight",),
         ),
         (lambda state: state["zeros"], ("not the state of a Pruner", "history")),
-        (lambda state: None, ("not the state of a Pruner",)),
+        (lambda state: None, ("state is a NoneType",)),
+        (lambda state: {**state, "history": 3}, ("not the state of a Pruner",)),
+        (lambda state: {**state, "history": [(1, 0.2, 3)]}, ("not the state of a Pruner",)),
+        (lambda state: {**state, "history": [("a", 0.2)]}, ("history is 'a'",)),
         (lambda state: {**state, "step": -1}, ("step is -1",)),
         (lambda state: {**state, "history": [[1, 7.0]]}, ("history", "7.0")),
     ],
@@ -457,7 +512,8 @@ def test_states_that_are_not_this_models(
         train(model, optimizer, step)
         pruner.step()
     state, report = copy.deepcopy(pruner.state_dict()), pruner.report
-    with refused(ValueError, *words, keeps=model.state_dict().values()):
+    error = TypeError if words[0] in ("state is a NoneType", "history is 'a'") else ValueError
+    with refused(error, *words, keeps=model.state_dict().values()):
         pruner.load_state_dict(other(copy.deepcopy(state)))
     assert same(pruner.state_dict(), state)
     assert pruner.report == report

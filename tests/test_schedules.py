@@ -123,6 +123,10 @@ def test_other_numbers_will_do() -> None:
     assert type(constant(1)(0)) is type(geometric(fraction=np.float32(0.5))(1)) is float  # type: ignore[arg-type]
 
 
+def test_rounding_does_not_exceed_the_end() -> None:
+    assert cubic(0.9, 10**6, initial=0.3)(999_999) <= 0.9
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

@@ -3,8 +3,10 @@
 import copy
 import gc
 import io
+import pickle
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -413,12 +415,138 @@ def test_the_model_is_untouched(model: Net) -> None:
 
 
 def test_a_stale_backward_is_noticed(model: Net) -> None:
-    optimizer = SGD(model.parameters(), lr=0.0)
+    optimizer = AdamW(model.parameters(), fused=True)  # does not tell autograd by itself
     keep_zeros(model, optimizer)
     loss = loss_of(model, 0)
-    optimizer.step()  # no gradients: only the hook can have changed anything
+    train(model, optimizer, range(1))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_backward_through_layers_that_did_not_step_is_fine() -> None:
+    moved, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = SGD([*moved.parameters(), *other.parameters()], lr=0.1)
+    keep_zeros(nn.ModuleList([moved, other]), optimizer)
+    x = torch.ones(1, 4, requires_grad=True)
+    first, second = moved(x).sum(), other(x).square().sum()
+    first.backward()
+    optimizer.step()
+    second.backward()
+
+
+# --- optimizers that come later ---
+
+
+def test_an_optimizer_that_is_made_anew_keeps_the_zeros(model: Net) -> None:
+    masks = masks_of(model)
+    handle = keep_zeros(model, SGD(model.parameters()))
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    train(model, optimizer, range(3), lambda: assert_zeros_kept(model, masks))
+    kept = handle._kept  # holding it must not matter
+    handle.remove()
+    train(model, optimizer, range(3))
+    assert kept
+    assert int(model.out.weight.count_nonzero()) == 21
+
+
+def test_optimizers_of_other_layers_only(model: Net) -> None:
+    masks = masks_of(model)
+    biases = SGD([p for p in model.parameters() if p.dim() == 1], lr=0.1)
+    weights = SGD([p for p in model.parameters() if p.dim() > 1], lr=0.1)
+    keep_zeros(model, [biases, weights])
+    for step in range(3):
+        train(model, weights, range(step, step + 1))
+        biases.step()
+        assert_zeros_kept(model, masks)
+
+
+def test_tied_by_their_memory_only() -> None:
+    model = nn.ModuleList([nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)])
+    first, second = model.parameters()
+    second.data = first.data
+    lampfast.prune(model, 0.8)
+    optimizer = SGD([second], lr=0.1)
+    keep_zeros(model, optimizer)
+    second.grad = torch.ones(5, 5)
+    optimizer.step()
+    assert lampfast.report(model).kept == 5
+
+
+# --- masks that are given ---
+
+
+def test_masks_may_say_what_grows_and_what_goes(model: Net) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kept = keep_zeros(model, optimizer)
+    masks = {name: torch.rand(mask.shape) < 0.5 for name, mask in masks_of(model).items()}
+    before = copy.deepcopy(model)
+    kept.update(masks)
+    masking(before, masks)()
+    assert_same_bits(model, before)
+    train(model, optimizer, range(3), lambda: assert_zeros_kept(model, masks))
+    for name, mask in masks_of(before).items():
+        grown = masks[name] & ~mask
+        assert int(model.get_parameter(name)[grown].count_nonzero()) > 0, name
+
+
+def test_masks_that_do_not_fit_change_nothing(model: Net) -> None:
+    kept = keep_zeros(model, SGD(model.parameters()))
+    good = masks_of(model)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        ([], TypeError, "masks is a list"),
+        ({"out.weight": good["out.weight"]}, ValueError, "missing: ['conv.weight'"),
+        ({**good, "out.weight": good["out.weight"].float()}, TypeError, "'out.weight' is torch"),
+        ({**good, "out.weight": good["out.weight"].T}, ValueError, "'out.weight' has shape (7, 3)"),
+    ]
+    for masks, error, words in cases:
+        with refused(error, words, keeps=list(model.parameters())):
+            kept.update(masks)
+
+
+def test_a_handle_cannot_be_copied(model: Net) -> None:
+    kept = keep_zeros(model, SGD(model.parameters()))
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="call keep_zeros for the copies"):
+            copied(kept)
+
+
+def test_handles_come_and_go_while_others_prune() -> None:
+    def come_and_go(_: int) -> None:
+        for _ in range(200):
+            layer = nn.Linear(2, 2)
+            handle = keep_zeros(layer, SGD(layer.parameters()))
+            lampfast.prune(layer, 0.5)
+            handle.remove()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
+
+
+# --- layers that move ---
+
+
+def test_another_order_of_the_same_memory(model: Net) -> None:
+    weight = nn.Parameter(torch.arange(16.0).reshape(4, 4) * torch.eye(4))
+    weight.data[0, 1] = 5.0
+    optimizer = SGD([weight], lr=0.1)
+    keep_zeros([weight], optimizer)
+    kept = weight != 0
+    weight.data = weight.data.as_strided((4, 4), (1, 4))
+    weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert not weight[~kept].any()
+
+
+def test_masks_of_no_layer_move_where_one_cannot(model: Net) -> None:
+    optimizer = SGD(model.parameters(), lr=0.1)
+    handle = keep_zeros(model, optimizer)
+    before = [x for layer in handle._kept.layers for x in (layer.view, layer.mask)]
+    model.conv.weight.data = model.conv.weight.data.half()
+    model.out.weight.data = torch.ones(3, 5)
+    with pytest.raises(ValueError, match=r"layer 'out\.weight' had shape"):
+        optimizer.step()
+    after = [x for layer in handle._kept.layers for x in (layer.view, layer.mask)]
+    assert all(a is b for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
@@ -509,9 +637,8 @@ def _refuse(error: type[Exception], words: str, model: Any, optimizers: Any, **c
 
 def test_optimizers_of_another_model(model: Net) -> None:
     ours, other = SGD(model.parameters()), SGD(nn.Linear(2, 2).parameters())
-    _refuse(ValueError, "SGD at position 0 of optimizers has none of the layers", model, other)
-    _refuse(ValueError, "SGD at position 1 of optimizers has none", model, [ours, other])
-    _refuse(ValueError, "at position 0 of optimizers has none", {}, ours)
+    _refuse(ValueError, "SGD has none of the layers; pass the optimizers", model, other)
+    _refuse(ValueError, "SGD and SGD has none of the layers", {}, [ours, other])
 
 
 def test_a_trained_layer_without_an_optimizer(model: Net) -> None:
