@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -52,12 +53,18 @@ struct Bracket {
 // Scores between which the last pruned element lies: for certain, where fewer elements than are to
 // be pruned score at most `low`, and at least as many at most `high`; or probably. Nothing is known
 // of what lies below least_score, which is below every score of a float32 layer: smaller ones,
-// which a float64 layer may have, are not told apart by the bounds.
+// which a float64 layer may have, are not told apart by the bounds. Where magnitudes rank, the
+// range is one of these instead, and all of them are told apart.
 struct ScoreRange {
   static constexpr double least_score = 0x1p-800;
 
   double low = least_score;
-  double high = 2.0;  // above all scores; where magnitudes rank, the range is one of them instead
+  double high = 2.0;  // above all scores
+  double least = least_score;
+
+  bool has_low() const { return low > least; }
+
+  static ScoreRange of_magnitudes() { return {0.0, std::numeric_limits<double>::max(), 0.0}; }
 };
 
 struct NotFinite : std::invalid_argument {

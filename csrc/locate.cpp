@@ -147,7 +147,7 @@ double locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRan
               std::vector<Window>& windows) {
   for (std::size_t i = 0; i < windows.size(); ++i) {
     Window& window = windows[i];
-    if (range.low > ScoreRange::least_score) {
+    if (range.has_low()) {
       window.begin = bounds(profiles[i], range.low, window).begin;
     }
     window.end = bounds(profiles[i], range.high, window).end;
@@ -193,7 +193,8 @@ double locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRan
   high_end.narrow(upwards, [count](std::int64_t least, std::int64_t) {
     return least >= count ? Verdict::too_high : Verdict::too_low;
   });
-  range = {low_end.range().low, high_end.range().high};
+  range.low = low_end.range().low;
+  range.high = high_end.range().high;
   for (std::size_t i = 0; i < windows.size(); ++i) {
     windows[i] = {low_end.windows()[i].begin, high_end.windows()[i].end};
   }

@@ -15,8 +15,9 @@ struct Window {
 };
 
 // Narrows a range, and each layer's window for it, as far as the profiles' bounds allow. Both must
-// hold; {0, size} does for every window and the default for the range. What they tell is kept, so
-// that neither ever grows. Returns the score at which the pruned elements probably end.
+// hold; {0, size} does for every window, and the default (or of_magnitudes) for the range. What
+// they tell is kept, so that neither ever grows. Returns the score at which the pruned elements
+// probably end.
 double locate(const std::vector<Profile>& profiles, std::int64_t count, ScoreRange& range,
               std::vector<Window>& windows);
 

@@ -83,7 +83,7 @@ Profile::Profile(Dtype dtype, Ranking ranking, const Survey& survey, const std::
   });
   merge(std::max(first_inside, static_cast<std::size_t>(high_end - steps_.begin()) + 1),
         end_inside());
-  if (range.low > ScoreRange::least_score) {
+  if (range.has_low()) {
     const auto low_end = std::partition_point(steps_.begin(), steps_.end(), [&](const Step& step) {
       return step.most_score <= range.low;
     });

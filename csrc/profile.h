@@ -40,7 +40,7 @@ class Profile {
           const ScoreRange& range);
 
   // Bounds on how many elements score at most t; these are the first in the layer's order.
-  // For t >= ScoreRange::least_score.
+  // For scores t >= ScoreRange::least_score, and all magnitudes.
   std::int64_t surely_at_most(double t) const;
   std::int64_t possibly_at_most(double t) const;
 

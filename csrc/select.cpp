@@ -43,7 +43,7 @@ void check(const std::vector<Layer>& layers, const Goal& goal) {
   }
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (goal.counts[i] < 0 || goal.counts[i] > sizes[i]) {
-      throw std::invalid_argument("a goal's count is not one of the elements' there are");
+      throw std::invalid_argument("a goal's count is from 0 to the number of elements");
     }
   }
 }
@@ -59,7 +59,8 @@ class Selection {
         surveys_(layers_.size()),
         profiles_(layers_.size()),
         windows_(layers_.size()),
-        misses_(layers_.size(), 0) {}
+        misses_(layers_.size(), 0),
+        with_ends_(layers_.size(), false) {}
 
   Selected solve() {
     begin();
@@ -94,7 +95,7 @@ class Selection {
       windows_[i] =
           is_known ? Window{goal_.counts[i], goal_.counts[i]} : Window{0, layers_[i].size};
     }
-    if (goal_.ranking == Ranking::magnitude) range_.high = guessed.scores.high;
+    if (goal_.ranking == Ranking::magnitude) range_ = ScoreRange::of_magnitudes();
     read_weights(all, guessed.brackets, true, few, guessed.scores);
   }
 
@@ -140,7 +141,10 @@ class Selection {
       const bool same =
           contains(survey.sides.bracket, needed[i]) && contains(needed[i], survey.sides.bracket);
       const bool stored = survey.stored && contains(survey.read_sides.bracket, needed[i]);
-      (same ? stuck : stored ? candidates : weights).push_back(i);
+      // Heavy ties may be alone in slots that, by their width, could hold other keys as well.
+      const bool is_stuck = same && with_ends_[i];
+      if (same) surveys_[i].with_ends = with_ends_[i] = true;
+      (is_stuck ? stuck : stored ? candidates : weights).push_back(i);
     }
     if (candidates.empty() && weights.empty()) {
       // Scores too close or too small for the bounds: sort them, whatever memory it takes.
@@ -275,7 +279,8 @@ class Selection {
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;
-  std::vector<int> misses_;  // of the layers' brackets
+  std::vector<int> misses_;      // of the layers' brackets
+  std::vector<bool> with_ends_;  // whether the slots' ends have been asked for
   ScoreRange range_;
 };
 

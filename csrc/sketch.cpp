@@ -134,7 +134,7 @@ Guess guess_by_magnitude(const std::vector<Layer>& layers, const std::vector<Cur
     highest = std::max(highest, curve.largest_magnitude());
   }
   Guess guess;
-  guess.scores.high = std::numeric_limits<double>::max();
+  guess.scores = ScoreRange::of_magnitudes();
   guess.brackets.reserve(layers.size());
   for (const Layer& layer : layers) guess.brackets.push_back({1, not_finite_key(layer.dtype)});
   if (!(lowest < highest)) return guess;

@@ -36,6 +36,7 @@ class Tally {
     // in rows, each then has several counters, or an addition would wait for the one before it.
     counts_.resize(survey.slots.size() * (survey.slot_bits == 0 ? copies : 1));
     if (survey.slot_bits > 0) sums_.resize(survey.slots.size());
+    if (survey.slot_bits > 0 && survey.with_ends) ends_.resize(survey.slots.size());
   }
 
   // Adds elements, and calls sink(keys, count) with those inside the bracket.
@@ -65,6 +66,7 @@ class Tally {
         survey.slots[i].count += counts_[c];
       }
       if (!sums_.empty()) survey.slots[i].sum += sums_[i];
+      if (!ends_.empty()) survey.slots[i].widen(ends_[i]);
     }
   }
 
@@ -94,12 +96,19 @@ class Tally {
       ++counts_[slot];
       sums_[slot] += scaled_square<Format>(keys[i], survey_.scale);
     }
+    if (ends_.empty()) return;
+    const std::uint64_t within = (std::uint64_t{1} << survey_.slot_bits) - 1;
+    for (int i = 0; i < count; ++i) {
+      const std::uint64_t above = keys[i] - low;
+      ends_[above >> survey_.slot_bits].take(above & within);
+    }
   }
 
   const Survey& survey_;
   Sides sides_;
   std::vector<std::uint32_t> counts_;
   std::vector<double> sums_;
+  std::vector<Ends> ends_;
 };
 
 static_assert(cpu::classify_block <= Sum::leaf_terms);
@@ -144,6 +153,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
     Survey fresh;
     fresh.sides.bracket = surveys[i].sides.bracket;
     fresh.scale = surveys[i].scale;
+    fresh.with_ends = surveys[i].with_ends;
     fresh.fused = !masks.empty() && alike(layers[i], masks[i]);
     if (fresh.fused) cpu::use_large_pages(masks[i].data, static_cast<std::size_t>(masks[i].size));
     fresh.lay_out_slots(slot_count(layers[i], least_slots));

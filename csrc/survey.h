@@ -1,6 +1,7 @@
 // Survey: one streaming read that says, per layer, what lies below, inside and above its bracket.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -10,6 +11,17 @@
 #include "layer.h"
 
 namespace lampfast {
+
+// The smallest and the largest key of a slot's elements, counted from the slot's first key.
+struct Ends {
+  std::uint64_t first = ~std::uint64_t{0};
+  std::uint64_t last = 0;
+
+  void take(std::uint64_t key) {
+    first = std::min(first, key);
+    last = std::max(last, key);
+  }
+};
 
 // An equal share of a bracket's keys: how many elements it has, and roughly their sum of scaled
 // squares: plainly added, it only narrows the search and decides nothing. Its elements' keys lie in
@@ -21,6 +33,13 @@ struct Slot {
   double sum = 0.0;
   std::uint64_t first = 0;
   std::uint64_t last = ~std::uint64_t{0};
+
+  // To elements with these ends; what was there before has been narrowed to its own.
+  void widen(const Ends& ends) {
+    const bool is_new = first == 0 && last == ~std::uint64_t{0};
+    first = is_new ? ends.first : std::min(first, ends.first);
+    last = is_new ? ends.last : std::max(last, ends.last);
+  }
 };
 
 // What a bracket leaves on either side.
@@ -39,9 +58,10 @@ struct Sides {
 
 // What is known of one layer. Everything here merges in any order.
 struct Survey {
-  double scale = 1.0;  // for scaled_square (magnitude.h)
-  Sides sides;         // of the narrowest bracket yet
-  int slot_bits = 0;   // log2 of the keys in a slot
+  double scale = 1.0;      // for scaled_square (magnitude.h)
+  Sides sides;             // of the narrowest bracket yet
+  int slot_bits = 0;       // log2 of the keys in a slot
+  bool with_ends = false;  // whether slots are to know their smallest and largest keys (GPUs' do)
   std::vector<Slot> slots;
 
   Sides read_sides;                 // of the bracket that the weights were last read with,

@@ -51,9 +51,10 @@ def prune(
             the same fraction of what remains in every layer; "uniform+", so too, but the first
             layer stays as it is, if it is a convolution (three dimensions or more), and the last
             keeps at least a fifth of its size; "erk" (Erdős-Rényi-kernel), each layer keeps in
-            proportion to the sum of its weight's dimensions, as in the definition for convolutions
-            out + in / groups + kernel sides, and what a layer has not is shared by the others.
-            Counts of layers are rounded by the largest remainder. The method is exact as well.
+            proportion to the sum of its weight's dimensions (of a convolution, depthwise and
+            grouped ones too: out + in / groups + kernel sides), and what a layer has not is
+            shared by the others. What remains is what is not zero, of the importance where one is
+            given. Counts of layers are rounded by the largest remainder.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,

@@ -203,12 +203,14 @@ def kept_counts(layers: Mapping[str, Layer], kept: int, method: str) -> dict[str
         Name to the number of elements that are kept.
 
     Raises:
-        ValueError: "uniform+" keeps more.
+        ValueError: "uniform+" keeps more, or the method is another.
 
     Source:
         Lee et al., section 4; Gale et al. 2019 (arXiv 1902.09574) for "uniform+"; Evci et al., ICML
         2020 (arXiv 1911.11134) for "erk".
     """
+    if method not in ("uniform", "uniform+", "erk"):
+        raise ValueError(f"{method!r} gives no layer a number")
     sizes = {name: magnitudes(layer) for name, layer in layers.items()}
     zeros = {name: layer.count(0) for name, layer in sizes.items()}
     remains = {name: len(layer) - zeros[name] for name, layer in sizes.items()}

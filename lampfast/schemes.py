@@ -55,7 +55,7 @@ def kept_counts(
 
     Args:
         method: "uniform", "uniform+" or "erk".
-        kept: How many weights all layers keep together.
+        kept: How many weights all layers keep together, 0 to as many as there are.
         shapes: The layers' shapes.
         zeros: How many weights of each layer are zero already.
 
@@ -77,7 +77,9 @@ def kept_counts(
             return _shares(kept, remaining, remaining)
         case "erk":
             return _shares(kept, remaining, [max(sum(shape), 1) for shape in shapes])
-    return _uniform_plus(kept, shapes, sizes, remaining)
+        case "uniform+":
+            return _uniform_plus(kept, shapes, sizes, remaining)
+    raise ValueError(f"method={method!r} looks at magnitudes")
 
 
 def _uniform_plus(
@@ -94,7 +96,8 @@ def _uniform_plus(
         raise ValueError(
             "method='uniform+' leaves the first layer as it is, if it is a convolution, and a "
             f"fifth of the last one: of these {sum(sizes)} weights it keeps at least {least}, but "
-            f"s asks it to keep {kept}; pass a smaller s, or another method"
+            f"s asks it to keep {kept}; pass a smaller s (0 where there is one layer), or choose "
+            "another method"
         )
     shares = _shares_beside(fixed, kept, remaining)
     if fifth and shares[last] < fifth[last]:

@@ -3,6 +3,9 @@
 // The kernels are told of the layers by their arguments, so that nothing is copied or waited for,
 // and a stream that is being captured into a graph can record them.
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
 #include <type_traits>
 
 #include "cuda/block.h"
