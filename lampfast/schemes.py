@@ -96,7 +96,7 @@ def _uniform_plus(
         raise ValueError(
             "method='uniform+' leaves the first layer as it is, if it is a convolution, and a "
             f"fifth of the last one: of these {sum(sizes)} weights it keeps at least {least}, but "
-            f"s asks it to keep {kept}; pass a smaller s (0 where there is one layer), or choose "
+            f"s asks it to keep {kept}; pass a smaller s, or choose "
             "another method"
         )
     shares = _shares_beside(fixed, kept, remaining)
