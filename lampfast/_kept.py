@@ -117,7 +117,8 @@ class Layers:
 
 def memory(optimizer: Optimizer) -> set[int]:
     """What an optimizer trains now, tensors by where they lie: tied ones need not be one object."""
-    return {weight.data_ptr() for group in optimizer.param_groups for weight in group["params"]}
+    groups = optimizer.param_groups
+    return {w.data_ptr() for group in groups for w in group["params"] if not views.is_wrapper(w)}
 
 
 def _recorded(layers: Sequence[View]) -> list[Layer]:

@@ -210,6 +210,11 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
     return views
 
 
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether a tensor wraps others, and so has no memory of its own."""
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's own memory as integers, for which -0, subnormals and NaN are nothing special."""
     return tensor.detach().view(_INTEGERS[tensor.itemsize])
@@ -314,7 +319,7 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
     if kind is not Parameter and kind is not torch.Tensor:
         if is_lazy(tensor):
             return "is not initialised yet; run its lazy module once first"
-        if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        if is_wrapper(tensor):
             return f"is a {kind.__name__}, which wraps other tensors; pass plain tensors"
     if tensor.dtype not in _DTYPES:
         return _dtype_problem(tensor.dtype)

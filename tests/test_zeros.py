@@ -15,6 +15,7 @@ import torch
 from compare import BITS
 from refusal import refused
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
@@ -447,6 +448,14 @@ def test_an_optimizer_that_is_made_anew_keeps_the_zeros(model: Net) -> None:
     train(model, optimizer, range(3))
     assert kept
     assert int(model.out.weight.count_nonzero()) == 21
+
+
+def test_other_optimizers_may_train_what_has_no_memory(model: Net) -> None:
+    handle = keep_zeros(model, SGD(model.parameters()))
+    with FakeTensorMode():
+        wrapped = nn.Parameter(torch.ones(3))
+    SGD([wrapped], lr=0.1).step()  # another model's
+    assert handle
 
 
 def test_optimizers_of_other_layers_only(model: Net) -> None:
