@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
@@ -20,6 +21,7 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 def test_script(
     script: str, ends: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    torch.set_num_threads(1)  # layers this small only wait for threads
     monkeypatch.setattr(sys, "argv", [script, "--quick"])
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.delitem(sys.modules, "task", raising=False)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_the_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)  # layers this small only wait for threads
     names: dict[str, Any] = {}
     pruned, trained = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     exec(pruned, names)
