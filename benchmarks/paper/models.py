@@ -96,7 +96,9 @@ def _head(channels: int) -> list[nn.Module]:
 
 def _channels_last(*modules: nn.Module) -> nn.Module:
     """In the memory format in which processors convolve faster."""
-    return nn.Sequential(*modules).to(memory_format=torch.channels_last)
+    model = nn.Sequential(*modules)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 ARCHITECTURES = {

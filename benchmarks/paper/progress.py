@@ -52,7 +52,7 @@ class Estimate:
 
     def advance(self, outcome: Outcome) -> None:
         """Count a run that is done."""
-        run = run_of([*outcome.rows, *outcome.left_out][0])
+        run = run_of(outcome.rows[0] if outcome.rows else outcome.left_out[0])
         seconds = self._dense(run.model) if run.protocol == DENSE else self._seconds(run)
         self._progress.advance(self._task, seconds)
         task = self._progress.tasks[0]

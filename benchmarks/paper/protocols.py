@@ -2,10 +2,10 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import process_time
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import data
 import torch
@@ -95,32 +95,27 @@ def perform(run: Run, start: Start, dataset: Dataset, settings: Settings, starte
         RuntimeError: A weight that was pruned came back in training.
     """
     outcome, model = Outcome([], [], []), ARCHITECTURES[run.model].make()
-    model.load_state_dict(start.trained)
+    method = cast(Method, run.method)
     for number, sparsity in enumerate(sparsities(run.protocol, settings), 1):
-        where = {**run._asdict(), "round": number}
-        if run.protocol == "one-shot":
+        if number == 1 or run.protocol == "one-shot":
             model.load_state_dict(start.trained)
-        try:
-            times = _prune(model, sparsity, run.method)
-        except ValueError as error:
-            if run.method != "uniform+" or "keeps at least" not in str(error):
-                raise
-            outcome.left_out.append(LeftOut(**where, sparsity=sparsity, reason=str(error)))
+        where: dict[str, Any] = {**run._asdict(), "round": number}
+        if reason := _impossible(model, sparsity, method):
+            outcome.left_out.append(LeftOut(**where, sparsity=sparsity, reason=reason))
             continue
+        seconds, textbook_seconds = _prune(model, sparsity, method)
         if run.protocol == "rewinding":
             lampfast.rewind(model, start.early)
-        pruned = lampfast.report(model)
-        seconds = _retrain(model, run.seed, number, dataset, settings)
+        training_seconds = _retrain(model, run.seed, number, dataset, settings)
         left = lampfast.report(model)
-        if left.kept > pruned.kept:
-            raise RuntimeError(f"{run}, round {number}: {left.kept - pruned.kept} zeros came back")
         row = Row(
             **where,
-            **times,
             **test(model, dataset.test)._asdict(),
             dataset=data.NAME,
             sparsity=left.sparsity,
-            seconds_training=seconds,
+            seconds_pruning=seconds,
+            seconds_pruning_textbook=textbook_seconds,
+            seconds_training=training_seconds,
             dense=start.identity,
             started=started,
             settings=settings.identity,
@@ -157,11 +152,14 @@ def _retrain(
     model: nn.Module, seed: int, number: int, dataset: Dataset, settings: Settings
 ) -> float:
     """Train what remains, with a new optimizer; the seconds that it took."""
-    optimizer = new_optimizer(model, settings)
+    optimizer, before = new_optimizer(model, settings), lampfast.report(model)
     begin = process_time()
     with lampfast.keep_zeros(model, optimizer):
         train(model, optimizer, _batches(dataset, seed, number, settings.retrain_steps, settings))
-    return process_time() - begin
+    seconds = process_time() - begin
+    if (after := lampfast.report(model)).kept > before.kept:
+        raise RuntimeError(f"{after.kept - before.kept} weights that were pruned came back")
+    return seconds
 
 
 def _batches(
@@ -171,18 +169,29 @@ def _batches(
     return dataset.train.batches(settings.batch, count, _SEEDS_APART * seed + number)
 
 
-def _prune(model: nn.Module, sparsity: float, method: Any) -> dict[str, float | None]:
-    """Prune, after the textbook has done so with a copy; the seconds of each."""
-    taken: float | None = None
+def _impossible(model: nn.Module, sparsity: float, method: Method) -> str | None:
+    """Why a method cannot prune to a sparsity, if it cannot; only the sizes of layers matter."""
+    try:
+        sizes = {name: torch.ones(layer.shape) for name, layer in _layers(model).items()}
+        lampfast.report(sizes, sparsity, method=method)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _prune(model: nn.Module, sparsity: float, method: Method) -> tuple[float, float | None]:
+    """Prune; the seconds of it, and for LAMP those of the textbook with a copy before."""
+    textbook_seconds = None
     if method == "lamp":
         copies = {name: layer.detach().clone() for name, layer in _layers(model).items()}
-        taken = _seconds(lambda: textbook.prune(copies, sparsity))
-    ours = _seconds(lambda: lampfast.prune(model, sparsity, method=method))
-    return {"seconds_pruning": ours, "seconds_pruning_textbook": taken}
+        textbook_seconds = _seconds(lambda: textbook.prune(copies, sparsity))
+    seconds = _seconds(lambda: lampfast.prune(model, sparsity, method=method))
+    return seconds, textbook_seconds
 
 
-def _layers(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    return parameters.named(model, None, None)
+def _layers(model: nn.Module) -> dict[str, nn.Parameter]:
+    names = parameters.named(model)
+    return {name: layer for name, layer in model.named_parameters() if name in names}
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -115,7 +115,7 @@ class Records:
         rounds = {(run_of(row), row.round) for row in self.rows}
         # An interruption between the files may have left more in those that were written first.
         self.layers = [line for line in self.layers if (run_of(line), line.round) in rounds]
-        self._rounds = Counter(map(run_of, [*self.rows, *self.left_out]))
+        self._rounds = Counter(_runs(self.rows, self.left_out))
 
     def finished(self, run: Run, rounds: int) -> bool:
         """Whether all rounds of a run are there."""
@@ -143,11 +143,11 @@ class Records:
 
     def add(self, outcome: Outcome, settings: Settings, call: Mapping[str, Any]) -> None:
         """Keep a finished run."""
-        runs = set(map(run_of, [*outcome.rows, *outcome.left_out]))
+        runs = set(_runs(outcome.rows, outcome.left_out))
         self.rows = _others(self.rows, runs) + outcome.rows
         self.layers = _others(self.layers, runs) + outcome.layers
         self.left_out = _others(self.left_out, runs) + outcome.left_out
-        self._rounds = Counter(map(run_of, [*self.rows, *self.left_out]))
+        self._rounds = Counter(_runs(self.rows, self.left_out))
         self._describe(settings, call)
         write(self.folder / "layers.csv", LayerRow, self.layers)
         if self.left_out:
@@ -204,6 +204,10 @@ def _value(column: str, text: str) -> Any:
 
 def _texts(line: Row | LayerRow | LeftOut) -> list[object]:
     return [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in line]
+
+
+def _runs(rows: list[Row], left_out: list[LeftOut]) -> list[Run]:
+    return [*map(run_of, rows), *map(run_of, left_out)]
 
 
 def _others(lines: list[Line], runs: set[Run]) -> list[Line]:

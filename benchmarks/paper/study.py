@@ -90,9 +90,9 @@ def main(
     except KeyboardInterrupt:
         console.print("Interrupted; the same command goes on. Finished runs are kept.")
         raise typer.Exit(130) from None
-    import analyse  # matplotlib takes a while, and the runs do without
+    import page  # matplotlib takes a while, and the runs do without it
 
-    console.print(f"[bold]{analyse.write(folder)}[/]")
+    console.print(f"The page: {page.write(folder)}", soft_wrap=True)
 
 
 def plan(

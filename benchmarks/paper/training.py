@@ -34,7 +34,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[
     model.train()
     for pixels, classes in batches:
         optimizer.zero_grad()
-        functional.cross_entropy(model(pixels), classes).backward()
+        torch.autograd.backward(functional.cross_entropy(model(pixels), classes))
         optimizer.step()
 
 
