@@ -97,14 +97,14 @@ def read_idx(path: Path) -> np.ndarray:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} is no whole gzip file ({error}); copy it again") from None
-    if content[:3] != bytes((0, 0, _UNSIGNED_BYTES)) or len(content) < 4:
+    start = 4 + 4 * content[3] if len(content) > 3 else 0
+    if content[:3] != bytes((0, 0, _UNSIGNED_BYTES)) or not 0 < start <= len(content):
         raise ValueError(
             f"{path} starts with {content[:4].hex(' ')!r}, an IDX file of unsigned bytes with "
-            "00 00 08 and its number of dimensions; copy it again"
+            "'00 00 08', its number of dimensions and their sizes; copy it again"
         )
-    start = 4 + 4 * content[3]
     shape = tuple(map(int, np.frombuffer(content[4:start], ">u4")))
-    if len(shape) != content[3] or math.prod(shape) != len(content) - start:
+    if math.prod(shape) != len(content) - start:
         raise ValueError(
             f"{path} states the shape {shape}, which {len(content) - start} bytes do not have; "
             "copy it again"

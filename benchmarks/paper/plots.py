@@ -6,7 +6,7 @@ from typing import Any
 from comparison import Table, layerwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from models import ARCHITECTURES
 from records import LayerRow, Row
 
@@ -36,7 +36,7 @@ def accuracy(rows: Sequence[Row], models: Sequence[str], protocol: str) -> Figur
         upper.set_title(ARCHITECTURES[model].title, fontsize="medium")
         lower.set_xlabel("weights that remain")
     panels[0, 0].set_ylabel("test accuracy")
-    panels[1, 0].set_ylabel("LAMP minus baseline, points")
+    panels[1, 0].set_ylabel("LAMP minus\nbaseline, points")
     _legend(figure, panels[0, 0])
     return figure
 
@@ -57,10 +57,17 @@ def layers(
         by_method = layerwise(rows, model, protocol, number)
         for method, (colour, marker) in STYLES.items():
             means = [spread.mean for spread in by_method.get(method, {}).values()]
-            panel.plot(means, color=colour, marker=marker, label=method, **_emphasis(method))
+            panel.plot(
+                range(1, len(means) + 1),
+                means,
+                color=colour,
+                marker=marker,
+                label=method,
+                **_emphasis(method),
+            )
         panel.axhline(whole, color="0.4", lw=1, ls=":", zorder=0)
-        names = [layer.removesuffix(".weight") for layer in next(iter(by_method.values()))]
-        panel.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("layer, from input to output")
         panel.set_title(ARCHITECTURES[model].title, fontsize="medium")
         panel.grid(axis="y", color="0.9")
     panels[0].set_ylabel("sparsity of the layer")
@@ -88,8 +95,9 @@ def _draw_accuracy(panel: Axes, table: Table, dense: float) -> None:
         panel.fill_between(remaining, low, high, color=colour, alpha=0.2, lw=0)
     panel.axhline(dense, color="0.4", lw=1, ls=":", zorder=0)
     panel.set_ylim(max(lowest, min(panel.get_ylim()[0], dense - 0.02)), panel.get_ylim()[1])
+    panel.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _draw_remaining(panel)
+    _draw_remaining(panel, table)
 
 
 def _draw_differences(panel: Axes, table: Table) -> None:
@@ -108,15 +116,14 @@ def _draw_differences(panel: Axes, table: Table) -> None:
     panel.set_yscale("symlog", linthresh=_LINEAR)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
-    _draw_remaining(panel)
+    _draw_remaining(panel, table)
 
 
-def _draw_remaining(panel: Axes) -> None:
+def _draw_remaining(panel: Axes, table: Table) -> None:
     """The more is pruned, the further to the right."""
     panel.set_xscale("log")
-    if not panel.xaxis_inverted():
-        panel.invert_xaxis()
-    panel.set_xticks([0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
+    panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
+    panel.set_xlim(1, 0.9 * (1 - max(table.sparsities.values())))
     panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(color="0.9")
@@ -127,5 +134,14 @@ def _emphasis(method: str) -> dict[str, Any]:
 
 
 def _legend(figure: Figure, panel: Axes) -> None:
+    """Above all panels, whose methods are the same."""
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=len(labels),
+        frameon=False,
+        fontsize="small",
+        columnspacing=1.2,
+    )

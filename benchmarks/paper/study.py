@@ -207,9 +207,11 @@ def _workers(count: int) -> Iterator[Each]:
     """Gives a function that applies a job to items, in so many processes of one thread each."""
     if count == 1:
         threads = torch.get_num_threads()
-        _prepare_worker()
-        yield map
-        torch.set_num_threads(threads)
+        try:
+            _prepare_worker()
+            yield map
+        finally:
+            torch.set_num_threads(threads)
         return
     ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
     with multiprocessing.get_context("spawn").Pool(count, _prepare_worker, (ignore,)) as pool:
