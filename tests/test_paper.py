@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 import data
+import execution
 import page
 import protocols
 import records
@@ -267,7 +268,7 @@ RUNS = study.plan(["mlp"], ["one-shot", "iterative"], ["lamp", "uniform"], [0, 1
 
 
 def go_on(folder: Path, place: Path, workers: int = 1, runs: list[Run] = RUNS) -> None:
-    study.go_on(runs, SETTINGS, place, folder, workers, Console(quiet=True))
+    execution.go_on(runs, SETTINGS, place, folder, workers, Console(quiet=True))
 
 
 def comparable(folder: Path) -> tuple[list[Row], list[LayerRow]]:
@@ -379,7 +380,7 @@ def test_other_settings_are_not_mixed_in(whole: Path, place: Path) -> None:
     other = replace(SETTINGS, learning_rate=1e-3)
     assert other.identity != SETTINGS.identity
     with pytest.raises(ValueError, match=f"{SETTINGS.identity}, not {other.identity}"):
-        study.go_on(RUNS, other, place, whole, 1, Console(quiet=True))
+        execution.go_on(RUNS, other, place, whole, 1, Console(quiet=True))
     assert (whole / "results.csv").read_bytes() == before
 
 
@@ -393,6 +394,12 @@ def test_another_trained_network_is_not_mixed_in(whole: Path, place: Path) -> No
     with pytest.raises(ValueError, match="start from the trained network"):
         go_on(whole, place, runs=more)
     assert (whole / "results.csv").read_bytes() == before
+
+
+def test_two_studies_do_not_share_a_folder(whole: Path, place: Path) -> None:
+    with execution._alone(whole), pytest.raises(ValueError, match="another study is at work"):
+        go_on(whole, place)
+    go_on(whole, place)
 
 
 def test_the_whole_study() -> None:
@@ -492,8 +499,8 @@ def made_up(tmp_path: Path) -> str:
         "| LAMP - erk | -2.00 ± 0.00 | -2.33 ± 1.43 |",
         "best first, points above LAMP over all sparsities: erk (+2.17), global (-2.00), uniform "
         "(-20.33)",
-        "the highest mean at 0 of 2 sparsities; in 6 paired comparisons it leads 2 times, ties 2 "
-        "times and loses 2 times",
+        "the highest mean at 0 of 2 sparsities; of 6 paired comparisons it leads in 2, ties in 2 "
+        "and loses in 2",
         "| fully connected, 300-100 | 120 | 6 | 25.00 | 0.03 | 2.441 % | "
         "1.00 | 0.00 | 0.100 % | 25 |",
         "| mlp | uniform+ | iterative | 80.0 % | it keeps at least 3 |",

@@ -141,9 +141,11 @@ def _best(cell: Cell) -> str:
     ]
     best = sum(each.get("lamp", 0) == max(each.values()) for each in means)
     total = sum((cell.counts(baseline) for baseline in cell.baselines), Counter[str]())
-    counts = listing([f"{verdict} {total[verdict]} times" for verdict in _VERDICTS])
+    if "one seed" in total:
+        return f"the highest accuracy at {best} of {len(numbers)} sparsities, with one seed"
+    counts = listing([f"{verdict} in {total[verdict]}" for verdict in _VERDICTS])
     return (
-        f"the highest mean at {best} of {len(numbers)} sparsities; in {total.total()} paired "
+        f"the highest mean at {best} of {len(numbers)} sparsities; of {total.total()} paired "
         f"comparisons it {counts}"
     )
 
