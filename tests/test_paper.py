@@ -1,6 +1,7 @@
 """The paper's comparison (benchmarks/paper): its reader, its protocols, resuming, its page."""
 
 import csv
+import doctest
 import gzip
 import re
 import sys
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "paper"))
+import comparison
 import data
 import execution
 import page
@@ -26,7 +29,7 @@ import protocols
 import records
 import study
 import training
-from comparison import difference
+import wording
 from data import Dataset
 from models import ARCHITECTURES
 from records import LayerRow, LeftOut, Outcome, Records, Row, Run
@@ -385,7 +388,7 @@ def test_other_settings_are_not_mixed_in(whole: Path, place: Path) -> None:
 
 
 def test_another_trained_network_is_not_mixed_in(whole: Path, place: Path) -> None:
-    for cached in (whole / "work").iterdir():
+    for cached in (whole / "work").glob("*.pt"):
         state = torch.load(cached, weights_only=True)
         state["trained"]["1.weight"] += 1  # as another machine might train it
         torch.save(state, cached)
@@ -518,10 +521,17 @@ def test_every_part_of_the_template_is_filled(made_up: str) -> None:
 
 
 def test_one_seed_tells_nothing() -> None:
-    assert difference([0.1]).half is None
-    assert difference([0.1]).verdict == "one seed"
-    assert difference([0.1, 0.1]).verdict == "leads"
-    assert difference([0.0, 0.0]).verdict == "ties"
+    assert comparison.difference([0.1]).half is None
+    assert comparison.difference([0.1]).verdict == "one seed"
+    assert comparison.difference([0.1, 0.1]).verdict == "leads"
+    assert comparison.difference([0.0, 0.0]).verdict == "ties"
+
+
+@pytest.mark.parametrize("module", [comparison, wording])
+def test_examples_hold(module: ModuleType) -> None:
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_no_results_no_page(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Table:
     def __init__(self, rows: Iterable[Row], model: str, protocol: str) -> None:
         chosen = [row for row in rows if (row.model, row.protocol) == (model, protocol)]
         self._accuracy = {(row.method, row.round, row.seed): row.accuracy for row in chosen}
-        self.sparsities = {row.round: row.sparsity for row in sorted(chosen, key=_round)}
+        self.sparsities = dict(sorted((row.round, row.sparsity) for row in chosen))
         self.methods = {row.method for row in chosen}
         self._seeds = sorted({row.seed for row in chosen})
 
@@ -71,16 +71,11 @@ class Table:
 
     def difference(self, first: str, second: str, numbers: Sequence[int]) -> Difference | None:
         """First minus second, each a mean over these rounds; None where no seed has all of both."""
-        pairs = [
-            [(method, number, seed) for method in (first, second) for number in numbers]
+        means = [
+            (self._mean(first, numbers, seed), self._mean(second, numbers, seed))
             for seed in self._seeds
         ]
-        values = [
-            fmean(self._accuracy[key] for key in keys[: len(numbers)])
-            - fmean(self._accuracy[key] for key in keys[len(numbers) :])
-            for keys in pairs
-            if all(key in self._accuracy for key in keys)
-        ]
+        values = [one - other for one, other in means if one is not None and other is not None]
         return difference(values) if values else None
 
     def common(self, first: str, second: str) -> list[int]:
@@ -94,6 +89,12 @@ class Table:
     def nearest(self, sparsity: float) -> int:
         """The round whose sparsity comes closest."""
         return min(self.sparsities, key=lambda number: abs(self.sparsities[number] - sparsity))
+
+    def _mean(self, method: str, numbers: Sequence[int], seed: int) -> float | None:
+        """Of one seed, over these rounds; None if one of them is missing."""
+        values = [self._accuracy.get((method, number, seed)) for number in numbers]
+        found = [value for value in values if value is not None]
+        return fmean(found) if len(found) == len(numbers) else None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -160,7 +161,3 @@ def share(rows: Iterable[Row], seconds: Callable[[Row], float | None]) -> Share 
         return None
     pruning, training = zip(*times, strict=True)
     return Share(len(times), fmean(pruning), fmean(training))
-
-
-def _round(row: Row) -> int:
-    return row.round
