@@ -494,9 +494,9 @@ def made_up(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     "line",
     [
-        "| mlp | iterative | global | ties | 3 | +2.00 ± 2.48 | 0 | 2 | 0 |",
-        "| mlp | iterative | uniform | leads | 3 | +20.33 ± 1.43 | 2 | 0 | 0 |",
-        "| mlp | iterative | erk | loses | 3 | -2.17 ± 0.72 | 0 | 0 | 2 |",
+        "| mlp | iterative | global | ties | 3 | +2.00 ± 2.48 | +2.00 ± 2.48 | 0 | 2 | 0 |",
+        "| mlp | iterative | uniform | leads | 3 | +20.33 ± 1.43 | +20.33 ± 1.43 | 2 | 0 | 0 |",
+        "| mlp | iterative | erk | loses | 3 | -2.17 ± 0.72 | -2.33 ± 1.43 | 0 | 0 | 2 |",
         "- fully connected, 300-100, iterative: LAMP leads uniform; ties global; loses to erk",
         "| lamp | 81.00 ± 1.00 | 71.00 ± 1.00 |",
         "| LAMP - erk | -2.00 ± 0.00 | -2.33 ± 1.43 |",

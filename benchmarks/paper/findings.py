@@ -32,6 +32,10 @@ class Cell(NamedTuple):
         numbers = self.table.common(first, baseline)
         return self.table.difference(first, baseline, numbers) if numbers else None
 
+    def sparsest(self, baseline: str) -> Difference | None:
+        """The difference at the highest sparsity that both methods reach."""
+        return self.table.difference("lamp", baseline, self.table.common("lamp", baseline)[-1:])
+
     def counts(self, baseline: str) -> Counter[str]:
         """At how many sparsities LAMP leads, ties and loses."""
         numbers = self.table.common("lamp", baseline)
@@ -60,14 +64,14 @@ def verdicts(cells: Iterable[Cell]) -> str:
     rows = [
         (
             *(cell.model, cell.protocol, baseline, found.verdict),
-            *(str(found.seeds), points(found)),
+            *(str(found.seeds), points(found), points(cell.sparsest(baseline))),
             *(str(cell.counts(baseline)[verdict]) for verdict in _VERDICTS),
         )
         for cell in cells
         for baseline in cell.baselines
         if (found := cell.overall(baseline))
     ]
-    headings = ["model", "protocol", "baseline", "LAMP", "seeds", "all sparsities"]
+    headings = ["model", "protocol", "baseline", "LAMP", "seeds", "all sparsities", "the highest"]
     headings += [f"{verdict} at" for verdict in _VERDICTS]
     return _lines(cells, _sentence) + "\n\n" + table(headings, rows, texts=4)
 

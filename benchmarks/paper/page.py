@@ -172,7 +172,7 @@ def _method(settings: Mapping[str, Any]) -> str:
 
 def _left_out(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
-        return "Every method could prune to every sparsity: no round was left out."
+        return "In the runs done every method could prune to every sparsity: no round was left out."
     lines = [
         (each.model, each.method, each.protocol, sparsity(each.sparsity), each.reason)
         for each in left_out

@@ -20,7 +20,8 @@ STYLES = {
 }
 DPI = 120
 _WIDTH, _HEIGHT = 4.2, 3.4  # inches a panel
-DROP = 0.25  # below the dense network: methods that fall further leave the panel
+DROP = 0.1  # below the dense network: methods that fall further leave the panel
+_BESIDE = 0.025  # of the weights that remain, from one method to the next
 _LINEAR = 1.0  # points of difference up to which the scale is linear, logarithmic beyond
 
 
@@ -101,9 +102,10 @@ def _draw_accuracy(panel: Axes, table: Table, dense: float) -> None:
 
 
 def _draw_differences(panel: Axes, table: Table) -> None:
-    for method, (colour, marker) in STYLES.items():
+    for place, (method, (colour, marker)) in enumerate(STYLES.items()):
+        beside = 1 + _BESIDE * (place - 2)  # so that the intervals do not lie on each other
         points = [
-            (1 - sparsity, 100 * found.mean, 100 * (found.half or 0))
+            (beside * (1 - sparsity), 100 * found.mean, 100 * (found.half or 0))
             for number, sparsity in table.sparsities.items()
             if method != "lamp" and (found := table.difference("lamp", method, [number]))
         ]

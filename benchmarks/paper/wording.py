@@ -15,9 +15,8 @@ def points(found: Difference | None) -> str:
     """A difference of accuracies with half its interval, in points."""
     if found is None:
         return "-"
-    if found.half is None:
-        return f"{100 * found.mean:+.2f}"
-    return f"{100 * found.mean:+.2f} ± {100 * found.half:.2f}"
+    mean = f"{round(100 * found.mean, 2) + 0.0:+.2f}"  # no negative zero
+    return mean if found.half is None else f"{mean} ± {100 * found.half:.2f}"
 
 
 def percent(found: Spread | None) -> str:
