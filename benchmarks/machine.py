@@ -51,7 +51,7 @@ def inspect(numel: int, rounds: int) -> Machine:
         [lambda: source.sum, lambda: lambda: target.copy_(source)], rounds
     )
     return Machine(
-        processor=_processor(),
+        processor=processor(),
         cores=os.cpu_count() or 1,
         instruction_set=str(config["instruction_set"]),
         threads=torch.get_num_threads(),
@@ -62,7 +62,7 @@ def inspect(numel: int, rounds: int) -> Machine:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = cpuinfo.exists() and re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M)
     return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,23 @@
+"""The page of the results, from the CSV files alone: `python benchmarks/paper/analyse.py`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import page
+import typer
+
+HERE = Path(__file__).parent
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    results: Annotated[Path, typer.Argument(help="The folder of results.csv.")] = HERE,
+) -> None:
+    """Write README.md and its pictures beside results.csv."""
+    print(page.write(results))
+
+
+if __name__ == "__main__":
+    app()

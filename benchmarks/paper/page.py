@@ -1,0 +1,206 @@
+"""The page: README.md from its template, with every number from the results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import findings
+import plots
+from comparison import Share, Table, share
+from models import ARCHITECTURES
+from protocols import METHODS, PROTOCOLS
+from records import LeftOut, Records, Row, run_of
+from wording import listing, sparsity, table
+
+_TEMPLATE = Path(__file__).with_name("template.md")
+_LAYERS_AT, _LAYERS_IN = 0.95, "iterative"
+
+
+def write(folder: Path) -> Path:
+    """Write README.md and its pictures beside the results.
+
+    Args:
+        folder: Where results.csv is.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: There is nothing to compare yet.
+    """
+    results = Records(folder)
+    cells = findings.cells(results.rows)
+    if not cells:
+        raise ValueError(
+            f"{folder / 'results.csv'} has no run of LAMP beside one of a baseline; run study.py"
+        )
+    made = json.loads((folder / "results.json").read_text())
+    texts = {
+        "state": _state(results.rows),
+        "verdicts": findings.verdicts(cells),
+        "claims": findings.claims(cells),
+        "numbers": findings.numbers(cells),
+        "drop": f"{100 * plots.DROP:g}",
+        "plots": _plots(results.rows, folder),
+        "layers": _layers(results, folder),
+        "time": _time(results, made["settings"]["retrain_steps"]),
+        "method": _method(made["settings"]),
+        "left_out": _left_out(results.left_out),
+        "runs": _runs(results.rows),
+        "made": _made(made["calls"]),
+    }
+    page = folder / "README.md"
+    page.write_text(Template(_TEMPLATE.read_text()).substitute(texts))
+    return page
+
+
+def _state(rows: Sequence[Row]) -> str:
+    done, planned = _count(rows), len(PROTOCOLS) * len(METHODS) * _seeds()
+    if done >= planned:
+        return f"All {planned} runs of the study are done."
+    return f"**The study is not finished: {done} of its {planned} runs are done.**"
+
+
+def _runs(rows: Sequence[Row]) -> str:
+    lines = []
+    for model, architecture in ARCHITECTURES.items():
+        own = [row for row in rows if row.model == model]
+        seeds = sorted({row.seed for row in own if row.round})
+        planned = architecture.seeds * len(PROTOCOLS) * len(METHODS)
+        minutes = sum(row.seconds_training for row in own) / 60
+        lines.append(
+            (
+                f"`{model}`",
+                architecture.title,
+                f"{_count(own)} of {planned}",
+                ", ".join(map(str, seeds)) or "-",
+                f"{minutes:.0f}",
+            )
+        )
+    return table(["model", "", "runs done", "seeds begun", "minutes of training"], lines, texts=2)
+
+
+def _plots(rows: Sequence[Row], folder: Path) -> str:
+    parts = []
+    for protocol in PROTOCOLS:
+        here = [row for row in rows if row.protocol == protocol or row.round == 0]
+        models = [
+            name for name in ARCHITECTURES if any(row.model == name for row in here if row.round)
+        ]
+        if models:
+            name = f"{protocol}.png"
+            plots.accuracy(here, models, protocol).savefig(folder / name, dpi=plots.DPI)
+            parts.append(
+                f"### {protocol.capitalize()}\n\n![Accuracy over sparsity, {protocol}]({name})"
+            )
+    return "\n\n".join(parts)
+
+
+def _layers(results: Records, folder: Path) -> str:
+    """The picture of layerwise sparsity, at one sparsity."""
+    rounds = {}
+    for model in ARCHITECTURES:
+        own = Table(results.rows, model, _LAYERS_IN)
+        if own.sparsities:
+            rounds[model] = own.nearest(_LAYERS_AT), own.sparsities[own.nearest(_LAYERS_AT)]
+    if not rounds:
+        return f"No {_LAYERS_IN} run is done yet."
+    picture = plots.layers(results.layers, _LAYERS_IN, rounds)
+    picture.savefig(folder / "layers.png", dpi=plots.DPI)
+    at = listing(list(dict.fromkeys(sparsity(whole) for _, whole in rounds.values())))
+    return (
+        f"The sparsity of each layer where the whole network has {at}, {_LAYERS_IN}, means over "
+        "the seeds, from input to output.\n\n![Layerwise sparsity by all methods](layers.png)"
+    )
+
+
+def _time(results: Records, steps: int) -> str:
+    """What one pruning takes, and the share of it in the loop, of the textbook and of lampfast."""
+    lines = []
+    for model, architecture in ARCHITECTURES.items():
+        lamp = [row for row in results.rows if row.model == model and row.method == "lamp"]
+        ours = share(lamp, lambda row: row.seconds_pruning)
+        usual = share(lamp, lambda row: row.seconds_pruning_textbook)
+        if not ours or not usual:
+            continue
+        weights = {row.layer: row.weights for row in results.layers if row.model == model}
+        lines.append(
+            (
+                architecture.title,
+                f"{sum(weights.values()):,}",
+                str(ours.prunings),
+                *_one(usual, steps),
+                *_one(ours, steps),
+                f"{usual.pruning / ours.pruning:.0f}",
+            )
+        )
+    one = ["ms", "steps", "share"]
+    headings = ["model", "weights", "prunings", *(f"textbook, {each}" for each in one)]
+    return table([*headings, *(f"lampfast, {each}" for each in one), "ratio"], lines)
+
+
+def _one(found: Share, steps: int) -> tuple[str, str, str]:
+    """One pruning: milliseconds, how many training steps take as long, its share of the loop."""
+    return (
+        f"{1e3 * found.pruning:.2f}",
+        f"{found.pruning / (found.training / steps):.2f}",
+        f"{100 * found.fraction:.3f} %",
+    )
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    one_shot = listing([f"{each:.0%}" for each in settings["one_shot"]])
+    lines = [
+        f"- Data: the first {settings['train_images']:,} training images of Fashion-MNIST, and the "
+        f"first {settings['test_images']:,} test images; no augmentation, batches of "
+        f"{settings['batch']}, no validation set, no choice of a best step.",
+        f"- Training before pruning: {settings['dense_steps']:,} steps of AdamW at "
+        f"{settings['learning_rate']:g} with weight decay {settings['weight_decay']:g}, constant.",
+        f"- Every pruning is followed by {settings['retrain_steps']:,} steps of a new optimizer, "
+        "the same in all protocols; the weights that are zero are kept at zero.",
+        f"- *Iterative*: {settings['rounds']} rounds, each prunes {settings['fraction']:.0%} of "
+        "what remains, and trains what is left on.",
+        f"- *One-shot*: to {one_shot}, each from the trained network.",
+        "- *Rewinding*: as iterative, but what remains goes back to its values at step "
+        f"{settings['early_step']:,} before it is retrained.",
+        "- Linear and convolution weights are pruned; biases and normalisation are not.",
+    ]
+    return "\n".join(lines)
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "In the runs done every method could prune to every sparsity: no round was left out."
+    lines = [
+        (each.model, each.method, each.protocol, sparsity(each.sparsity), each.reason)
+        for each in left_out
+        if each.seed == min(other.seed for other in left_out if other.model == each.model)
+    ]
+    return "Rounds that a method cannot do, which have no row:\n\n" + table(
+        ["model", "method", "protocol", "sparsity", "why"], lines, texts=5
+    )
+
+
+def _made(calls: Mapping[str, Mapping[str, Any]]) -> str:
+    headings = ["started", "command", "workers", "machine", "versions"]
+    lines = [
+        (
+            call["started"],
+            f"`{call['command']}`",
+            str(call["workers"]),
+            f"{call['processor']}, {call['cores']} cores, {call['instruction_set']}",
+            f"lampfast {call['lampfast']}, torch {call['torch']}, Python {call['python']}",
+        )
+        for call in calls.values()
+    ]
+    return "Made by ([results.json](results.json)):\n\n" + table(headings, lines, texts=5)
+
+
+def _count(rows: Sequence[Row]) -> int:
+    return len({run_of(row) for row in rows if row.round})
+
+
+def _seeds() -> int:
+    return sum(architecture.seeds for architecture in ARCHITECTURES.values())

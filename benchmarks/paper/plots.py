@@ -1,0 +1,149 @@
+"""The pictures of the page: accuracy and differences over sparsity, and layerwise sparsity."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comparison import Table, layerwise
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from models import ARCHITECTURES
+from records import LayerRow, Row
+
+# Paul Tol's bright colours and a marker each, so that no colour has to be told from another.
+STYLES = {
+    "lamp": ("#4477aa", "o"),
+    "global": ("#ee6677", "s"),
+    "uniform": ("#999933", "^"),
+    "uniform+": ("#aa3377", "v"),
+    "erk": ("#228833", "D"),
+}
+DPI = 120
+_WIDTH, _HEIGHT = 4.2, 3.4  # inches a panel
+DROP = 0.1  # below the dense network: methods that fall further leave the panel
+_BESIDE = 0.025  # of the weights that remain, from one method to the next
+_LINEAR = 1.0  # points of difference up to which the scale is linear, logarithmic beyond
+
+
+def accuracy(rows: Sequence[Row], models: Sequence[str], protocol: str) -> Figure:
+    """Accuracy over remaining weights, and below it LAMP minus every baseline."""
+    figure = Figure(figsize=(_WIDTH * len(models) + 1, 1.7 * _HEIGHT), layout="constrained")
+    panels = figure.subplots(2, len(models), squeeze=False, sharex="col", height_ratios=(1, 0.7))
+    for (upper, lower), model in zip(panels.T, models, strict=True):
+        table = Table(rows, model, protocol)
+        dense = [row.accuracy for row in rows if row.model == model and row.round == 0]
+        _draw_accuracy(upper, table, sum(dense) / len(dense))
+        _draw_differences(lower, table)
+        upper.set_title(ARCHITECTURES[model].title, fontsize="medium")
+        lower.set_xlabel("weights that remain")
+    panels[0, 0].set_ylabel("test accuracy")
+    panels[1, 0].set_ylabel("LAMP minus\nbaseline, points")
+    _legend(figure, panels[0, 0])
+    return figure
+
+
+def layers(
+    rows: Sequence[LayerRow], protocol: str, rounds: Mapping[str, tuple[int, float]]
+) -> Figure:
+    """Sparsity of every layer, one panel a model.
+
+    Args:
+        rows: Of any models and protocols.
+        protocol: The one that is shown.
+        rounds: By model the round that is shown, and the sparsity of the whole network in it.
+    """
+    figure = Figure(figsize=(_WIDTH * len(rounds) + 1, _HEIGHT + 0.6), layout="constrained")
+    panels = figure.subplots(1, len(rounds), squeeze=False, sharey=True)[0]
+    for panel, (model, (number, whole)) in zip(panels, rounds.items(), strict=True):
+        by_method = layerwise(rows, model, protocol, number)
+        for method, (colour, marker) in STYLES.items():
+            means = [spread.mean for spread in by_method.get(method, {}).values()]
+            panel.plot(
+                range(1, len(means) + 1),
+                means,
+                color=colour,
+                marker=marker,
+                label=method,
+                **_emphasis(method),
+            )
+        panel.axhline(whole, color="0.4", lw=1, ls=":", zorder=0)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("layer, from input to output")
+        panel.set_title(ARCHITECTURES[model].title, fontsize="medium")
+        panel.grid(axis="y", color="0.9")
+    panels[0].set_ylabel("sparsity of the layer")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(figure, panels[0])
+    return figure
+
+
+def _draw_accuracy(panel: Axes, table: Table, dense: float) -> None:
+    lowest = dense - DROP
+    for method, (colour, marker) in STYLES.items():
+        points = [
+            (1 - sparsity, spread.mean, spread.deviation or 0)
+            for number, sparsity in table.sparsities.items()
+            if (spread := table.spread(method, number))
+        ]
+        if not points:
+            continue
+        remaining, means, deviations = zip(*points, strict=True)
+        panel.plot(
+            remaining, means, color=colour, marker=marker, ms=4, label=method, **_emphasis(method)
+        )
+        low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
+        high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+        panel.fill_between(remaining, low, high, color=colour, alpha=0.2, lw=0)
+    panel.axhline(dense, color="0.4", lw=1, ls=":", zorder=0)
+    panel.set_ylim(max(lowest, min(panel.get_ylim()[0], dense - 0.02)), panel.get_ylim()[1])
+    panel.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _draw_remaining(panel, table)
+
+
+def _draw_differences(panel: Axes, table: Table) -> None:
+    for place, (method, (colour, marker)) in enumerate(STYLES.items()):
+        beside = 1 + _BESIDE * (place - 2)  # so that the intervals do not lie on each other
+        points = [
+            (beside * (1 - sparsity), 100 * found.mean, 100 * (found.half or 0))
+            for number, sparsity in table.sparsities.items()
+            if method != "lamp" and (found := table.difference("lamp", method, [number]))
+        ]
+        if points:
+            remaining, means, halves = zip(*points, strict=True)
+            panel.errorbar(
+                remaining, means, halves, color=colour, marker=marker, ms=4, lw=1, elinewidth=1
+            )
+    panel.axhline(0, color="0.4", lw=1, zorder=0)
+    panel.set_yscale("symlog", linthresh=_LINEAR)
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    _draw_remaining(panel, table)
+
+
+def _draw_remaining(panel: Axes, table: Table) -> None:
+    """The more is pruned, the further to the right."""
+    panel.set_xscale("log")
+    panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
+    panel.set_xlim(1, 0.9 * (1 - max(table.sparsities.values())))
+    panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.grid(color="0.9")
+
+
+def _emphasis(method: str) -> dict[str, Any]:
+    return {"lw": 2.2, "zorder": 3} if method == "lamp" else {"lw": 1.2}
+
+
+def _legend(figure: Figure, panel: Axes) -> None:
+    """Above all panels, whose methods are the same."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=len(labels),
+        frameon=False,
+        fontsize="small",
+        columnspacing=1.2,
+    )
