@@ -82,9 +82,9 @@ def prune(
     schemes.check(method)
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
-    sources, count = _sources(layers, importance, write=True), _count(s, layers)
-    targets, near = _reachable(layers, sources)
-    cuts = _engine.prune(targets, near, schemes.goal(method, count, targets, near))
+    sources = _sources(layers, importance, write=True)
+    targets, near, goal = _plan(layers, sources, s, method)
+    cuts = _engine.prune(targets, near, goal)
     _changes.mark(weights.values())
     views.write_back(layers, targets)
     _changes.announce(layers)
@@ -128,10 +128,9 @@ def masks(
     """
     schemes.check(method)
     layers = views.layers(parameters.named(model, include, exclude))
-    sources, count = _sources(layers, importance), _count(s, layers)
+    targets, near, goal = _plan(layers, _sources(layers, importance), s, method)
     outputs = views.empty_masks(layers)
-    targets, near = _reachable(layers, sources)
-    _engine.masks(targets, near, outputs, schemes.goal(method, count, targets, near))
+    _engine.masks(targets, near, outputs, goal)
     return views.delivered(outputs, layers)
 
 
@@ -216,13 +215,10 @@ def report(
             "for what prune would do, or leave them out for what there is now"
         )
     layers = views.layers(parameters.named(model, include, exclude))
-    sources = _sources(layers, importance)
     if s is None:
         near = views.reachable(layers)
         return _report(layers, _engine.census(near, near))
-    count = _count(s, layers)
-    targets, near = _reachable(layers, sources)
-    goal = schemes.goal(method, count, targets, near)
+    targets, near, goal = _plan(layers, _sources(layers, importance), s, method)
     return _report(layers, _engine.select(targets, near, goal))
 
 
@@ -284,8 +280,13 @@ def _reachable(layers: list[View], sources: list[View]) -> tuple[Sequence[View],
     return targets, views.beside(views.reachable(sources), targets)
 
 
-def _count(s: float, layers: Sequence[View]) -> int:
-    return views.count(s, sum(layer.size for layer in layers))
+def _plan(
+    layers: list[View], sources: list[View], s: float, method: Method
+) -> tuple[Sequence[View], Sequence[View], _core.Goal]:
+    """Both where the engine can reach them, and what it is to select of them."""
+    count = views.count(s, sum(layer.size for layer in layers))
+    targets, near = _reachable(layers, sources)
+    return targets, near, schemes.goal(method, count, targets, near)
 
 
 def _report(layers: Sequence[View], cuts: Sequence[_core.Cut]) -> Report:
