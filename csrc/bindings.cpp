@@ -142,8 +142,10 @@ std::optional<std::pair<std::size_t, std::int64_t>> first_nonfinite(const Layers
   return std::pair{first->layer, first->index};
 }
 
-// Masks are the addresses of their words.
-PackedMasks packed_masks(const Layers& layers, const std::vector<std::uintptr_t>& addresses) {
+// Packs or keeps. Masks are the addresses of their words.
+template <void (Place::*act)(const Chosen&, const PackedMasks&)>
+void with_packed_masks(const Layers& layers, const std::vector<std::uintptr_t>& addresses,
+                       int threads, const Gpus& gpus) {
   if (addresses.size() != layers.size()) {
     throw std::invalid_argument("as many masks as layers are needed");
   }
@@ -151,23 +153,9 @@ PackedMasks packed_masks(const Layers& layers, const std::vector<std::uintptr_t>
   for (const std::uintptr_t address : addresses) {
     masks.push_back(reinterpret_cast<MaskWord*>(address));
   }
-  return masks;
-}
-
-void pack(const Layers& layers, const std::vector<std::uintptr_t>& addresses, int threads,
-          const Gpus& gpus) {
-  const PackedMasks masks = packed_masks(layers, addresses);
   Places places({layers, nothing}, {threads, gpus});
   places.for_each(places.all(),
-                  [&](Place& place, const Chosen& there) { place.pack(there, masks); });
-}
-
-void keep(const Layers& layers, const std::vector<std::uintptr_t>& addresses, int threads,
-          const Gpus& gpus) {
-  const PackedMasks masks = packed_masks(layers, addresses);
-  Places places({layers, nothing}, {threads, gpus});
-  places.for_each(places.all(),
-                  [&](Place& place, const Chosen& there) { place.keep(there, masks); });
+                  [&](Place& place, const Chosen& there) { (place.*act)(there, masks); });
 }
 
 }  // namespace
@@ -234,6 +222,8 @@ PYBIND11_MODULE(_core, m) {
         released);
   m.def("census", &describe, py::arg("layers"), py::arg("threads"), gpus, released);
   m.def("first_nonfinite", &first_nonfinite, py::arg("layers"), py::arg("threads"), gpus, released);
-  m.def("pack", &pack, py::arg("layers"), py::arg("masks"), py::arg("threads"), gpus, released);
-  m.def("keep", &keep, py::arg("layers"), py::arg("masks"), py::arg("threads"), gpus, released);
+  m.def("pack", &with_packed_masks<&Place::pack>, py::arg("layers"), py::arg("masks"),
+        py::arg("threads"), gpus, released);
+  m.def("keep", &with_packed_masks<&Place::keep>, py::arg("layers"), py::arg("masks"),
+        py::arg("threads"), gpus, released);
 }

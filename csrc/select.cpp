@@ -59,8 +59,7 @@ class Selection {
         surveys_(layers_.size()),
         profiles_(layers_.size()),
         windows_(layers_.size()),
-        misses_(layers_.size(), 0),
-        with_ends_(layers_.size(), false) {}
+        misses_(layers_.size(), 0) {}
 
   Selected solve() {
     begin();
@@ -142,8 +141,8 @@ class Selection {
           contains(survey.sides.bracket, needed[i]) && contains(needed[i], survey.sides.bracket);
       const bool stored = survey.stored && contains(survey.read_sides.bracket, needed[i]);
       // Heavy ties may be alone in slots that, by their width, could hold other keys as well.
-      const bool is_stuck = same && with_ends_[i];
-      if (same) surveys_[i].with_ends = with_ends_[i] = true;
+      const bool is_stuck = same && survey.with_ends;
+      if (same) surveys_[i].with_ends = true;
       (is_stuck ? stuck : stored ? candidates : weights).push_back(i);
     }
     if (candidates.empty() && weights.empty()) {
@@ -279,8 +278,7 @@ class Selection {
   std::vector<Survey> surveys_;
   std::vector<Profile> profiles_;
   std::vector<Window> windows_;
-  std::vector<int> misses_;      // of the layers' brackets
-  std::vector<bool> with_ends_;  // whether the slots' ends have been asked for
+  std::vector<int> misses_;  // of the layers' brackets
   ScoreRange range_;
 };
 

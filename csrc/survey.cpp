@@ -150,10 +150,7 @@ void survey_weights(const std::vector<Layer>& layers, const std::vector<Layer>& 
                     const Chosen& chosen, std::vector<Survey>& surveys,
                     const std::shared_ptr<CandidateBudget>& budget, cpu::Team& team) {
   for (const std::size_t i : chosen) {
-    Survey fresh;
-    fresh.sides.bracket = surveys[i].sides.bracket;
-    fresh.scale = surveys[i].scale;
-    fresh.with_ends = surveys[i].with_ends;
+    Survey fresh = surveys[i].anew();
     fresh.fused = !masks.empty() && alike(layers[i], masks[i]);
     if (fresh.fused) cpu::use_large_pages(masks[i].data, static_cast<std::size_t>(masks[i].size));
     fresh.lay_out_slots(slot_count(layers[i], least_slots));

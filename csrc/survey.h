@@ -69,6 +69,15 @@ struct Survey {
   std::vector<Segment> candidates;  // here, by position, where the layer is in host memory,
   bool fused = false;  // and whether its mask was written then, the candidates left undecided
 
+  // What is asked of the next read of the weights, and nothing that is known yet.
+  Survey anew() const {
+    Survey survey;
+    survey.scale = scale;
+    survey.sides.bracket = sides.bracket;
+    survey.with_ends = with_ends;
+    return survey;
+  }
+
   // Whether no element outside that bracket is on the wrong side of the cut.
   bool holds(const Cut& cut, std::int64_t size) const {
     const Bracket& bracket = read_sides.bracket;

@@ -63,9 +63,7 @@ class GpuPlace : public Place {
     const DeviceGuard guard(device_);
     limited_ = limited;
     for (const std::size_t i : chosen) {
-      Survey fresh;
-      fresh.sides.bracket = surveys[i].sides.bracket;
-      fresh.scale = surveys[i].scale;
+      Survey fresh = surveys[i].anew();
       fresh.fused = limited && writes_masks(i);
       fresh.lay_out_slots(Row::slots);
       surveys[i] = std::move(fresh);
