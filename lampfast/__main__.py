@@ -2,18 +2,16 @@
 
 import sys
 
+from lampfast import _extras
+
 
 def main() -> None:
     """Runs the command line, or says which extra it needs."""
     try:
-        from lampfast._cli import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("rich", "typer"):
-            raise
-        sys.exit(
-            f"lampfast: the command line needs {error.name}, which is not installed. Install "
-            "lampfast with its extra 'cli'; in its source folder: pip install '.[cli]'"
-        )
+        with _extras.needed("lampfast's command line", "cli", "rich", "typer"):
+            from lampfast._cli import app
+    except _extras.MissingExtraError as error:
+        sys.exit(str(error))
     app()
 
 

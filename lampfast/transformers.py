@@ -9,19 +9,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lampfast import _extras
 from lampfast._callback import PrunerCallback
 
-try:
+with _extras.needed("lampfast.transformers", "transformers", "accelerate", "transformers"):
     from accelerate.optimizer import AcceleratedOptimizer
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ModuleNotFoundError as error:
-    if error.name not in ("accelerate", "transformers"):
-        raise
-    raise ModuleNotFoundError(
-        f"lampfast.transformers needs {error.name}, which is not installed. Install lampfast with "
-        "its extra 'transformers'; in its source folder: pip install '.[transformers]'",
-        name=error.name,
-    ) from None
 
 
 class PruningCallback(PrunerCallback, TrainerCallback):
