@@ -4,9 +4,11 @@ import csv
 import doctest
 import gzip
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
@@ -267,7 +269,7 @@ def test_what_a_method_cannot_do_is_left_out(dataset: Dataset, tmp_path: Path) -
 # Resuming.
 
 
-RUNS = study.plan(["mlp"], ["one-shot", "iterative"], ["lamp", "uniform"], [0, 1])
+RUNS = protocols.plan(["mlp"], ["one-shot", "iterative"], ["lamp", "uniform"], [0, 1])
 
 
 def go_on(folder: Path, place: Path, workers: int = 1, runs: list[Run] = RUNS) -> None:
@@ -399,6 +401,47 @@ def test_another_trained_network_is_not_mixed_in(whole: Path, place: Path) -> No
     assert (whole / "results.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.csv", "", r"has the columns \[\], not \['dataset'"),
+        ("layers.csv", "model,method\n", r"has the columns \['model', 'method'\]"),
+        ("results.csv", None, r"results.csv, line \d+: 4 cells instead of 15; copy"),
+        ("results.json", "", r"results.json cannot be read"),
+    ],
+)
+def test_broken_results_are_named(
+    name: str, content: str | None, message: str, whole: Path, place: Path
+) -> None:
+    file = whole / name
+    file.write_text(file.read_text() + "a,b,c,d\n" if content is None else content)
+    with pytest.raises(ValueError, match=message):
+        go_on(whole, place, runs=[*RUNS, Run("mlp", 0, "one-shot", "erk")])
+
+
+def test_a_broken_network_is_named(whole: Path, place: Path) -> None:
+    cached = next((whole / "work").glob("mlp-0-*.pt"))
+    cached.write_bytes(cached.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{cached.name} cannot be read .* remove it"):
+        go_on(whole, place, runs=[Run("mlp", 0, "one-shot", "erk")])
+
+
+def test_a_trained_network_is_of_its_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = protocols.trained("vgg", 0, SETTINGS, tmp_path)
+    assert protocols.trained("vgg", 0, SETTINGS, tmp_path) == before
+    assert protocols.trained("vgg", 0, STUDY, tmp_path) != before
+    changed = replace(ARCHITECTURES["vgg"], make=lambda: nn.Sequential(nn.MaxPool2d(3)))
+    monkeypatch.setitem(ARCHITECTURES, "vgg", changed)
+    assert protocols.trained("vgg", 0, SETTINGS, tmp_path) != before
+
+
+def test_a_killed_worker_ends_the_study() -> None:
+    with pytest.raises(BrokenProcessPool), execution._workers(2) as each:
+        list(each(signal.raise_signal, [signal.SIGKILL]))  # type: ignore[arg-type]
+
+
 def test_two_studies_do_not_share_a_folder(whole: Path, place: Path) -> None:
     with execution._alone(whole), pytest.raises(ValueError, match="another study is at work"):
         go_on(whole, place)
@@ -406,7 +449,7 @@ def test_two_studies_do_not_share_a_folder(whole: Path, place: Path) -> None:
 
 
 def test_the_whole_study() -> None:
-    runs = study.plan(list(ARCHITECTURES), protocols.PROTOCOLS, protocols.METHODS, None)
+    runs = protocols.plan(list(ARCHITECTURES), protocols.PROTOCOLS, protocols.METHODS, None)
     assert len(set(runs)) == len(runs) == (5 + 3 + 3) * 3 * 5
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert [len(protocols.sparsities(each, STUDY)) for each in protocols.PROTOCOLS] == [20, 5, 20]
@@ -418,7 +461,7 @@ def test_quick_writes_a_page(place: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(study.app, [*options, *paths])
     assert result.exit_code == 0, result.output
     text = (tmp_path / "README.md").read_text()
-    assert "10 of its 165 runs are done" in text
+    assert "a try with other settings, not the study" in text
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "iterative.png",
         "one-shot.png",
@@ -483,11 +526,14 @@ def made_up(tmp_path: Path) -> str:
         "cores": 1,
         "instruction_set": "beads",
         "lampfast": "1",
+        "commit": "abc+",
         "torch": "2",
         "python": "3",
     }
+    # Of a seed that the others do not have yet: it counts as done, and is compared with nothing.
+    rows.append(rows[0]._replace(seed=3, accuracy=0.1))
     outcome = Outcome([dense, *rows], layers, [left_out])
-    Records(tmp_path).add(outcome, SETTINGS, call)
+    Records(tmp_path).add(outcome, STUDY, call)
     return page.write(tmp_path).read_text()
 
 
@@ -495,20 +541,23 @@ def made_up(tmp_path: Path) -> str:
     "line",
     [
         "| mlp | iterative | global | ties | 3 | +2.00 ± 2.48 | +2.00 ± 2.48 | 0 | 2 | 0 |",
-        "| mlp | iterative | uniform | leads | 3 | +20.33 ± 1.43 | +20.33 ± 1.43 | 2 | 0 | 0 |",
-        "| mlp | iterative | erk | loses | 3 | -2.17 ± 0.72 | -2.33 ± 1.43 | 0 | 0 | 2 |",
-        "- fully connected, 300-100, iterative: LAMP leads uniform; ties global; loses to erk",
+        "| mlp | iterative | uniform | **leads** | 3 | +20.33 ± 1.43 | +20.33 ± 1.43 | 2 | 0 | 0 |",
+        "| mlp | iterative | erk | **loses** | 3 | -2.17 ± 0.72 | -2.33 ± 1.43 | 0 | 0 | 2 |",
+        "300-100, iterative: LAMP leads **uniform**; ties global; loses to **erk**",
+        "Of these 3 verdicts LAMP leads in 1, ties in 1 and loses in 1; were there no difference "
+        "anywhere, about 0.15 of the intervals would leave out zero by chance.",
+        "it leads in 1 and loses in 1.",
         "| lamp | 81.00 ± 1.00 | 71.00 ± 1.00 |",
         "| LAMP - erk | -2.00 ± 0.00 | -2.33 ± 1.43 |",
-        "best first, points above LAMP over all sparsities: erk (+2.17), global (-2.00), uniform "
-        "(-20.33)",
+        "best first, points above LAMP: erk (+2.17 ± 0.72), global (-2.00 ± 2.48), uniform (-20.33",
         "the highest mean at 0 of 2 sparsities; of 6 paired comparisons it leads in 2, ties in 2 "
         "and loses in 2",
-        "| fully connected, 300-100 | 120 | 6 | 25.00 | 0.03 | 2.441 % | "
-        "1.00 | 0.00 | 0.100 % | 25 |",
+        "| fully connected, 300-100 | then | 120 | 7 | 25.00 | 25.03 | 2.441 % | "
+        "1.00 | 1.00 | 0.100 % | 25 |",
         "| mlp | uniform+ | iterative | 80.0 % | it keeps at least 3 |",
-        "**The study is not finished: 12 of its 165 runs are done.**",
-        "| then | `study.py` | 1 | abacus, 1 cores, beads | lampfast 1, torch 2, Python 3 |",
+        "**The study is not finished: 13 of its 165 runs are done.**",
+        "| `mlp` | fully connected, 300-100 | 13 of 75 | 0, 1, 2, 3 | 2 |",
+        "| then | `study.py` | 1 | abacus, 1 cores, beads | lampfast 1 (abc+), torch 2, Python 3 |",
         "where the whole network has 90.0 %",
     ],
 )
@@ -522,6 +571,7 @@ def test_every_part_of_the_template_is_filled(made_up: str) -> None:
 
 def test_one_seed_tells_nothing() -> None:
     assert comparison.difference([0.1]).half is None
+    assert comparison.difference([0.1]).chance is None
     assert comparison.difference([0.1]).verdict == "one seed"
     assert comparison.difference([0.1, 0.1]).verdict == "leads"
     assert comparison.difference([0.0, 0.0]).verdict == "ties"
@@ -532,6 +582,17 @@ def test_examples_hold(module: ModuleType) -> None:
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_an_interval_leaves_out_zero_where_chance_is_small() -> None:
+    for values in ([1.0, 2.0, 3.0], [1.0, 1.1, 1.2], [-0.3, -0.1, -0.2, -0.25], [0.0, 1e-9]):
+        found = comparison.difference(values)
+        assert found.chance is not None
+        assert (found.verdict != "ties") == (found.chance < comparison.CHANCE)
+    (chance,) = comparison.corrected([0.02])
+    assert chance == 0.02
+    assert comparison.corrected([]) == []
+    assert comparison.corrected([0.9, 0.9]) == [1.0, 1.0]
 
 
 def test_no_results_no_page(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page of the results, from the CSV files alone: `python benchmarks/paper/analyse.py`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,10 @@ def main(
     results: Annotated[Path, typer.Argument(help="The folder of results.csv.")] = HERE,
 ) -> None:
     """Write README.md and its pictures beside results.csv."""
-    print(page.write(results))
+    try:
+        print(page.write(results))
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from records import LayerRow, Row
+from scipy.stats import t as student
 
-CONFIDENCE = 0.95
-# Student's t: what a 95 % interval takes of standard errors, for 1, 2, ... degrees of freedom.
-_QUANTILES = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
+CHANCE = 0.05  # that an interval leaves out zero where there is no difference
 
 
 class Spread(NamedTuple):
@@ -30,11 +29,14 @@ class Difference(NamedTuple):
 
     Attributes:
         half: Half the width of the 95 % confidence interval of the mean; None of one seed.
+        chance: That the mean is as far from zero, or further, where there is no difference: the
+            p-value of Student's paired test; None of one seed.
     """
 
     seeds: int
     mean: float
     half: float | None
+    chance: float | None
 
     @property
     def verdict(self) -> str:
@@ -49,16 +51,28 @@ class Difference(NamedTuple):
 class Table:
     """The accuracies of one model in one protocol, by method, round and seed.
 
+    Only seeds that all its methods have: the means of different seeds do not compare.
+
     Args:
         rows: Of any models and protocols.
     """
 
-    def __init__(self, rows: Iterable[Row], model: str, protocol: str) -> None:
+    def __init__(self, rows: Sequence[Row], model: str, protocol: str) -> None:
         chosen = [row for row in rows if (row.model, row.protocol) == (model, protocol)]
+        seeds: dict[str, set[int]] = defaultdict(set)
+        for row in chosen:
+            seeds[row.method].add(row.seed)
         self._accuracy = {(row.method, row.round, row.seed): row.accuracy for row in chosen}
+        self._seeds = sorted(set.intersection(*seeds.values())) if seeds else []
+        dense = [row for row in rows if (row.model, row.round) == (model, 0)]
+        self._dense = [row.accuracy for row in dense if row.seed in self._seeds]
         self.sparsities = dict(sorted((row.round, row.sparsity) for row in chosen))
-        self.methods = {row.method for row in chosen}
-        self._seeds = sorted({row.seed for row in chosen})
+        self.methods = set(seeds)
+
+    @property
+    def dense(self) -> float | None:
+        """The mean accuracy of the networks before pruning; None where there are none."""
+        return fmean(self._dense) if self._dense else None
 
     def spread(self, method: str, number: int) -> Spread | None:
         """The accuracies of a method after a round; None where there are none."""
@@ -70,7 +84,7 @@ class Table:
         return spread(values) if values else None
 
     def difference(self, first: str, second: str, numbers: Sequence[int]) -> Difference | None:
-        """First minus second, each a mean over these rounds; None where no seed has all of both."""
+        """First minus second, means over these rounds; None where no seed has all, or no round."""
         means = [
             (self._mean(first, numbers, seed), self._mean(second, numbers, seed))
             for seed in self._seeds
@@ -78,12 +92,12 @@ class Table:
         values = [one - other for one, other in means if one is not None and other is not None]
         return difference(values) if values else None
 
-    def common(self, first: str, second: str) -> list[int]:
-        """The rounds that both methods could do."""
+    def common(self, *methods: str) -> list[int]:
+        """The rounds that all these methods could do."""
         return [
             number
             for number in self.sparsities
-            if self.spread(first, number) and self.spread(second, number)
+            if all(self.spread(method, number) for method in methods)
         ]
 
     def nearest(self, sparsity: float) -> int:
@@ -91,10 +105,10 @@ class Table:
         return min(self.sparsities, key=lambda number: abs(self.sparsities[number] - sparsity))
 
     def _mean(self, method: str, numbers: Sequence[int], seed: int) -> float | None:
-        """Of one seed, over these rounds; None if one of them is missing."""
+        """Of one seed, over these rounds; None if one of them is missing, or there are none."""
         values = [self._accuracy.get((method, number, seed)) for number in numbers]
         found = [value for value in values if value is not None]
-        return fmean(found) if len(found) == len(numbers) else None
+        return fmean(found) if found and len(found) == len(numbers) else None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -112,13 +126,33 @@ def difference(values: Sequence[float]) -> Difference:
 
     Example:
         >>> difference([1.0, 2.0, 3.0])
-        Difference(seeds=3, mean=2.0, half=2.4843...)
+        Difference(seeds=3, mean=2.0, half=2.4841..., chance=0.0741...)
     """
     seeds, mean, deviation = spread(values)
     if deviation is None:
-        return Difference(seeds, mean, None)
-    quantile = _QUANTILES[min(seeds - 1, len(_QUANTILES)) - 1]  # of more seeds a little too wide
-    return Difference(seeds, mean, quantile * deviation / sqrt(seeds))
+        return Difference(seeds, mean, None, None)
+    half = float(student.ppf(1 - CHANCE / 2, seeds - 1)) * deviation / sqrt(seeds)
+    if deviation == 0:
+        return Difference(seeds, mean, half, float(mean == 0))
+    errors = abs(mean) * sqrt(seeds) / deviation
+    return Difference(seeds, mean, half, 2 * float(student.sf(errors, seeds - 1)))
+
+
+def corrected(chances: Sequence[float]) -> list[float]:
+    """What the p-values of several tests are worth together, by Holm's method.
+
+    Example:
+        >>> corrected([0.01, 0.04, 0.5])
+        [0.03, 0.08, 0.5]
+
+    Source:
+        Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6 (1979).
+    """
+    result, highest = [0.0] * len(chances), 0.0
+    for rank, i in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        highest = max(highest, min(1.0, (len(chances) - rank) * chances[i]))
+        result[i] = highest
+    return result
 
 
 def layerwise(

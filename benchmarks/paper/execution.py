@@ -4,6 +4,7 @@ import fcntl
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -53,6 +54,7 @@ def go_on(
         FileNotFoundError: The dataset is not there.
         ValueError: The folder has results of other settings, or of other trained networks; or
             another study is at work in it.
+        BrokenProcessPool: A worker was killed.
     """
     (folder / "work").mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -65,11 +67,12 @@ def go_on(
             return
         call = provenance.call(workers)
         study = Study(settings, place, folder / "work", call["started"])
+        nets = _nets(missing)
         with (
-            Estimate(missing, records.rows, settings, console) as estimate,
+            Estimate(missing, _untrained(study, nets), records.rows, settings, console) as estimate,
             _workers(workers) as each,
         ):
-            for outcome in each(partial(_dense, study), _nets(missing)):
+            for outcome in each(partial(_dense, study), nets):
                 _keep_dense(outcome, records, settings, call)
                 estimate.advance(outcome)
             for outcome in each(partial(_perform, study), missing):
@@ -94,6 +97,14 @@ def _alone(folder: Path) -> Iterator[None]:
 def _nets(runs: Iterable[Run]) -> list[tuple[str, int]]:
     """The models and seeds whose trained networks the runs start from."""
     return list(dict.fromkeys((run.model, run.seed) for run in runs))
+
+
+def _untrained(study: Study, nets: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [
+        (model, seed)
+        for model, seed in nets
+        if not protocols.trained(model, seed, study.settings, study.work).exists()
+    ]
 
 
 def _dense(study: Study, net: tuple[str, int]) -> Outcome:
@@ -148,17 +159,34 @@ def _workers(count: int) -> Iterator[Each]:
     if count == 1:
         threads = torch.get_num_threads()
         try:
-            _prepare_worker()
+            _prepare()
             yield map
         finally:
             torch.set_num_threads(threads)
         return
-    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
-    with multiprocessing.get_context("spawn").Pool(count, _prepare_worker, (ignore,)) as pool:
-        yield pool.imap_unordered
+    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _prepare_worker)
+    try:
+        yield partial(_as_completed, executor)
+    except BaseException:  # an interruption, too, does not wait for runs of some minutes
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    executor.shutdown()
 
 
-def _prepare_worker(first: Callable[[], object] = lambda: None) -> None:
-    first()
+def _as_completed(
+    executor: Executor, job: Callable[[Any], Outcome], items: Iterable[Any]
+) -> Iterator[Outcome]:
+    for future in as_completed([executor.submit(job, item) for item in items]):
+        yield future.result()
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
+    _prepare()
+
+
+def _prepare() -> None:
     torch.set_num_threads(1)  # small networks train no faster with more
     protocols.warm_up()

@@ -1,7 +1,7 @@
 """The page: README.md from its template, with every number from the results."""
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -10,8 +10,9 @@ import findings
 import plots
 from comparison import Share, Table, share
 from models import ARCHITECTURES
-from protocols import METHODS, PROTOCOLS
-from records import LeftOut, Records, Row, run_of
+from protocols import METHODS, PROTOCOLS, plan
+from records import LeftOut, Records, Row, Run, described, run_of
+from settings import STUDY
 from wording import listing, sparsity, table
 
 _TEMPLATE = Path(__file__).with_name("template.md")
@@ -36,13 +37,14 @@ def write(folder: Path) -> Path:
         raise ValueError(
             f"{folder / 'results.csv'} has no run of LAMP beside one of a baseline; run study.py"
         )
-    made = json.loads((folder / "results.json").read_text())
+    made = described(folder)
     texts = {
-        "state": _state(results.rows),
+        "state": _state(results.rows, made["settings"]),
         "verdicts": findings.verdicts(cells),
         "claims": findings.claims(cells),
         "numbers": findings.numbers(cells),
         "drop": f"{100 * plots.DROP:g}",
+        "training": _training(made["settings"]),
         "plots": _plots(results.rows, folder),
         "layers": _layers(results, folder),
         "time": _time(results, made["settings"]["retrain_steps"]),
@@ -56,11 +58,14 @@ def write(folder: Path) -> Path:
     return page
 
 
-def _state(rows: Sequence[Row]) -> str:
-    done, planned = _count(rows), len(PROTOCOLS) * len(METHODS) * _seeds()
-    if done >= planned:
-        return f"All {planned} runs of the study are done."
-    return f"**The study is not finished: {done} of its {planned} runs are done.**"
+def _state(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
+    if settings["identity"] != STUDY.identity:
+        return "**This is a try with other settings, not the study.**"
+    runs = plan(list(ARCHITECTURES), PROTOCOLS, METHODS, None)
+    done = len(_done(rows, runs))
+    if done == len(runs):
+        return f"All {done} runs of the study are done."
+    return f"**The study is not finished: {done} of its {len(runs)} runs are done.**"
 
 
 def _runs(rows: Sequence[Row]) -> str:
@@ -68,13 +73,13 @@ def _runs(rows: Sequence[Row]) -> str:
     for model, architecture in ARCHITECTURES.items():
         own = [row for row in rows if row.model == model]
         seeds = sorted({row.seed for row in own if row.round})
-        planned = architecture.seeds * len(PROTOCOLS) * len(METHODS)
+        planned = plan([model], PROTOCOLS, METHODS, None)
         minutes = sum(row.seconds_training for row in own) / 60
         lines.append(
             (
                 f"`{model}`",
                 architecture.title,
-                f"{_count(own)} of {planned}",
+                f"{len(_done(own, planned))} of {len(planned)}",
                 ", ".join(map(str, seeds)) or "-",
                 f"{minutes:.0f}",
             )
@@ -119,8 +124,10 @@ def _layers(results: Records, folder: Path) -> str:
 def _time(results: Records, steps: int) -> str:
     """What one pruning takes, and the share of it in the loop, of the textbook and of lampfast."""
     lines = []
-    for model, architecture in ARCHITECTURES.items():
-        lamp = [row for row in results.rows if row.model == model and row.method == "lamp"]
+    calls = sorted({row.started for row in results.rows})  # other builds, or on a busier machine
+    for (model, architecture), started in product(ARCHITECTURES.items(), calls):
+        made = [row for row in results.rows if (row.model, row.started) == (model, started)]
+        lamp = [row for row in made if row.method == "lamp"]
         ours = share(lamp, lambda row: row.seconds_pruning)
         usual = share(lamp, lambda row: row.seconds_pruning_textbook)
         if not ours or not usual:
@@ -129,6 +136,7 @@ def _time(results: Records, steps: int) -> str:
         lines.append(
             (
                 architecture.title,
+                started,
                 f"{sum(weights.values()):,}",
                 str(ours.prunings),
                 *_one(usual, steps),
@@ -137,8 +145,8 @@ def _time(results: Records, steps: int) -> str:
             )
         )
     one = ["ms", "steps", "share"]
-    headings = ["model", "weights", "prunings", *(f"textbook, {each}" for each in one)]
-    return table([*headings, *(f"lampfast, {each}" for each in one), "ratio"], lines)
+    headings = ["model", "made", "weights", "prunings", *(f"textbook, {each}" for each in one)]
+    return table([*headings, *(f"lampfast, {each}" for each in one), "ratio"], lines, texts=2)
 
 
 def _one(found: Share, steps: int) -> tuple[str, str, str]:
@@ -170,6 +178,16 @@ def _method(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _training(settings: Mapping[str, Any]) -> str:
+    dense, retrain = settings["dense_steps"], settings["retrain_steps"]
+    return (
+        f"Before pruning a network has been trained for {dense:,} steps (the dotted line). At the "
+        f"end an iterative run has trained {settings['rounds'] * retrain:,} more, a one-shot "
+        f"network {retrain:,} more, and a rewound one, at any sparsity, "
+        f"{settings['early_step'] + retrain:,} in all."
+    )
+
+
 def _left_out(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return "In the runs done every method could prune to every sparsity: no round was left out."
@@ -191,16 +209,17 @@ def _made(calls: Mapping[str, Mapping[str, Any]]) -> str:
             f"`{call['command']}`",
             str(call["workers"]),
             f"{call['processor']}, {call['cores']} cores, {call['instruction_set']}",
-            f"lampfast {call['lampfast']}, torch {call['torch']}, Python {call['python']}",
+            f"lampfast {call['lampfast']}{_commit(call)}, torch {call['torch']}, "
+            f"Python {call['python']}",
         )
         for call in calls.values()
     ]
     return "Made by ([results.json](results.json)):\n\n" + table(headings, lines, texts=5)
 
 
-def _count(rows: Sequence[Row]) -> int:
-    return len({run_of(row) for row in rows if row.round})
+def _commit(call: Mapping[str, Any]) -> str:
+    return f" ({call['commit']})" if call.get("commit") else ""
 
 
-def _seeds() -> int:
-    return sum(architecture.seeds for architecture in ARCHITECTURES.values())
+def _done(rows: Sequence[Row], runs: Sequence[Run]) -> set[Run]:
+    return {run_of(row) for row in rows} & set(runs)

@@ -20,7 +20,8 @@ STYLES = {
 }
 DPI = 120
 _WIDTH, _HEIGHT = 4.2, 3.4  # inches a panel
-DROP = 0.1  # below the dense network: methods that fall further leave the panel
+DROP = 0.1  # below the dense network and LAMP: methods that fall further leave the panel
+_BELOW = 0.02  # that remain below LAMP's lowest mean
 _BESIDE = 0.025  # of the weights that remain, from one method to the next
 _LINEAR = 1.0  # points of difference up to which the scale is linear, logarithmic beyond
 
@@ -31,8 +32,7 @@ def accuracy(rows: Sequence[Row], models: Sequence[str], protocol: str) -> Figur
     panels = figure.subplots(2, len(models), squeeze=False, sharex="col", height_ratios=(1, 0.7))
     for (upper, lower), model in zip(panels.T, models, strict=True):
         table = Table(rows, model, protocol)
-        dense = [row.accuracy for row in rows if row.model == model and row.round == 0]
-        _draw_accuracy(upper, table, sum(dense) / len(dense))
+        _draw_accuracy(upper, table)
         _draw_differences(lower, table)
         upper.set_title(ARCHITECTURES[model].title, fontsize="medium")
         lower.set_xlabel("weights that remain")
@@ -77,8 +77,7 @@ def layers(
     return figure
 
 
-def _draw_accuracy(panel: Axes, table: Table, dense: float) -> None:
-    lowest = dense - DROP
+def _draw_accuracy(panel: Axes, table: Table) -> None:
     for method, (colour, marker) in STYLES.items():
         points = [
             (1 - sparsity, spread.mean, spread.deviation or 0)
@@ -94,20 +93,27 @@ def _draw_accuracy(panel: Axes, table: Table, dense: float) -> None:
         low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         panel.fill_between(remaining, low, high, color=colour, alpha=0.2, lw=0)
-    panel.axhline(dense, color="0.4", lw=1, ls=":", zorder=0)
-    panel.set_ylim(max(lowest, min(panel.get_ylim()[0], dense - 0.02)), panel.get_ylim()[1])
+    lamp = [spread.mean for number in table.sparsities if (spread := table.spread("lamp", number))]
+    if table.dense is not None:
+        panel.axhline(table.dense, color="0.4", lw=1, ls=":", zorder=0)
+        lamp.append(table.dense)
+    if lamp:  # it is never cut off
+        lowest = min(table.dense - DROP if table.dense is not None else 1, min(lamp) - _BELOW)
+        panel.set_ylim(bottom=max(lowest, panel.get_ylim()[0]))
     panel.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-    panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     _draw_remaining(panel, table)
 
 
 def _draw_differences(panel: Axes, table: Table) -> None:
-    for place, (method, (colour, marker)) in enumerate(STYLES.items()):
-        beside = 1 + _BESIDE * (place - 2)  # so that the intervals do not lie on each other
+    baselines = [(method, style) for method, style in STYLES.items() if method != "lamp"]
+    for place, (method, (colour, marker)) in enumerate(baselines):
+        # So that the intervals do not lie on each other.
+        beside = 1 + _BESIDE * (place - (len(baselines) - 1) / 2)
         points = [
             (beside * (1 - sparsity), 100 * found.mean, 100 * (found.half or 0))
             for number, sparsity in table.sparsities.items()
-            if method != "lamp" and (found := table.difference("lamp", method, [number]))
+            if (found := table.difference("lamp", method, [number]))
         ]
         if points:
             remaining, means, halves = zip(*points, strict=True)

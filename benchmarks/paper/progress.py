@@ -19,17 +19,23 @@ class Estimate:
 
     Args:
         runs: What is still to be done.
+        nets: The models and seeds that are still to be trained for it.
         rows: What has been done, on this machine or another.
         settings: Of both.
         console: Where to draw; where it is no terminal, there are only the lines.
     """
 
     def __init__(
-        self, runs: Iterable[Run], rows: Iterable[Row], settings: Settings, console: Console
+        self,
+        runs: Iterable[Run],
+        nets: Iterable[tuple[str, int]],
+        rows: Iterable[Row],
+        settings: Settings,
+        console: Console,
     ) -> None:
         self._settings = settings
         self._step = _seconds_a_step(rows, settings)
-        runs = list(runs)
+        self._nets = set(nets)
         self._progress = Progress(
             BarColumn(None),
             TextColumn("{task.percentage:.1f} %"),
@@ -37,10 +43,8 @@ class Estimate:
             console=console,
             disable=not console.is_terminal,
         )
-        nets = {(run.model, run.seed) for run in runs}
-        self._task = self._progress.add_task(
-            "", total=sum(map(self._seconds, runs)) + sum(self._dense(model) for model, _ in nets)
-        )
+        training = sum(self._dense(model) for model, _ in self._nets)
+        self._task = self._progress.add_task("", total=training + sum(map(self._seconds, runs)))
         self._console = console
 
     def __enter__(self) -> "Estimate":
@@ -51,10 +55,14 @@ class Estimate:
         self._progress.stop()
 
     def advance(self, outcome: Outcome) -> None:
-        """Count a run that is done."""
+        """Count a run that is done, or a network that is trained."""
         run = run_of(outcome.rows[0] if outcome.rows else outcome.left_out[0])
-        seconds = self._dense(run.model) if run.protocol == DENSE else self._seconds(run)
-        self._progress.advance(self._task, seconds)
+        if run.protocol != DENSE:
+            self._progress.advance(self._task, self._seconds(run))
+        elif (run.model, run.seed) in self._nets:
+            self._progress.advance(self._task, self._dense(run.model))
+        else:
+            return
         task = self._progress.tasks[0]
         name = f"{run.model} {run.seed}: {run.protocol}"
         method = "" if run.protocol == DENSE else f" {run.method}"

@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from time import process_time
 from typing import Any, NamedTuple, cast, get_args
 
@@ -49,6 +50,26 @@ class Start(NamedTuple):
         return digest.hexdigest()[:8]
 
 
+def plan(
+    models: Sequence[str],
+    chosen_protocols: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int] | None,
+) -> list[Run]:
+    """All runs that are asked for, seed by seed, so that an unfinished study is of use."""
+    per_model = {
+        model: range(ARCHITECTURES[model].seeds) if seeds is None else seeds for model in models
+    }
+    return [
+        Run(model, seed, protocol, method)
+        for seed in sorted({seed for some in per_model.values() for seed in some})
+        for model in models
+        if seed in per_model[model]
+        for protocol in chosen_protocols
+        for method in methods
+    ]
+
+
 def sparsities(protocol: str, settings: Settings) -> list[float]:
     """What a run prunes to, round by round."""
     if protocol == "one-shot":
@@ -57,14 +78,29 @@ def sparsities(protocol: str, settings: Settings) -> list[float]:
     return [schedule(number) for number in range(1, settings.rounds + 1)]
 
 
+def trained(model: str, seed: int, settings: Settings, work: Path) -> Path:
+    """Where the trained network of a seed lies, once it does; its name says how it was made."""
+    made = f"{settings.identity} {ARCHITECTURES[model].make()}"  # all modules with their options
+    return work / f"{model}-{seed}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.pt"
+
+
 def prepare(model: str, seed: int, dataset: Dataset, settings: Settings, work: Path) -> Start:
-    """The trained network of a seed, trained now unless it lies in the work folder."""
-    place = work / f"{settings.identity}-{model}-{seed}.pt"
+    """The trained network of a seed, trained now unless it lies in the work folder.
+
+    Raises:
+        ValueError: What lies there cannot be read.
+    """
+    place = trained(model, seed, settings, work)
     if not place.exists():
         temporary = place.with_suffix(".writing")
         torch.save(_train_dense(model, seed, dataset, settings)._asdict(), temporary)
         temporary.replace(place)
-    return Start(**torch.load(place, weights_only=True))
+    try:
+        return Start(**torch.load(place, weights_only=True))
+    except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(
+            f"{place} cannot be read ({error}); copy it again, or remove it to train anew"
+        ) from None
 
 
 def dense_row(model: str, seed: int, start: Start, settings: Settings, started: str) -> Row:

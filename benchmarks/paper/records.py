@@ -4,8 +4,9 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -157,39 +158,55 @@ class Records:
     def _describe(self, settings: Settings, call: Mapping[str, Any]) -> None:
         """Write down what makes the results."""
         path = self.folder / "results.json"
-        made = json.loads(path.read_text()) if path.exists() else {"calls": {}}
+        made = described(self.folder) if path.exists() else {"calls": {}}
         made["settings"] = {"identity": settings.identity, **asdict(settings)}
         made["calls"][call["started"]] = dict(call)
         _replace(path, json.dumps(made, indent=1) + "\n")
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What results.json says: the settings, and the calls of study.py.
+
+    Raises:
+        ValueError: It is not there, or broken.
+    """
+    path = folder / "results.json"
+    try:
+        made: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {_AGAIN}") from None
+    return made
 
 
 def read(path: Path, kind: type[Line]) -> list[Line]:
     """The lines of a CSV file, none where there is no file.
 
     Raises:
-        ValueError: It has other columns.
+        ValueError: It has other columns, or is broken.
     """
     if not path.exists():
         return []
+    columns = list(kind._fields)
     with path.open(newline="") as file:
-        heading, *lines = csv.reader(file)
-        if heading != list(kind._fields):
-            raise ValueError(f"{path} has the columns {heading}, not {list(kind._fields)}")
-        return [kind(*map(_value, heading, line)) for line in lines]
+        reader = csv.reader(file)
+        if (heading := next(reader, [])) != columns:
+            raise ValueError(f"{path} has the columns {heading}, not {columns}; {_AGAIN}")
+        try:
+            return [kind(*map(_value, columns, line)) for line in _whole(reader, len(columns))]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; {_AGAIN}") from None
 
 
 def write(path: Path, kind: type[Line], lines: Iterable[Line]) -> None:
     """Replace a CSV file; whoever reads it sees the old lines or the new ones."""
-    temporary = path.with_suffix(".writing")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(kind._fields)
-        writer.writerows(map(_texts, lines))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    file = StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(kind._fields)
+    writer.writerows(map(_texts, lines))
+    _replace(path, file.getvalue())
 
 
+_AGAIN = "copy the folder again, or go back to its last commit"
 _INTEGERS = {"seed", "round", "weights", "kept"}
 _NUMBERS = {"sparsity", "accuracy", "loss"}
 
@@ -200,6 +217,13 @@ def _value(column: str, text: str) -> Any:
     if column in _NUMBERS or column.startswith("seconds"):
         return float(text) if text else None
     return text
+
+
+def _whole(lines: Iterable[list[str]], columns: int) -> Iterator[list[str]]:
+    for line in lines:
+        if len(line) != columns:
+            raise ValueError(f"{len(line)} cells instead of {columns}")
+        yield line
 
 
 def _texts(line: Row | LayerRow | LeftOut) -> list[object]:
@@ -216,5 +240,8 @@ def _others(lines: list[Line], runs: set[Run]) -> list[Line]:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".writing")
-    temporary.write_text(text)
+    with temporary.open("w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

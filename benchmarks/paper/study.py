@@ -4,21 +4,24 @@ It may be interrupted at any moment: the next call goes on with the runs that ar
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
 import data
 import execution
+import page
+import protocols
 import typer
 from models import ARCHITECTURES
 from protocols import METHODS, PROTOCOLS
-from records import Run
 from rich.console import Console
 from rich.markup import escape
 from settings import QUICK, STUDY
 
 HERE = Path(__file__).parent
+_GOES_ON = " The same command goes on; finished runs are kept."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,7 +51,7 @@ def main(
 ) -> None:
     """Make the runs that are missing, then write the page of what there is."""
     settings = QUICK if quick else STUDY
-    runs = plan(
+    runs = protocols.plan(
         _chosen("--models", models, ARCHITECTURES),
         _chosen("--protocols", chosen_protocols, PROTOCOLS),
         _chosen("--methods", methods, METHODS),
@@ -61,36 +64,20 @@ def main(
     except (FileNotFoundError, ValueError) as error:
         console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
         raise typer.Exit(1) from None
+    except BrokenProcessPool:
+        console.print("[red]A worker was killed, perhaps for want of memory.[/]" + _GOES_ON)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        console.print("Interrupted; the same command goes on. Finished runs are kept.")
+        console.print("Interrupted." + _GOES_ON)
         raise typer.Exit(130) from None
-    import page  # matplotlib takes a while, and the runs do without it
-
-    console.print(f"The page: {page.write(folder)}", soft_wrap=True)
-
-
-def plan(
-    models: Sequence[str],
-    chosen_protocols: Sequence[str],
-    methods: Sequence[str],
-    seeds: Sequence[int] | None,
-) -> list[Run]:
-    """All runs that are asked for, seed by seed, so that an unfinished study is of use."""
-    per_model = {
-        model: range(ARCHITECTURES[model].seeds) if seeds is None else seeds for model in models
-    }
-    return [
-        Run(model, seed, protocol, method)
-        for seed in sorted({seed for some in per_model.values() for seed in some})
-        for model in models
-        if seed in per_model[model]
-        for protocol in chosen_protocols
-        for method in methods
-    ]
+    try:
+        console.print(f"The page: {page.write(folder)}", soft_wrap=True)
+    except ValueError as error:
+        console.print(f"No page: {escape(str(error))}", soft_wrap=True)
 
 
 def _chosen(option: str, names: str, known: Iterable[str]) -> list[str]:
-    chosen = names.split(",")
+    chosen = list(dict.fromkeys(names.split(",")))
     for name in chosen:
         if name not in known:
             raise typer.BadParameter(
@@ -101,7 +88,7 @@ def _chosen(option: str, names: str, known: Iterable[str]) -> list[str]:
 
 def _seeds(text: str) -> list[int] | None:
     try:
-        return [int(seed) for seed in text.split(",")] if text else None
+        return [*dict.fromkeys(map(int, text.split(",")))] if text else None
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is no list of integers such as 0,1,2", param_hint="--seeds"
