@@ -14,7 +14,7 @@ Example:
 
 from importlib.metadata import version
 
-from lampfast import schedules, torch_prune
+from lampfast import reference, schedules, textbook, torch_prune
 from lampfast._config import config
 from lampfast._report import Report
 from lampfast.pruner import Pruner
@@ -32,10 +32,12 @@ __all__ = [
     "layerwise_sparsity",
     "masks",
     "prune",
+    "reference",
     "report",
     "rewind",
     "schedules",
     "scores",
+    "textbook",
     "torch_prune",
 ]
 __version__ = version("lampfast")

@@ -1,5 +1,6 @@
 """Checks of the numbers that the rooms around training take."""
 
+from collections.abc import Callable
 from numbers import Integral, Real
 
 
@@ -42,3 +43,22 @@ def integer(name: str, value: object, least: int) -> int:
     if value < least:
         raise ValueError(f"{name} is {value}; the least is {least}")
     return int(value)
+
+
+def schedule(value: Callable[[int], float]) -> Callable[[int], float]:
+    """A schedule, if it is something that gives a sparsity for a step.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if isinstance(value, type):
+        raise TypeError(
+            f"schedule is the class {value.__name__} itself; call it with its numbers, as in "
+            "lampfast.schedules.constant(0.9)"
+        )
+    if not callable(value):
+        raise TypeError(
+            f"schedule is a {type(value).__name__}; pass a callable from a step to a sparsity, "
+            "such as lampfast.schedules.constant(0.9)"
+        )
+    return value

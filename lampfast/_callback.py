@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lampfast import _arguments, schemes
 from lampfast.parameters import Patterns
 from lampfast.pruner import Pruner
 from lampfast.schedules import Schedule
@@ -26,9 +27,11 @@ class PrunerCallback:
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same, as long as it has its hooks
-        self._schedule = schedule
+        schemes.check(method)
+        self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
         self._choice = {"include": include, "exclude": exclude}
+        every = _arguments.integer("every", every, least=1)
         self._pruning: dict[str, Any] = {"every": every, "method": method, **self._choice}
 
     def remove(self) -> None:

@@ -35,7 +35,7 @@ def _lampfast(
 @app.command()
 def demo(
     sparsity: Annotated[
-        float, typer.Option("--sparsity", "-s", help="The fraction to prune, in [0, 1].")
+        float, typer.Option("--sparsity", "-s", min=0, max=1, help="The fraction to prune.")
     ] = 0.9,
 ) -> None:
     """Prune the ImageNet weights of EfficientNet-Lite0 and compare with the usual torch code."""
@@ -74,7 +74,7 @@ def _layers(report: lampfast.Report) -> Table:
     table.add_column("weights", f"{report.numel:,}", justify="right")
     table.add_column("kept", f"{report.kept:,}", justify="right")
     table.add_column("pruned", f"{report.sparsity:.1%}", justify="right")
-    table.add_column("", _bar(1 - report.sparsity), style="green", min_width=_BAR)
+    table.add_column("remain", _bar(1 - report.sparsity), style="green", min_width=_BAR)
     for layer in report.layers:
         table.add_row(
             layer.name,

@@ -44,8 +44,7 @@ def layers(
     names = [layer.name for layer in reports[0].layers]
     if all(name.endswith(".weight") for name in names):
         names = [name.removesuffix(".weight") for name in names]
-    if figure is None:
-        figure = _Picture(_size(names, len(reports)), layout="constrained")
+    figure = _drawn_on(figure, _size(names, len(reports)))
     heights = [max(0.75, 1.7 / len(reports))] * len(reports) + [0.75]
     *panels, last = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
@@ -76,8 +75,7 @@ def sparsity_over_steps(
     Raises:
         ModuleNotFoundError: matplotlib (the extra `plot`) is not installed, on import.
     """
-    if figure is None:
-        figure = _Picture((_WIDTHS[0], 2.2), layout="constrained")
+    figure = _drawn_on(figure, (_WIDTHS[0], 2.2))
     panel = figure.subplots()
     steps, sparsities = [step for step, _ in history], [sparsity for _, sparsity in history]
     panel.plot(steps, sparsities, ".-", color=_PRUNED, ds="steps-post", ms=3, label="model")
@@ -106,10 +104,24 @@ def _check(reports: Sequence[Report], labels: Sequence[str] | None) -> None:
                     "plot compares reports of the same layers, but where the first report has "
                     f"{_described(ours)}, number {position} has {_described(theirs)}"
                 )
+    if isinstance(labels, str):
+        raise TypeError(f"labels is {labels!r}; pass a list with a label for each report")
     if labels is not None and len(labels) != len(reports):
         raise ValueError(
             f"plot takes one label for each report, but got {len(labels)} for {len(reports)}"
         )
+
+
+def _drawn_on(figure: Figure | SubFigure | None, size: tuple[float, float]) -> Figure | SubFigure:
+    """The caller's figure, or a new one of a size in inches."""
+    if figure is None:
+        return _Picture(size, layout="constrained")
+    if not isinstance(figure, Figure | SubFigure):
+        raise TypeError(
+            f"figure is a {type(figure).__name__}; pass a Figure or SubFigure of matplotlib, such "
+            "as axes.figure, or leave it out for a new one"
+        )
+    return figure
 
 
 def _described(layer: LayerReport | None) -> str:

@@ -69,7 +69,11 @@ def named(model: Model, include: Patterns = None, exclude: Patterns = None) -> d
     elif not layers and isinstance(model, nn.Module):
         raise ValueError(
             f"{type(model).__name__} has no linear, convolution, bilinear, attention or recurrent "
-            "layer; choose among its parameters with include=, for example include='*weight'"
+            + (
+                "layer; choose among its parameters with include=, for example include='*weight'"
+                if any(True for _ in model.parameters())
+                else "layer and no other parameter; pass a model whose weights are parameters"
+            )
         )
     weights: dict[str, Weight] = {}
     for name, layer in layers.items():
@@ -129,9 +133,10 @@ def _entries(model: object) -> dict[str, Weight | _Computed]:
             case [nn.Module() as module, str() as attribute]:
                 layer = _lookup(module, attribute)
                 if layer is None:
+                    names = ", ".join(name for name, _ in module.named_parameters())
                     raise ValueError(
                         f"{type(module).__name__} at position {i} has no parameter {attribute!r}; "
-                        f"it has {', '.join(name for name, _ in module.named_parameters())}"
+                        f"it has {names or 'none'}"
                     )
                 layers[f"{i}.{attribute}"] = layer
             case _:

@@ -1,5 +1,7 @@
 """Pruning on a schedule while a model trains."""
 
+from __future__ import annotations  # so that help() shows Model, not all that it may be
+
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -83,12 +85,7 @@ class Pruner:
         exclude: Patterns = None,
         process_group: _replicas.Group = None,
     ) -> None:
-        if not callable(schedule):
-            raise TypeError(
-                f"schedule is a {type(schedule).__name__}; pass a callable from a step to a "
-                "sparsity, such as lampfast.schedules.constant(0.9)"
-            )
-        self._schedule = schedule
+        self._schedule = _arguments.schedule(schedule)
         self._every = _arguments.integer("every", every, least=1)
         self._model, self._group = model, process_group
         schemes.check(method)
@@ -113,7 +110,7 @@ class Pruner:
         """The prunings: after which step, and to which sparsity."""
         return list(self._history)
 
-    def plot(self, figure: "Figure | SubFigure | None" = None) -> "Figure":
+    def plot(self, figure: Figure | SubFigure | None = None) -> Figure:
         """Draw the sparsity after each pruning, and what the schedule says.
 
         Example:
@@ -206,7 +203,11 @@ class Pruner:
             "of the model and its optimizers, and load this one's state_dict() into it"
         )
 
-    def __enter__(self) -> "Pruner":
+    def __repr__(self) -> str:
+        last = f"{self._last_sparsity():.4f}"
+        return f"Pruner(step={self._step}, sparsity={last}, schedule={self._schedule!r})"
+
+    def __enter__(self) -> Pruner:
         return self
 
     def __exit__(

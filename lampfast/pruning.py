@@ -1,5 +1,7 @@
 """The verbs: prune in place, or ask for masks, scores or the sparsity that there is now."""
 
+from __future__ import annotations  # so that help() shows Model, not all that it may be
+
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isfinite
@@ -45,26 +47,29 @@ def prune(
             float8_e5m2, on any device or several (those on devices without an engine are copied to
             host memory and back). Tied weights count once.
         s: The sparsity of all layers together: a float is the fraction that is zero at the end,
-            0.0 to 1.0, an int the number of weights. Weights that are zero already count.
+            0.0 to 1.0, an int the number of weights. Weights that are zero already count; a model
+            that is sparser already stays as it is.
         method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
             baselines prune the smallest magnitudes: "global", of all layers together; "uniform",
             the same fraction of what remains in every layer; "uniform+", so too, but the first
             layer stays as it is, if it is a convolution (three dimensions or more), and the last
             keeps at least a fifth of its size; "erk" (Erdős-Rényi-kernel), each layer keeps in
             proportion to the sum of its weight's dimensions (of a convolution, depthwise and
-            grouped ones too: out + in / groups + kernel sides), and what a layer has not is
-            shared by the others. What remains is what is not zero, of the importance where one is
-            given. Counts of layers are rounded by the largest remainder.
+            grouped ones too: out + in / groups + kernel sides), and what a layer is too small for
+            is shared by the others. What remains is what is not zero, of the importance where one
+            is given. Counts of layers are rounded by the largest remainder.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
-            never biases, normalisation or embeddings.
+            never biases, normalisation or embeddings, but an embedding that is tied to a linear
+            layer, as in many language models, is that layer: leave it out with exclude=.
         exclude: Glob pattern or patterns over the same names: these are left as they are.
         importance: For the name of every layer a tensor of its shape whose magnitude takes the
             place of the weight's in the score.
 
     Returns:
-        What was kept, overall and in every layer.
+        What was kept, overall and in every layer: what `s` says, also of a model that is sparser
+        already, of which `lampfast.report(model)` says what there is.
 
     Raises:
         TypeError: The model, a layer or `s` has a type, dtype, layout or device that is not
@@ -231,7 +236,7 @@ def layerwise_sparsity(
     exclude: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> dict[str, float]:
-    """The sparsity that every layer would have after `prune`; changes nothing.
+    """What `prune` would prune of every layer; changes nothing.
 
     Example:
         >>> import lampfast, torch

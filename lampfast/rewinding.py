@@ -1,5 +1,7 @@
 """Rewinding: the weights that remain take the values that they had before."""
 
+from __future__ import annotations  # so that help() shows Patterns, not all that it may be
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +118,11 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
         if not isinstance(saved, torch.Tensor) or saved.is_meta:
             kind = type(saved).__name__ if not isinstance(saved, torch.Tensor) else "meta tensor"
             raise TypeError(f"{name!r} in saved_state is a {kind}; pass a tensor with its values")
+        if saved.is_complex() and not now.is_complex():
+            raise TypeError(
+                f"{name!r} in saved_state is {saved.dtype}, which {now.dtype} has no place for; "
+                "pass real values"
+            )
         if saved.shape != now.shape:
             problems.append(f"{name!r} has shape {tuple(saved.shape)}, not {tuple(now.shape)}")
         elif now.numel() and _place(saved) == _place(now):

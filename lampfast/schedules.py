@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 from lampfast import _arguments
 
+__all__ = ["Schedule", "constant", "cubic", "geometric", "linear"]
+
 Schedule: TypeAlias = Callable[[int], float]
 
 
@@ -105,6 +107,7 @@ class _Ramp:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class cubic(_Ramp):
     """Much at first, when most weights can be spared, then less and less: gradual pruning.
 
@@ -136,6 +139,7 @@ class cubic(_Ramp):
         return 1 - (1 - done) ** 3
 
 
+@dataclass(frozen=True)
 class linear(_Ramp):
     """As much at every step.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
 
 from lampfast import _gpus, _host, _memory
@@ -279,10 +280,7 @@ def _checked(what: str, name: str, weight: Weight) -> View:
     elif isinstance(weight, np.ndarray):
         problem = _array_problem(weight)
     else:
-        problem = (
-            f"is a {type(weight).__name__}; pass a torch tensor or a numpy array, or leave it "
-            "out with exclude="
-        )
+        problem = _kind_problem(weight)
     if problem:
         raise TypeError(f"{what} {name!r} {problem}")
     return _view(name, weight, _DTYPES[weight.dtype])
@@ -334,6 +332,18 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
     if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
         return "has no memory, its storage was freed; restore it first"
     return None
+
+
+def _kind_problem(weight: object) -> str:
+    """What was passed in a weight's place, and the way out."""
+    problem = f"is a {type(weight).__name__}; pass "
+    match weight:
+        case nn.Module():
+            return problem + 'the module by itself, or [(module, "weight")] for its parameter'
+        case (str(), torch.Tensor() | np.ndarray()):
+            return problem + "dict(pairs) for pairs of a name and a tensor"
+        case _:
+            return problem + "a torch tensor or a numpy array, or leave it out with exclude="
 
 
 def _array_problem(array: npt.NDArray[Any]) -> str | None:

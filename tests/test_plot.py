@@ -174,6 +174,10 @@ def test_others_must_be_reports_of_the_same_layers() -> None:
         report.plot(Report([first._replace(shape=(1, 1)), *rest]))
     with pytest.raises(TypeError, match="number 2 is 'LAMP'"):
         report.plot("LAMP")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="labels is 'ab'"):
+        report.plot(report, labels="ab")
+    with pytest.raises(TypeError, match=r"figure is a Axes; .* axes\.figure"):
+        report.plot(figure=Figure().subplots())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("labels", [(), ("one",), ("one", "two", "three")])

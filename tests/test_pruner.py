@@ -389,16 +389,19 @@ def test_rounding_of_a_schedule_is_not_going_down() -> None:
         pruner.step()
     assert pruner.history[0] == (1, 0.3)
     assert pruner.history[-1] == (4, 0.6)
+    assert repr(pruner).startswith("Pruner(step=4, sparsity=0.6000, schedule=<function")
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         ({"schedule": 0.9}, TypeError, ("schedule is a float", "constant(0.9)")),
+        ({"schedule": constant}, TypeError, ("the class constant itself", "constant(0.9)")),
         ({"every": 0}, ValueError, ("every is 0", "least is 1")),
         ({"every": 2.5}, TypeError, ("every is 2.5", "int")),
         ({"method": "magnitude"}, ValueError, ("method='magnitude'", "'global'")),
-        ({"model": nn.ReLU()}, ValueError, ("ReLU has no linear",)),
+        ({"model": nn.ReLU()}, ValueError, ("ReLU has no linear", "no other parameter")),
+        ({"model": nn.LayerNorm(2)}, ValueError, ("LayerNorm has no linear", "include='*weight'")),
         ({"include": "fc"}, ValueError, ("include='fc' matches no name",)),
         ({"optimizers": "of a part"}, ValueError, ("'4.weight'", "optimizer")),
     ],

@@ -279,6 +279,12 @@ def _nan(state: State) -> State:
             ("'conv.weight' has shape (4, 2, 3), not (4, 2, 3, 3)",),
         ),
         (_with("scale", torch.ones(1)), {}, ValueError, ("'scale' has shape (1,), not ()",)),
+        (
+            _with("norm.bias", torch.ones(4, dtype=torch.complex64)),
+            {},
+            TypeError,
+            ("'norm.bias'", "complex64", "real"),
+        ),
         (_with("norm.bias", [0.0] * 4), {}, TypeError, ("'norm.bias'", "is a list")),
         (
             _with("norm.bias", torch.ones(4, device="meta")),

@@ -283,6 +283,15 @@ def test_lampfast_alone_imports_no_trainer() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_arguments_are_checked_before_any_training() -> None:
+    with pytest.raises(TypeError, match="schedule is a float"):
+        PruningCallback(0.9)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every is 0"):
+        PruningCallback(SCHEDULE, every=0)
+    with pytest.raises(ValueError, match="method='best'"):
+        PruningCallback(SCHEDULE, method="best")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("missing", ["accelerate", "transformers"])
 def test_import_says_which_extra_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):

@@ -82,6 +82,8 @@ UNFIT: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "negated": (lambda: torch.ones(3, dtype=torch.complex64).conj().imag, ("resolve_neg",)),
     "freed": (freed, ("storage was freed", "restore")),
     "number": (lambda: 1.0, ("float", "torch tensor or a numpy array", "exclude=")),
+    "module": (lambda: nn.Linear(2, 2), ("Linear", "module by itself", '(module, "weight")')),
+    "pair": (lambda: ("fc", torch.ones(2)), ("tuple", "dict(pairs)")),
     "nothing": (lambda: None, ("NoneType", "torch tensor or a numpy array", "exclude=")),
     "numpy integers": (lambda: np.ones(3, np.int32), ("int32", "exclude=")),
     "numpy long double": (lambda: np.ones(3, np.longdouble), ("dtype", "convert")),

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     Attributes:
         round: 1 for the first pruning of the run, 0 for the network before any.
         sparsity: Of all prunable weights together.
-        accuracy: The fraction of the test images that is classified rightly.
+        accuracy: The fraction of the test images that it gets right.
         loss: The mean cross-entropy over the test images.
         seconds_pruning: Processor time of lampfast.prune.
         seconds_pruning_textbook: Of the textbook's, on a copy of the same weights; LAMP only.

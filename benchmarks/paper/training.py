@@ -13,7 +13,7 @@ _TEST_BATCH = 1000
 
 
 class Score(NamedTuple):
-    """How a network does on the test images: the fraction classified rightly, the mean loss."""
+    """How a network does on the test images: the fraction it gets right, the mean loss."""
 
     accuracy: float
     loss: float

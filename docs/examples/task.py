@@ -26,7 +26,7 @@ class Task:
         return self._labelled(_BATCH)
 
     def accuracy(self, model: nn.Module) -> float:
-        """How many of 5,000 inputs that were not trained on a model classifies rightly."""
+        """How many of 5,000 inputs that were not trained on a model gets right."""
         inputs, classes = self._test
         with torch.no_grad():
             return float((model(inputs).argmax(1) == classes).float().mean())
