@@ -50,15 +50,16 @@ class PrunerCallback:
         """Prune from a step on, with the state saved at that step if there is one."""
         self.remove()
         self.pruner = self._running = Pruner(model, optimizers, self._schedule, **self._pruning)
-        # Without it (so far the training was dense, or without this callback), what is zero now is
-        # kept. The schedule is asked for the trainer's steps all the same.
-        if saved is None or saved["step"] != step:
-            saved = {**self.pruner.state_dict(), "step": step}
-        try:
-            self.pruner.load_state_dict(saved)
-        except Exception:
-            self.remove()
-            raise
+        if saved is not None and saved["step"] == step:
+            try:
+                self.pruner.load_state_dict(saved)
+            except Exception:
+                self.remove()
+                raise
+        else:
+            # So far the training was dense, or without this callback: what is zero now is kept, and
+            # the schedule is asked for the trainer's steps all the same.
+            self.pruner._step = step
         self._step, self._before = step, self.pruner.report.sparsity
 
     def _advance(self, step: int) -> None:
