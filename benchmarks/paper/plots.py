@@ -99,7 +99,8 @@ def _draw_accuracy(panel: Axes, table: Table) -> None:
         lamp.append(table.dense)
     if lamp:  # it is never cut off
         lowest = min(table.dense - DROP if table.dense is not None else 1, min(lamp) - _BELOW)
-        panel.set_ylim(bottom=max(lowest, panel.get_ylim()[0]))
+        bottom, highest = max(lowest, panel.get_ylim()[0]), panel.dataLim.ymax
+        panel.set_ylim(bottom, highest + (highest - bottom) / 20)
     panel.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     _draw_remaining(panel, table)
