@@ -67,13 +67,12 @@ def named(model: Model, include: Patterns = None, exclude: Patterns = None) -> d
     if include is not None or exclude is not None:
         layers = _chosen(model, layers, include, exclude)
     elif not layers and isinstance(model, nn.Module):
+        way_out = "; choose among its parameters with include=, for example include='*weight'"
+        if next(model.parameters(), None) is None:
+            way_out = " and no other parameter; pass a model whose weights are parameters"
         raise ValueError(
             f"{type(model).__name__} has no linear, convolution, bilinear, attention or recurrent "
-            + (
-                "layer; choose among its parameters with include=, for example include='*weight'"
-                if any(True for _ in model.parameters())
-                else "layer and no other parameter; pass a model whose weights are parameters"
-            )
+            f"layer{way_out}"
         )
     weights: dict[str, Weight] = {}
     for name, layer in layers.items():

@@ -114,21 +114,10 @@ def importances(
         ValueError: A name is missing or unknown, a shape differs, or writing the layers would
             change an importance.
     """
-    if not isinstance(importance, Mapping):
-        raise TypeError(
-            f"importance is a {type(importance).__name__}; pass a mapping {{name: tensor}} that "
-            "names the layers"
-        )
-    names = [layer.name for layer in layers]
-    missing = [name for name in names if name not in importance]
-    unknown = importance.keys() - names
-    if missing or unknown:
-        raise ValueError(
-            "importance must name exactly the layers that are pruned, tied ones by the first name "
-            f"(missing: {missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); take the names "
-            "from lampfast.report(model).layers"
-        )
-    views = [_checked("importance of layer", name, importance[name]) for name in names]
+    names_layers(
+        "importance", importance, layers, "take the names from lampfast.report(model).layers"
+    )
+    views = [_checked("importance of layer", view.name, importance[view.name]) for view in layers]
     for view, layer in zip(views, layers, strict=True):
         if view.weight.shape != layer.weight.shape:
             raise ValueError(
@@ -138,6 +127,36 @@ def importances(
     if write:
         _check_apart(views, layers)
     return views
+
+
+def names_layers(
+    argument: str, given: Mapping[str, object], layers: Sequence[View], way_out: str
+) -> None:
+    """Check that what was given by name is there for every layer and for nothing else.
+
+    Args:
+        argument: What the caller calls it.
+        given: By name.
+        layers: Those that it is to name.
+        way_out: How to get the names right.
+
+    Raises:
+        TypeError: It is not a mapping.
+        ValueError: A name is missing or unknown.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{argument} is a {type(given).__name__}; pass a mapping {{name: tensor}} that names "
+            "the layers"
+        )
+    names = [layer.name for layer in layers]
+    missing = [name for name in names if name not in given]
+    unknown = given.keys() - names
+    if missing or unknown:
+        raise ValueError(
+            f"{argument} must name exactly the layers, tied ones by the first name (missing: "
+            f"{missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); {way_out}"
+        )
 
 
 def count(s: float, numel: int, *, argument: str = "s") -> int:

@@ -19,6 +19,11 @@ from lampfast.views import View
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+_SAME_LAYERS = (
+    "choose the same layers with include= and exclude= (of a model that another module wraps, "
+    "take the wrapped module both times)"
+)
+
 
 def keep_zeros(
     model: Model,
@@ -277,23 +282,8 @@ def _check_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> N
             )
 
 
-def _check_names(what: str, given: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{what} is a {type(given).__name__}; pass a mapping of names to tensors")
-    names = [layer.name for layer in layers]
-    missing = [name for name in names if name not in given]
-    unknown = given.keys() - names
-    if missing or unknown:
-        raise ValueError(
-            f"{what} must name exactly the layers whose zeros are kept (missing: "
-            f"{missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); choose the same layers with "
-            "include= and exclude= (of a model that another module wraps, take the wrapped module "
-            "both times)"
-        )
-
-
 def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    _check_names("masks", masks, layers)
+    views.names_layers("masks", masks, layers, _SAME_LAYERS)
     for layer in layers:
         mask, shape = masks[layer.name], tuple(layer.weight.shape)
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
@@ -307,7 +297,7 @@ def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> N
 
 
 def _check_state(state: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    _check_names("state", state, layers)
+    views.names_layers("state", state, layers, _SAME_LAYERS)
     for layer in layers:
         mask, size = state[layer.name], (layer.size + 7) // 8
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.uint8:

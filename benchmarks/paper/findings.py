@@ -68,11 +68,12 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
 def _firm(cells: Sequence[Cell]) -> list[frozenset[str]]:
     """The baselines of each cell whose verdict is not one by chance, Holm's correction says."""
     places = [(i, baseline) for i, cell in enumerate(cells) for baseline in cell.baselines]
-    found = [cells[i].overall(baseline) for i, baseline in places]
-    chances = [1.0 if each is None or each.chance is None else each.chance for each in found]
-    firm = [
-        place for place, chance in zip(places, corrected(chances), strict=True) if chance <= CHANCE
-    ]
+    found = {place: cells[place[0]].overall(place[1]) for place in places}
+    chances = {
+        place: each.chance for place, each in found.items() if each and each.chance is not None
+    }
+    together = dict(zip(chances, corrected([*chances.values()]), strict=True))
+    firm = [place for place, chance in together.items() if chance <= CHANCE]
     return [frozenset(name for j, name in firm if j == i) for i in range(len(cells))]
 
 
@@ -95,8 +96,7 @@ def verdicts(cells: Sequence[Cell]) -> str:
 
 def _together(cells: Sequence[Cell]) -> str:
     """How many verdicts there are, how many chance would give, and how many are firm."""
-    found = Counter[str]()
-    firm = Counter[str]()
+    found, firm = Counter[str](), Counter[str]()
     for cell in cells:
         for baseline in cell.baselines:
             each = cell.overall(baseline)

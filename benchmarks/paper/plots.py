@@ -93,12 +93,10 @@ def _draw_accuracy(panel: Axes, table: Table) -> None:
         low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         panel.fill_between(remaining, low, high, color=colour, alpha=0.2, lw=0)
-    lamp = [spread.mean for number in table.sparsities if (spread := table.spread("lamp", number))]
-    if table.dense is not None:
+    if table.dense is not None:  # else no seed has all methods, and there is nothing to see
         panel.axhline(table.dense, color="0.4", lw=1, ls=":", zorder=0)
-        lamp.append(table.dense)
-    if lamp:  # it is never cut off
-        lowest = min(table.dense - DROP if table.dense is not None else 1, min(lamp) - _BELOW)
+        lamp = [table.spread("lamp", number) for number in table.sparsities]
+        lowest = min([table.dense - DROP, *(each.mean - _BELOW for each in lamp if each)])
         bottom, highest = max(lowest, panel.get_ylim()[0]), panel.dataLim.ymax
         panel.set_ylim(bottom, highest + (highest - bottom) / 20)
     panel.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
