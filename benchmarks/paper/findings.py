@@ -1,4 +1,4 @@
-"""What comes out, in tables and sentences: where LAMP leads, ties and loses."""
+"""Where LAMP leads, ties and loses, in tables and sentences."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -7,12 +7,15 @@ from typing import NamedTuple
 from comparison import CHANCE, Difference, Table, corrected
 from models import ARCHITECTURES
 from protocols import METHODS, PROTOCOLS
-from records import Row
+from records import LayerRow, Row
 from wording import listing, percent, points, sparsity, table
 
 _SHOWN = 0.8, 0.9, 0.95, 0.98, 0.99  # sparsities of the tables, or what comes next to them
 _BASELINES = [method for method in METHODS if method != "lamp"]
-_ONE_SEED = "one seed, which tells nothing"
+_MILDER = 0.95
+_ROUNDED = 1e-3  # a sparsity is of whole weights
+_DEAD = 0.2  # accuracy: twice what guessing gives
+ONE_SEED = "one seed, which tells nothing"
 _VERDICTS = {"leads": "LAMP leads {}", "ties": "ties {}", "loses": "loses to {}"}
 
 
@@ -34,9 +37,11 @@ class Cell(NamedTuple):
         """The baselines that have runs of the same seeds as LAMP."""
         return [method for method in _BASELINES if self.overall(method)]
 
-    def overall(self, baseline: str, first: str = "lamp") -> Difference | None:
-        """The difference as a mean over all sparsities."""
-        return self.table.difference(first, baseline, self.table.common(first, baseline))
+    def overall(self, baseline: str, first: str = "lamp", most: float = 1.0) -> Difference | None:
+        """The difference as a mean over all sparsities, or those up to one."""
+        numbers = self.table.common(first, baseline)
+        chosen = [number for number in numbers if self.table.sparsities[number] <= most]
+        return self.table.difference(first, baseline, chosen)
 
     def sparsest(self, baseline: str) -> Difference | None:
         """The difference at the highest sparsity that both methods reach."""
@@ -78,7 +83,55 @@ def _firm(cells: Sequence[Cell]) -> list[frozenset[str]]:
 
 
 def verdicts(cells: Sequence[Cell]) -> str:
-    """A sentence for each protocol, and the differences over all sparsities."""
+    """A sentence for each protocol, what they come to together, and all the differences."""
+    parts = [lines(cells, sentence), _together(cells), _by_baseline(cells), _milder(cells)]
+    return "\n\n".join([*parts, _differences(cells)])
+
+
+def _together(cells: Sequence[Cell]) -> str:
+    """How many verdicts there are, how many chance would give, and how many are firm."""
+    found = _tally(cells, _BASELINES)
+    firm = _tally(cells, _BASELINES, firm=True)
+    return (
+        f"Of these {found.total()} verdicts LAMP {counted(found)}. Were there no difference "
+        f"anywhere, about {CHANCE * found.total():.2g} of the intervals would leave out zero by "
+        "chance, half of them above it; and the verdicts depend on each other, since they share "
+        "networks. In bold are those that stand when all are corrected for their number (Holm): it "
+        f"leads in {firm['leads']} and loses in {firm['loses']}. By baseline:"
+    )
+
+
+def _by_baseline(cells: Sequence[Cell]) -> str:
+    rows = []
+    for baseline in _BASELINES:
+        found, firm = (_tally(cells, [baseline], firm=firm) for firm in (False, True))
+        if found:
+            counts = [str(found[verdict]) for verdict in _VERDICTS]
+            rows.append((baseline, *counts, str(firm["leads"]), str(firm["loses"])))
+    return table(["baseline", "LAMP leads", "ties", "loses", "**leads**", "**loses**"], rows)
+
+
+def _milder(cells: Sequence[Cell]) -> str:
+    """The verdicts without the highest sparsities."""
+    found = _tally(cells, _BASELINES, most=_MILDER + _ROUNDED)
+    return f"By the mean over the sparsities up to {100 * _MILDER:g} % alone LAMP {counted(found)}."
+
+
+def _tally(
+    cells: Sequence[Cell], baselines: Sequence[str], *, firm: bool = False, most: float = 1.0
+) -> Counter[str]:
+    """How often each verdict comes out, or the firm ones only; one seed gives none."""
+    found = [
+        each.verdict
+        for cell in cells
+        for baseline in baselines
+        if (each := cell.overall(baseline, most=most)) and each.chance is not None
+        if baseline in cell.firm or not firm
+    ]
+    return Counter(found)
+
+
+def _differences(cells: Sequence[Cell]) -> str:
     rows = [
         (
             *(cell.model, cell.protocol, baseline, _marked(cell, baseline, found.verdict)),
@@ -90,43 +143,35 @@ def verdicts(cells: Sequence[Cell]) -> str:
         if (found := cell.overall(baseline))
     ]
     headings = ["model", "protocol", "baseline", "LAMP", "seeds", "all sparsities", "the highest"]
-    headings += [f"{verdict} at" for verdict in _VERDICTS]
-    return "\n\n".join([_lines(cells, _sentence), _together(cells), table(headings, rows, texts=4)])
+    return table([*headings, *(f"{verdict} at" for verdict in _VERDICTS)], rows, texts=4)
 
 
-def _together(cells: Sequence[Cell]) -> str:
-    """How many verdicts there are, how many chance would give, and how many are firm."""
-    found, firm = Counter[str](), Counter[str]()
-    for cell in cells:
-        for baseline in cell.baselines:
-            each = cell.overall(baseline)
-            if each and each.chance is not None:
-                found[each.verdict] += 1
-                firm[each.verdict] += baseline in cell.firm
+def dead(rows: Sequence[Row], layers: Sequence[LayerRow]) -> str:
+    """How many networks hardly guess any more, or have lost a whole layer, and by which method."""
+    pruned = [row for row in rows if row.round]
+    lost = Counter(row.method for row in pruned if row.accuracy < _DEAD)
+    networks = {
+        (row.model, row.method, row.protocol, row.seed, row.round)
+        for row in layers
+        if row.kept == 0
+    }
+    empty = Counter(method for _, method, *_ in networks)
     return (
-        f"Of these {found.total()} verdicts LAMP {_counts(found)}; were there no difference "
-        f"anywhere, about {CHANCE * found.total():.2g} of the intervals would leave out zero by "
-        "chance. In bold are those that stand when all are corrected for their number (Holm): it "
-        f"leads in {firm['leads']} and loses in {firm['loses']}."
+        f"As good as dead: of {len(pruned):,} networks that were pruned and retrained "
+        f"{_by_method(lost)} get less than {100 * _DEAD:g} % right, and {_by_method(empty)} have a "
+        "layer without any weight, which one with shortcuts may survive. A lead over such a "
+        "network is a lead, but its size says little."
     )
 
 
-def claims(cells: Sequence[Cell]) -> str:
-    """What the paper says, and below it what the same question gives here."""
-    iterative = [cell for cell in cells if cell.protocol == "iterative"]
-    rewinding = [cell for cell in cells if cell.protocol == "rewinding"]
-    answers = {
-        "LAMP does better than every baseline in all its setups.": _lines(cells, _best),
-        "ERK is the strongest baseline overall.": _lines(iterative, _strongest),
-        "With rewinding too LAMP does better.": _lines(rewinding, _sentence),
-        "With rewinding ERK does worse than global magnitude.": _lines(rewinding, _erk_global),
-    }
-    return "\n\n".join(f"**The paper: {claim}** Here:\n\n{text}" for claim, text in answers.items())
+def _by_method(found: Counter[str]) -> str:
+    each = [f"{method} {number}" for method, number in found.most_common()]
+    return f"{found.total()} ({listing(each)})" if each else "0"
 
 
 def numbers(cells: Sequence[Cell]) -> str:
     """Accuracies, and LAMP's differences, next to some sparsities."""
-    return "\n\n".join(f"### {_place(cell)}\n\n{_numbers(cell)}" for cell in cells)
+    return "\n\n".join(f"### {place(cell)}\n\n{_numbers(cell)}" for cell in cells)
 
 
 def _numbers(cell: Cell) -> str:
@@ -151,7 +196,8 @@ def _numbers(cell: Cell) -> str:
     )
 
 
-def _place(cell: Cell) -> str:
+def place(cell: Cell) -> str:
+    """The model and the protocol."""
     return f"{ARCHITECTURES[cell.model].title}, {cell.protocol}"
 
 
@@ -160,18 +206,19 @@ def _marked(cell: Cell, baseline: str, text: str) -> str:
     return f"**{text}**" if baseline in cell.firm else text
 
 
-def _counts(found: Counter[str]) -> str:
+def counted(found: Counter[str]) -> str:
+    """How often LAMP leads, ties and loses."""
     return listing([f"{verdict} in {found[verdict]}" for verdict in _VERDICTS])
 
 
-def _sentence(cell: Cell) -> str:
+def sentence(cell: Cell) -> str:
     """Against whom LAMP leads, ties and loses over all sparsities."""
     by_verdict: dict[str, list[str]] = {}
     for baseline in cell.baselines:
         if found := cell.overall(baseline):
             by_verdict.setdefault(found.verdict, []).append(_marked(cell, baseline, baseline))
     if "one seed" in by_verdict:
-        return _ONE_SEED
+        return ONE_SEED
     return "; ".join(
         text.format(listing(by_verdict[verdict]))
         for verdict, text in _VERDICTS.items()
@@ -179,40 +226,6 @@ def _sentence(cell: Cell) -> str:
     )
 
 
-def _best(cell: Cell) -> str:
-    """At how many sparsities LAMP's mean is the highest, above all others."""
-    numbers = cell.table.common("lamp")
-    means = [
-        {method: found.mean for method in METHODS if (found := cell.table.spread(method, number))}
-        for number in numbers
-    ]
-    best = sum(each.pop("lamp") > max(each.values(), default=0.0) for each in means)
-    total = sum((cell.counts(baseline) for baseline in cell.baselines), Counter[str]())
-    if "one seed" in total:
-        return f"the highest accuracy at {best} of {len(numbers)} sparsities, with one seed"
-    return (
-        f"the highest mean at {best} of {len(numbers)} sparsities; of {total.total()} paired "
-        f"comparisons it {_counts(total)}"
-    )
-
-
-def _strongest(cell: Cell) -> str:
-    """The baselines in order of their accuracy over the sparsities that all reach."""
-    numbers = cell.table.common("lamp", *cell.baselines)
-    above = {each: cell.table.difference(each, "lamp", numbers) for each in cell.baselines}
-    known = {baseline: found for baseline, found in above.items() if found}
-    ordered = sorted(known, key=lambda baseline: -known[baseline].mean)
-    names = [f"{baseline} ({points(known[baseline])})" for baseline in ordered]
-    return f"best first, points above LAMP: {', '.join(names)}"
-
-
-def _erk_global(cell: Cell) -> str:
-    found = cell.overall("global", first="erk")
-    if not found:
-        return "not run yet"
-    verdict = _ONE_SEED if found.half is None else f"ERK {found.verdict}"
-    return f"ERK minus global {points(found)} points over all sparsities: {verdict}"
-
-
-def _lines(cells: Sequence[Cell], text: Callable[[Cell], str]) -> str:
-    return "\n".join(f"- {_place(cell)}: {text(cell)}" for cell in cells) or "- not run yet"
+def lines(cells: Sequence[Cell], text: Callable[[Cell], str]) -> str:
+    """A line for each model and protocol."""
+    return "\n".join(f"- {place(cell)}: {text(cell)}" for cell in cells) or "- not run yet"

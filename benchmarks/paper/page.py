@@ -8,6 +8,7 @@ from typing import Any
 
 import findings
 import plots
+from claims import claims
 from comparison import Share, Table, share
 from models import ARCHITECTURES
 from protocols import METHODS, PROTOCOLS, plan
@@ -40,8 +41,10 @@ def write(folder: Path) -> Path:
     made = described(folder)
     texts = {
         "state": _state(results.rows, made["settings"]),
+        "networks": listing([f"`{name}` ({each.title})" for name, each in ARCHITECTURES.items()]),
         "verdicts": findings.verdicts(cells),
-        "claims": findings.claims(cells),
+        "dead": findings.dead(results.rows, results.layers),
+        "claims": claims(cells),
         "numbers": findings.numbers(cells),
         "drop": f"{100 * plots.DROP:g}",
         "training": _training(made["settings"]),
@@ -84,7 +87,9 @@ def _runs(rows: Sequence[Row]) -> str:
                 f"{minutes:.0f}",
             )
         )
-    return table(["model", "", "runs done", "seeds begun", "minutes of training"], lines, texts=2)
+    return table(
+        ["model", "", "runs done", "seeds begun", "processor minutes of training"], lines, texts=2
+    )
 
 
 def _plots(rows: Sequence[Row], folder: Path) -> str:
@@ -116,27 +121,41 @@ def _layers(results: Records, folder: Path) -> str:
     picture.savefig(folder / "layers.png", dpi=plots.DPI)
     at = listing(list(dict.fromkeys(sparsity(whole) for _, whole in rounds.values())))
     return (
-        f"The sparsity of each layer where the whole network has {at}, {_LAYERS_IN}, means over "
-        "the seeds, from input to output.\n\n![Layerwise sparsity by all methods](layers.png)"
+        f"The sparsity of each layer where the whole network has {at} (the dotted line), "
+        f"{_LAYERS_IN}, means over the seeds, in the order of the parameters.{_shortcuts(results)}"
+        "\n\n![Layerwise sparsity by all methods](layers.png)"
     )
+
+
+def _shortcuts(results: Records) -> str:
+    """Which layers stand beside others, not between them."""
+    texts = []
+    for model, architecture in ARCHITECTURES.items():
+        names = dict.fromkeys(row.layer for row in results.layers if row.model == model)
+        beside = [str(i) for i, name in enumerate(names, 1) if "shortcut" in name]
+        if beside:
+            texts.append(
+                f" Of *{architecture.title}*, {listing(beside)} are the 1×1 convolutions of "
+                "shortcuts."
+            )
+    return "".join(texts)
 
 
 def _time(results: Records, steps: int) -> str:
     """What one pruning takes, and the share of it in the loop, of the textbook and of lampfast."""
     lines = []
-    calls = sorted({row.started for row in results.rows})  # other builds, or on a busier machine
-    for (model, architecture), started in product(ARCHITECTURES.items(), calls):
-        made = [row for row in results.rows if (row.model, row.started) == (model, started)]
-        lamp = [row for row in made if row.method == "lamp"]
-        ours = share(lamp, lambda row: row.seconds_pruning)
-        usual = share(lamp, lambda row: row.seconds_pruning_textbook)
+    for (model, architecture), fresh in product(ARCHITECTURES.items(), (True, False)):
+        lamp = [row for row in results.rows if (row.model, row.method) == (model, "lamp")]
+        made = [row for row in lamp if fresh == (row.protocol == "one-shot" or row.round == 1)]
+        ours = share(made, lambda row: row.seconds_pruning)
+        usual = share(made, lambda row: row.seconds_pruning_textbook)
         if not ours or not usual:
             continue
         weights = {row.layer: row.weights for row in results.layers if row.model == model}
         lines.append(
             (
                 architecture.title,
-                started,
+                "none" if fresh else "some",
                 f"{sum(weights.values()):,}",
                 str(ours.prunings),
                 *_one(usual, steps),
@@ -145,8 +164,9 @@ def _time(results: Records, steps: int) -> str:
             )
         )
     one = ["ms", "steps", "share"]
-    headings = ["model", "made", "weights", "prunings", *(f"textbook, {each}" for each in one)]
-    return table([*headings, *(f"lampfast, {each}" for each in one), "ratio"], lines, texts=2)
+    headings = ["model", "zeros before", "weights", "prunings"]
+    headings += [f"{who}, {each}" for who in ("textbook", "lampfast") for each in one]
+    return table([*headings, "ratio"], lines, texts=2)
 
 
 def _one(found: Share, steps: int) -> tuple[str, str, str]:
@@ -159,20 +179,23 @@ def _one(found: Share, steps: int) -> tuple[str, str, str]:
 
 
 def _method(settings: Mapping[str, Any]) -> str:
-    one_shot = listing([f"{each:.0%}" for each in settings["one_shot"]])
+    one_shot = listing([f"{100 * each:g} %" for each in settings["one_shot"]])
+    passes = settings["dense_steps"] * settings["batch"] / settings["train_images"]
     lines = [
-        f"- Data: the first {settings['train_images']:,} training images of Fashion-MNIST, and the "
-        f"first {settings['test_images']:,} test images; no augmentation, batches of "
-        f"{settings['batch']}, no validation set, no choice of a best step.",
-        f"- Training before pruning: {settings['dense_steps']:,} steps of AdamW at "
-        f"{settings['learning_rate']:g} with weight decay {settings['weight_decay']:g}, constant.",
+        f"- Data: {settings['train_images']:,} training and {settings['test_images']:,} test "
+        f"images of Fashion-MNIST; no augmentation, batches of {settings['batch']}, no validation "
+        "set, no choice of a best step.",
+        f"- Training before pruning: {settings['dense_steps']:,} steps ({passes:.2g} passes over "
+        f"the images) of AdamW at {settings['learning_rate']:g} with weight decay "
+        f"{settings['weight_decay']:g}, constant. It stops early: what is pruned a little goes on "
+        "to learn, and may do better than the network that it came from.",
         f"- Every pruning is followed by {settings['retrain_steps']:,} steps of a new optimizer, "
         "the same in all protocols; the weights that are zero are kept at zero.",
-        f"- *Iterative*: {settings['rounds']} rounds, each prunes {settings['fraction']:.0%} of "
-        "what remains, and trains what is left on.",
+        f"- *Iterative*: {settings['rounds']} rounds, each prunes {100 * settings['fraction']:g} % "
+        "of what remains, and trains what is left on.",
         f"- *One-shot*: to {one_shot}, each from the trained network.",
         "- *Rewinding*: as iterative, but what remains goes back to its values at step "
-        f"{settings['early_step']:,} before it is retrained.",
+        f"{settings['early_step']:,} before it is retrained, on data in another order.",
         "- Linear and convolution weights are pruned; biases and normalisation are not.",
     ]
     return "\n".join(lines)
@@ -218,7 +241,7 @@ def _made(calls: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _commit(call: Mapping[str, Any]) -> str:
-    return f" ({call['commit']})" if call.get("commit") else ""
+    return f" ({call.get('commit') or 'commit not recorded'})"
 
 
 def _done(rows: Sequence[Row], runs: Sequence[Run]) -> set[Run]:

@@ -6,7 +6,13 @@ from typing import Any
 from comparison import Table, layerwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 from models import ARCHITECTURES
 from records import LayerRow, Row
 
@@ -20,14 +26,17 @@ STYLES = {
 }
 DPI = 120
 _WIDTH, _HEIGHT = 4.2, 3.4  # inches a panel
-DROP = 0.1  # below the dense network and LAMP: methods that fall further leave the panel
-_BELOW = 0.02  # that remain below LAMP's lowest mean
+DROP = 0.1  # below the dense network, and below LAMP: curves that fall further leave the panel
 _BESIDE = 0.025  # of the weights that remain, from one method to the next
+_MARGIN = 0.05  # of the height, above and below
 _LINEAR = 1.0  # points of difference up to which the scale is linear, logarithmic beyond
+_FURTHER = 1.3  # than the last interval: where the scale is logarithmic, a margin
+_LINE: dict[str, Any] = {"color": "0.4", "lw": 1, "ls": ":", "zorder": 0}
+_POINTS = [0.0, *(sign * size for size in (1, 3, 10, 30, 100) for sign in (-1, 1))]  # with a tick
 
 
 def accuracy(rows: Sequence[Row], models: Sequence[str], protocol: str) -> Figure:
-    """Accuracy over remaining weights, and below it LAMP minus every baseline."""
+    """Accuracy over sparsity, and below it LAMP minus every baseline."""
     figure = Figure(figsize=(_WIDTH * len(models) + 1, 1.7 * _HEIGHT), layout="constrained")
     panels = figure.subplots(2, len(models), squeeze=False, sharex="col", height_ratios=(1, 0.7))
     for (upper, lower), model in zip(panels.T, models, strict=True):
@@ -35,7 +44,7 @@ def accuracy(rows: Sequence[Row], models: Sequence[str], protocol: str) -> Figur
         _draw_accuracy(upper, table)
         _draw_differences(lower, table)
         upper.set_title(ARCHITECTURES[model].title, fontsize="medium")
-        lower.set_xlabel("weights that remain")
+        lower.set_xlabel("sparsity")
     panels[0, 0].set_ylabel("test accuracy")
     panels[1, 0].set_ylabel("LAMP minus\nbaseline, points")
     _legend(figure, panels[0, 0])
@@ -66,9 +75,9 @@ def layers(
                 label=method,
                 **_emphasis(method),
             )
-        panel.axhline(whole, color="0.4", lw=1, ls=":", zorder=0)
+        panel.axhline(whole, label="whole network", **_LINE)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_xlabel("layer, from input to output")
+        panel.set_xlabel("layer, in the order of the parameters")
         panel.set_title(ARCHITECTURES[model].title, fontsize="medium")
         panel.grid(axis="y", color="0.9")
     panels[0].set_ylabel("sparsity of the layer")
@@ -94,18 +103,20 @@ def _draw_accuracy(panel: Axes, table: Table) -> None:
         high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         panel.fill_between(remaining, low, high, color=colour, alpha=0.2, lw=0)
     if table.dense is not None:  # else no seed has all methods, and there is nothing to see
-        panel.axhline(table.dense, color="0.4", lw=1, ls=":", zorder=0)
-        lamp = [table.spread("lamp", number) for number in table.sparsities]
-        lowest = min([table.dense - DROP, *(each.mean - _BELOW for each in lamp if each)])
-        bottom, highest = max(lowest, panel.get_ylim()[0]), panel.dataLim.ymax
-        panel.set_ylim(bottom, highest + (highest - bottom) / 20)
+        panel.axhline(table.dense, label="before pruning", **_LINE)
+        lamp = [each for number in table.sparsities if (each := table.spread("lamp", number))]
+        band = [each.mean - (each.deviation or 0) for each in lamp]
+        lowest, highest = min([table.dense - DROP, *band]), panel.dataLim.ymax
+        margin = _MARGIN * (highest - lowest)
+        panel.set_ylim(max(lowest - margin, panel.get_ylim()[0]), highest + margin)
     panel.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    _draw_remaining(panel, table)
+    _draw_sparsity(panel, table)
 
 
 def _draw_differences(panel: Axes, table: Table) -> None:
     baselines = [(method, style) for method, style in STYLES.items() if method != "lamp"]
+    lowest, highest = -_LINEAR, _LINEAR
     for place, (method, (colour, marker)) in enumerate(baselines):
         # So that the intervals do not lie on each other.
         beside = 1 + _BESIDE * (place - (len(baselines) - 1) / 2)
@@ -119,19 +130,23 @@ def _draw_differences(panel: Axes, table: Table) -> None:
             panel.errorbar(
                 remaining, means, halves, color=colour, marker=marker, ms=4, lw=1, elinewidth=1
             )
+            lowest = min(lowest, *(mean - half for _, mean, half in points))
+            highest = max(highest, *(mean + half for _, mean, half in points))
     panel.axhline(0, color="0.4", lw=1, zorder=0)
     panel.set_yscale("symlog", linthresh=_LINEAR)
+    panel.set_ylim(_FURTHER * lowest, _FURTHER * highest)
+    panel.yaxis.set_major_locator(FixedLocator(_POINTS))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
-    _draw_remaining(panel, table)
+    _draw_sparsity(panel, table)
 
 
-def _draw_remaining(panel: Axes, table: Table) -> None:
-    """The more is pruned, the further to the right."""
+def _draw_sparsity(panel: Axes, table: Table) -> None:
+    """The more is pruned, the further to the right: the logarithm of what remains."""
     panel.set_xscale("log")
     panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
     panel.set_xlim(1, 0.9 * (1 - max(table.sparsities.values())))
-    panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - value):g}%"))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(color="0.9")
 
