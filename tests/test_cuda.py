@@ -1,6 +1,6 @@
 """The CUDA engine, on a GPU where there is one, and emulated on the CPU where it is built so.
 
-The emulated build (.ci/emulate) also runs the CPU's own exactness tests on these kernels.
+The emulated build (.ci/tiny) also runs the CPU's own exactness tests on these kernels.
 """
 
 import os
@@ -26,7 +26,7 @@ IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
 
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and a build with CUDA")
 needs_emulation = pytest.mark.skipif(
-    not IS_EMULATED, reason="needs a build with LAMPFAST_CUDA=EMULATED (.ci/emulate)"
+    not IS_EMULATED, reason="needs a build with LAMPFAST_CUDA=EMULATED (.ci/tiny)"
 )
 places = pytest.mark.parametrize(
     "device",
