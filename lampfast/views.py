@@ -114,7 +114,7 @@ def importances(
         ValueError: A name is missing or unknown, a shape differs, or writing the layers would
             change an importance.
     """
-    names_layers(
+    check_names(
         "importance", importance, layers, "take the names from lampfast.report(model).layers"
     )
     views = [_checked("importance of layer", view.name, importance[view.name]) for view in layers]
@@ -129,7 +129,7 @@ def importances(
     return views
 
 
-def names_layers(
+def check_names(
     argument: str, given: Mapping[str, object], layers: Sequence[View], way_out: str
 ) -> None:
     """Check that what was given by name is there for every layer and for nothing else.

@@ -283,7 +283,7 @@ def _check_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> N
 
 
 def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    views.names_layers("masks", masks, layers, _SAME_LAYERS)
+    views.check_names("masks", masks, layers, _SAME_LAYERS)
     for layer in layers:
         mask, shape = masks[layer.name], tuple(layer.weight.shape)
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
@@ -297,7 +297,7 @@ def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> N
 
 
 def _check_state(state: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    views.names_layers("state", state, layers, _SAME_LAYERS)
+    views.check_names("state", state, layers, _SAME_LAYERS)
     for layer in layers:
         mask, size = state[layer.name], (layer.size + 7) // 8
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.uint8:

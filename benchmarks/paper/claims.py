@@ -52,7 +52,8 @@ def _ahead(cell: Cell) -> str:
 
 
 def _rewound(cell: Cell) -> str:
-    return f"{_ahead(cell)}; {sentence(cell)}"
+    answer, text = _ahead(cell), sentence(cell)
+    return text if text == ONE_SEED else f"{answer}; {text}"
 
 
 def _strongest(cell: Cell) -> str:

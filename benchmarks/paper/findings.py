@@ -12,7 +12,7 @@ from wording import listing, percent, points, sparsity, table
 
 _SHOWN = 0.8, 0.9, 0.95, 0.98, 0.99  # sparsities of the tables, or what comes next to them
 _BASELINES = [method for method in METHODS if method != "lamp"]
-_MILDER = 0.95
+_MILDER = 0.95  # the sparsity up to which verdicts are counted once more
 _ROUNDED = 1e-3  # a sparsity is of whole weights
 _DEAD = 0.2  # accuracy: twice what guessing gives
 ONE_SEED = "one seed, which tells nothing"
