@@ -1,7 +1,7 @@
 """The calls that are timed: lampfast's, the floors below it, and what people use today.
 
 Each is handed out as a function that sets the call up, untimed, and returns it, as
-`lampfast._measure.median_seconds` takes it.
+`lampfast._cli.measure.median_seconds` takes it.
 """
 
 import time
@@ -13,9 +13,10 @@ from torch.nn.utils import prune as torch_prune
 from weights import Weights
 
 import lampfast
-from lampfast import _core, views
-from lampfast._measure import Call
-from lampfast.schemes import Method
+from lampfast import _core
+from lampfast._cli.measure import Call
+from lampfast._engine import views
+from lampfast.methods import Method
 
 Prepare = Callable[[], Call]
 

@@ -24,8 +24,9 @@ from shapes import Shapes, resnet50
 from weights import Weights
 
 import lampfast
-from lampfast import _core, _gpus, _measure, textbook, views
-from lampfast._measure import Call
+from lampfast import _core, textbook
+from lampfast._cli.measure import Call, median_seconds
+from lampfast._engine import gpus, views
 
 _LAYERS, _WIDTH, _HEIGHT = 300, 1_024, 3_256  # 1.0003e9 weights
 _SPARSITY = 0.9
@@ -151,8 +152,8 @@ class Bench:
         found = []
         for _ in range(self.rounds):
             stages = _core.Stages()
-            with _gpus.borrowed(sources, _core.cuda_needs) as gpus:
-                _core.masks(sources, targets, goal, threads, gpus, stages=stages)
+            with gpus.borrowed(sources, _core.cuda_needs) as lent:
+                _core.masks(sources, targets, goal, threads, lent, stages=stages)
             found.append(stages)
         names = ("guess", "survey", "select", "apply")
         return {name: statistics.median(getattr(one, name) for one in found) for name in names}
@@ -180,7 +181,7 @@ class Bench:
         return Line(what, median / floor, goal, median, beside)
 
     def _medians(self, *prepare: Callable[[], Call], rounds: int | None = None) -> list[float]:
-        return _measure.median_seconds([self._waited(p) for p in prepare], rounds or self.rounds)
+        return median_seconds([self._waited(p) for p in prepare], rounds or self.rounds)
 
     def _waited(self, prepare: Callable[[], Call]) -> Callable[[], Call]:
         """The same call from an idle GPU to an idle GPU."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import lampfast
-from lampfast import _measure
+from lampfast._cli import measure
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def inspect(numel: int, rounds: int) -> Machine:
     """
     config = lampfast.config()
     source, target = torch.ones(numel), torch.ones(numel)
-    reading, copying = _measure.median_seconds(
+    reading, copying = measure.median_seconds(
         [lambda: source.sum, lambda: lambda: target.copy_(source)], rounds
     )
     return Machine(

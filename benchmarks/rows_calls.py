@@ -13,8 +13,8 @@ from shapes import Shapes
 from weights import Weights, gaussian
 
 import lampfast
-from lampfast import _measure
-from lampfast._measure import Call
+from lampfast._cli import measure
+from lampfast._cli.measure import Call
 
 _MORE_ROUNDS = 10  # for calls of about a millisecond
 _MIB = 2**20
@@ -40,7 +40,7 @@ def memory(run: Run) -> Outcome:
     run.progress("memory: prune resnet50")
     shapes = run.model("resnet50")
     size = 4 * sum(map(math.prod, shapes.values()))  # float32
-    peak = _measure.peak_bytes(partial(prune_in_fresh_process, shapes))
+    peak = measure.peak_bytes(partial(prune_in_fresh_process, shapes))
     if peak is None:  # not Linux
         return Outcome()
     goal = Goal(0.05 + _MIB / size, 0.02, "{:.2%}")
@@ -50,7 +50,7 @@ def memory(run: Run) -> Outcome:
 
 def prune_in_fresh_process(shapes: Shapes) -> Call:
     """Sets up one call in the process that measures it, its code already loaded."""
-    lampfast.prune(_measure.warm_up(), USUAL)
+    lampfast.prune(measure.warm_up(), USUAL)
     return partial(lampfast.prune, gaussian(shapes), USUAL)
 
 
@@ -84,7 +84,7 @@ def _whole_call(run: Run, what: str, model: torch.nn.Module, goal: Goal) -> Outc
         return partial(lampfast.prune, model, USUAL)
 
     contenders.check_prune(weights, targets, USUAL)
-    (seconds,) = _measure.median_seconds([prepare], run.rounds * _MORE_ROUNDS)
+    (seconds,) = measure.median_seconds([prepare], run.rounds * _MORE_ROUNDS)
     beside = f"{contenders.numel(weights):,} weights"
     return Outcome([Line(what, seconds * 1e3, goal, seconds, beside)])
 

@@ -14,7 +14,8 @@ from run import USUAL, Run
 from shapes import Shapes
 from weights import gaussian
 
-from lampfast import _core, _measure
+from lampfast import _core
+from lampfast._cli import measure
 
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _THREADS = (1, 2)
@@ -54,7 +55,7 @@ def measure_here(name: str, shapes: Shapes, rounds: int) -> list[tuple[Cell, ...
         contenders.check_masks(weights, USUAL)
         contenders.check_prune(weights, targets, USUAL)
         floor, _ = contenders.masks_floors(weights, USUAL)
-        masks, written, copied, prune = _measure.median_seconds(
+        masks, written, copied, prune = measure.median_seconds(
             [
                 contenders.masks(weights, USUAL),
                 floor,

@@ -6,7 +6,7 @@ from run import USUAL, Run
 from shapes import MODELS
 from weights import gaussian, row_scaled
 
-from lampfast.schemes import Method
+from lampfast.methods import Method
 
 # uniform+ is uniform with other counts, and cannot prune as much of a single layer.
 _METHODS: tuple[Method, ...] = ("lamp", "global", "uniform", "erk")

@@ -16,7 +16,8 @@ from shapes import MODELS
 from weights import Weights, gaussian
 
 import lampfast
-from lampfast import _measure, textbook
+from lampfast import textbook
+from lampfast._cli import measure
 
 _CALLS = 5  # of lampfast in a round
 
@@ -62,7 +63,7 @@ def _beside(
     for model in MODELS:
         run.progress(f"{what}: {model}")
         ours, theirs = contest(gaussian(run.model(model)))
-        *medians, slow = _measure.median_seconds([*[ours] * _CALLS, theirs], run.slow_rounds)
+        *medians, slow = measure.median_seconds([*[ours] * _CALLS, theirs], run.slow_rounds)
         fast = statistics.median(medians)
         lines.append(Line(f"{what}: {model}", slow / fast, goal, fast, f"{slow * 1e3:,.0f} ms"))
     return Outcome(lines)

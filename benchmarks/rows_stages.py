@@ -13,8 +13,9 @@ from outcome import Cell, Grid, Outcome
 from run import USUAL, Run
 from weights import Weights, gaussian
 
-from lampfast import _core, views
-from lampfast._measure import Call
+from lampfast import _core
+from lampfast._cli.measure import Call
+from lampfast._engine import views
 
 _MODELS = ("resnet50", "one layer")
 _DTYPES = (torch.float32, torch.bfloat16)

@@ -12,9 +12,9 @@ from run import SPARSITIES, USUAL, Run
 from weights import Weights, gaussian
 
 import lampfast
-from lampfast import _packed, views
-from lampfast._measure import Call
-from lampfast.zeros import KeptZeros, keep_zeros
+from lampfast._cli.measure import Call
+from lampfast._engine import packed_masks, views
+from lampfast._training.zeros import KeptZeros, keep_zeros
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _STEPS: dict[str, dict[str, Any]] = {
@@ -46,10 +46,10 @@ def keep(run: Run) -> Outcome:
             targets = contenders.clone(weights)
             lampfast.prune(targets, s)
             layers = views.layers(targets, write=True)
-            masks = _packed.record(layers)
-            _check_kept(weights, targets, partial(_packed.keep, layers, masks))
+            masks = packed_masks.record(layers)
+            _check_kept(weights, targets, partial(packed_masks.keep, layers, masks))
             ours, floor = run.medians(
-                _after_restoring(weights, targets, partial(_packed.keep, layers, masks)),
+                _after_restoring(weights, targets, partial(packed_masks.keep, layers, masks)),
                 _rewriting(weights, masks),
             )
             ns = ours / contenders.numel(weights) * 1e9

@@ -9,7 +9,7 @@ from machine import Machine
 from outcome import Outcome
 from shapes import MODELS, Shapes, shrunk
 
-from lampfast import _measure
+from lampfast._cli import measure
 
 SPARSITIES = (0.5, 0.9, 0.99)
 USUAL = 0.9  # where only one sparsity is measured
@@ -43,7 +43,7 @@ class Run:
 
     def medians(self, *prepare: Prepare) -> list[float]:
         """The median seconds of several calls, called in turns."""
-        return _measure.median_seconds(prepare, self.rounds)
+        return measure.median_seconds(prepare, self.rounds)
 
 
 Row: TypeAlias = Callable[[Run], Outcome]

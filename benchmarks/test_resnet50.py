@@ -16,7 +16,8 @@ from shapes import resnet50
 from weights import Weights, gaussian
 
 import lampfast
-from lampfast import _measure, textbook
+from lampfast import textbook
+from lampfast._cli import measure
 
 SPARSITY = 0.9
 SLOW, FAST = 3, 30  # rounds
@@ -181,10 +182,10 @@ def prepare_in_fresh_process(verb: str, name: str) -> Callable[[], object]:
     weights = gaussian(resnet50())
     if verb == "prune":
         _, prepare = PRUNE[name]
-        prepare(_measure.warm_up())()
+        prepare(measure.warm_up())()
         return prepare(weights)
     _, call = MASKS[name]
-    call(_measure.warm_up(), {})
+    call(measure.warm_up(), {})
     return partial(call, weights, {})
 
 
@@ -199,7 +200,7 @@ def prepare_in_fresh_process(verb: str, name: str) -> Callable[[], object]:
     ],
 )
 def test_extra_memory(verb: str, name: str, weights: Weights, summary: Summary) -> None:
-    peak = _measure.peak_bytes(partial(prepare_in_fresh_process, verb, name))
+    peak = measure.peak_bytes(partial(prepare_in_fresh_process, verb, name))
     if peak is None:
         pytest.skip("only Linux tells the peak of a process's memory")
     output = sum(weight.numel() for weight in weights.values()) if verb == "masks" else 0

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from shapes import Shapes
 
-from lampfast import _demo
+from lampfast._cli import demo
 
 Weights: TypeAlias = dict[str, torch.Tensor]
 
@@ -49,7 +49,7 @@ def heavy_tailed(shapes: Shapes) -> Weights:
 
 def trained(shapes: Shapes) -> Weights:
     """The ImageNet weights of EfficientNet-Lite0, one layer after the other, over and over."""
-    stream = torch.cat([weight.flatten() for weight in _demo.imagenet_weights().values()])
+    stream = torch.cat([weight.flatten() for weight in demo.imagenet_weights().values()])
     weights, start = {}, 0
     for name, shape in shapes.items():
         numel = math.prod(shape)

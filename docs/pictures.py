@@ -9,7 +9,8 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 import lampfast
-from lampfast import _demo, schedules
+from lampfast import schedules
+from lampfast._cli import demo
 
 _DOCS = Path(__file__).parent
 _STEPS = 1000
@@ -18,7 +19,7 @@ _SPARSITY = 0.9
 
 def _methods() -> Figure:
     """EfficientNet-Lite0's ImageNet weights, pruned by every method to the same sparsity."""
-    weights = _demo.imagenet_weights()
+    weights = demo.imagenet_weights()
     reports = {
         method: lampfast.report(weights, _SPARSITY, method=method)
         for method in ("lamp", "erk", "global", "uniform+", "uniform")

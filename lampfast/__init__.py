@@ -15,12 +15,12 @@ Example:
 from importlib.metadata import version
 
 from lampfast import reference, schedules, textbook, torch_prune
-from lampfast._config import config
-from lampfast._report import Report
-from lampfast.pruner import Pruner
+from lampfast._engine.build_info import config
+from lampfast._training.pruner import Pruner
+from lampfast._training.rewinding import rewind
+from lampfast._training.zeros import KeptZeros, keep_zeros
 from lampfast.pruning import layerwise_sparsity, masks, prune, report, scores
-from lampfast.rewinding import rewind
-from lampfast.zeros import KeptZeros, keep_zeros
+from lampfast.reports import Report
 
 __all__ = [
     "KeptZeros",

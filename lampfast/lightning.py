@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from lampfast import _extras
-from lampfast._callback import PrunerCallback
+from lampfast._training.callbacks import PrunerCallback
 
 with _extras.needed("lampfast.lightning", "lightning", "lightning", "pytorch_lightning"):
     import lightning.pytorch

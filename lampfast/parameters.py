@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lampfast.views import Weight
+from lampfast._engine.views import Weight
 
 Model: TypeAlias = (
     nn.Module | Mapping[str, Weight] | Sequence[Weight] | Sequence[tuple[nn.Module, str]]

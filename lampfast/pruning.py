@@ -7,11 +7,12 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from lampfast import _changes, _core, _engine, parameters, schemes, views
-from lampfast._report import LayerReport, Report
+from lampfast import _core, methods, parameters
+from lampfast._engine import calls, changes, views
+from lampfast._engine.views import View, Weight
+from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
-from lampfast.schemes import Method
-from lampfast.views import View, Weight
+from lampfast.reports import LayerReport, Report
 
 
 def prune(
@@ -84,15 +85,15 @@ def prune(
         Hooker: The State of Sparsity in Deep Neural Networks, arXiv 1902.09574. "erk": Evci, Gale,
         Menick, Castro, Elsen: Rigging the Lottery, ICML 2020, arXiv 1911.11134, section 3.
     """
-    schemes.check(method)
+    methods.check(method)
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
     sources = _sources(layers, importance, write=True)
     targets, near, goal = _plan(layers, sources, s, method)
-    cuts = _engine.prune(targets, near, goal)
-    _changes.mark(weights.values())
+    cuts = calls.prune(targets, near, goal)
+    changes.mark(weights.values())
     views.write_back(layers, targets)
-    _changes.announce(layers)
+    changes.announce(layers)
     return _report(layers, cuts)
 
 
@@ -131,11 +132,11 @@ def masks(
     Source:
         As for `prune`.
     """
-    schemes.check(method)
+    methods.check(method)
     layers = views.layers(parameters.named(model, include, exclude))
     targets, near, goal = _plan(layers, _sources(layers, importance), s, method)
     outputs = views.empty_masks(layers)
-    _engine.masks(targets, near, outputs, goal)
+    calls.masks(targets, near, outputs, goal)
     return views.delivered(outputs, layers)
 
 
@@ -175,7 +176,7 @@ def scores(
     sources = _sources(layers, importance)
     outputs = views.empty_scores(layers, sources)
     targets, near = _reachable(layers, sources)
-    _engine.scores(targets, near, outputs)
+    calls.scores(targets, near, outputs)
     return views.delivered(outputs, layers)
 
 
@@ -213,7 +214,7 @@ def report(
         TypeError: As for `prune`.
         ValueError: As for `prune`; or a method or an importance is given without s.
     """
-    schemes.check(method)
+    methods.check(method)
     if s is None and (method != "lamp" or importance is not None):
         raise ValueError(
             "method and importance say which weights are pruned, but no s says how many; pass s "
@@ -222,9 +223,9 @@ def report(
     layers = views.layers(parameters.named(model, include, exclude))
     if s is None:
         near = views.reachable(layers)
-        return _report(layers, _engine.census(near, near))
+        return _report(layers, calls.census(near, near))
     targets, near, goal = _plan(layers, _sources(layers, importance), s, method)
-    return _report(layers, _engine.select(targets, near, goal))
+    return _report(layers, calls.select(targets, near, goal))
 
 
 def layerwise_sparsity(
@@ -291,7 +292,7 @@ def _plan(
     """Both where the engine can reach them, and what it is to select of them."""
     count = views.count(s, sum(layer.size for layer in layers))
     targets, near = _reachable(layers, sources)
-    return targets, near, schemes.goal(method, count, targets, near)
+    return targets, near, methods.goal(method, count, targets, near)
 
 
 def _report(layers: Sequence[View], cuts: Sequence[_core.Cut]) -> Report:

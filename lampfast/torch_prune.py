@@ -28,7 +28,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lampfast import parameters as _parameters
-from lampfast import pruning, views
+from lampfast import pruning
+from lampfast._engine import views
 
 __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_zeros"]
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lampfast import _extras
-from lampfast._callback import PrunerCallback
+from lampfast._training.callbacks import PrunerCallback
 
 with _extras.needed("lampfast.transformers", "transformers", "accelerate", "transformers"):
     from accelerate.optimizer import AcceleratedOptimizer

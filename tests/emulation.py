@@ -9,13 +9,13 @@ from unittest import mock
 
 import torch
 
-from lampfast import _gpus
+from lampfast._engine import gpus
 
 
 @contextmanager
 def emulated() -> Iterator[None]:
     """Let tensors in host memory pass for ones on GPU 0."""
-    with mock.patch.multiple(_gpus, index=lambda tensor: 0, _lend=_lend):
+    with mock.patch.multiple(gpus, index=lambda tensor: 0, _lend=_lend):
         yield
 
 

@@ -10,9 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 import lampfast
-from lampfast import _demo
 from lampfast.__main__ import main
-from lampfast._cli import app
+from lampfast._cli import demo
+from lampfast._cli.app import app
 
 WEIGHTS = 4_608_992  # convolution and linear weights of EfficientNet-Lite0
 
@@ -37,7 +37,7 @@ def test_demo() -> None:
 
 def test_demo_takes_a_sparsity(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"fc.weight": torch.arange(200.0).reshape(10, 20)}
-    monkeypatch.setattr(_demo, "imagenet_weights", lambda: small)
+    monkeypatch.setattr(demo, "imagenet_weights", lambda: small)
     assert re.search(r"all layers +1 +200 +50 +75.0%", _lampfast("demo", "--sparsity", "0.75"))
     assert torch.equal(small["fc.weight"], torch.arange(200.0).reshape(10, 20))
 
@@ -65,8 +65,8 @@ def test_demo_says_when_its_weights_are_missing(monkeypatch: pytest.MonkeyPatch)
 def test_main_says_when_the_command_line_is_missing(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "lampfast._cli")
-    monkeypatch.delattr(lampfast, "_cli")
+    monkeypatch.delitem(sys.modules, "lampfast._cli.app")
+    monkeypatch.delattr(lampfast._cli, "app")
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit, match=rf"needs {missing}.*'cli'"):
         main()

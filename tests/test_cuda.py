@@ -19,7 +19,9 @@ from refusal import refused
 from strategies import Model
 
 import lampfast
-from lampfast import _core, _gpus, _packed, reference, views, zeros
+from lampfast import _core, reference
+from lampfast._engine import gpus, packed_masks, views
+from lampfast._training import zeros
 
 HAS_GPU = torch.cuda.is_available() and _core.cuda_usable()
 IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
@@ -108,7 +110,7 @@ def test_report(device: str, model: Model) -> None:
 
 
 def _on_the_host(model: Model) -> lampfast.Report:
-    with mock.patch.object(_gpus, "index", return_value=_gpus.HOST):
+    with mock.patch.object(gpus, "index", return_value=gpus.HOST):
         return lampfast.report(model)
 
 
@@ -142,7 +144,7 @@ def test_what_is_not_finite_is_named_and_changes_nothing(
 def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
     layers = views.layers(model)
-    where = [data.draw(st.sampled_from([_gpus.HOST, 0, 1]), "device") for _ in layers]
+    where = [data.draw(st.sampled_from([gpus.HOST, 0, 1]), "device") for _ in layers]
     masks = {layer.name: torch.empty_like(model[layer.name], dtype=torch.bool) for layer in layers}
     sources = [(*view.pointer[:4], device) for view, device in zip(layers, where, strict=True)]
     targets = [
@@ -150,8 +152,8 @@ def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
         for mask, device in zip(masks.values(), where, strict=True)
     ]
     goal = _core.Goal(_core.Ranking.lamp, [views.count(s, strategies.numel(model))])
-    with _gpus.borrowed(sources, _core.cuda_needs) as gpus:
-        _core.masks(sources, targets, goal, 2, gpus)
+    with gpus.borrowed(sources, _core.cuda_needs) as lent:
+        _core.masks(sources, targets, goal, 2, lent)
     assert_same_masks(masks, reference.masks(model, s))
 
 
@@ -309,13 +311,13 @@ def test_a_module_and_autograd() -> None:
 def test_zeros_are_kept(device: str, model: Model) -> None:
     there = moved(model, device)
     layers = views.layers(there, write=True)
-    masks = _packed.record(layers)
+    masks = packed_masks.record(layers)
     assert all(mask.device.type == device for mask in masks)
     keeps = {name: layer.double() != 0 for name, layer in model.items()}
     for layer in there.values():
         layer.copy_(torch.ones_like(layer))
     full = {name: layer.clone() for name, layer in back(there).items()}
-    _packed.keep(layers, masks)
+    packed_masks.keep(layers, masks)
     for name, layer in back(there).items():
         assert torch.equal(layer.double(), full[name].double() * keeps[name]), name
 

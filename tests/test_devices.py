@@ -18,7 +18,8 @@ from refusal import refused
 from strategies import Model
 
 import lampfast
-from lampfast import _host, reference
+from lampfast import reference
+from lampfast._engine import copies
 
 
 @contextmanager
@@ -29,7 +30,10 @@ def far(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
     def is_here(tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata not in storages
 
-    with mock.patch.object(_host, "is_here", is_here), mock.patch.object(_host, "_warned", {"cpu"}):
+    with (
+        mock.patch.object(copies, "is_here", is_here),
+        mock.patch.object(copies, "_warned", {"cpu"}),
+    ):
         yield
 
 
@@ -80,7 +84,7 @@ def test_importance(data: st.DataObject, model: Model) -> None:
 
 def test_the_warning_comes_once() -> None:
     weights = {"fc": torch.randn(10)}
-    with far(weights.values()), mock.patch.object(_host, "_warned", set()):
+    with far(weights.values()), mock.patch.object(copies, "_warned", set()):
         with pytest.warns(UserWarning, match="copied to host memory and back") as caught:
             lampfast.prune(weights, 0.5)
         assert [warning.filename for warning in caught] == [__file__]
@@ -143,7 +147,7 @@ def test_an_alias_through_another_storage() -> None:
 
 def test_storages_that_only_their_device_can_find() -> None:
     base, other = torch.randn(30), torch.randn(30)
-    with far([base, other]), mock.patch.object(_host, "has_address", return_value=False):
+    with far([base, other]), mock.patch.object(copies, "has_address", return_value=False):
         report = lampfast.report({"a": base, "b": base.view(5, 6), "c": other})
         assert [layer.name for layer in report.layers] == ["a", "c"]
         with refused(ValueError, "'a' and 'b' share part", keeps=[base]):
@@ -161,7 +165,7 @@ def test_a_default_device() -> None:
 
 def test_nothing_is_copied_before_all_is_checked() -> None:
     weight = torch.arange(1.0, 11)
-    with far([weight]), mock.patch.object(_host, "copied") as copied:
+    with far([weight]), mock.patch.object(copies, "copied") as copied:
         with pytest.raises(ValueError, match=r"s is 7\.5"):
             lampfast.prune([weight], 7.5)
         with pytest.raises(TypeError, match="layer '1'"):
@@ -174,7 +178,7 @@ def test_a_device_that_fails_leaves_no_stale_backward() -> None:
     loss = near.square().sum()
     with (
         far([away]),
-        mock.patch.object(_host, "write_back", side_effect=RuntimeError("lost")),
+        mock.patch.object(copies, "write_back", side_effect=RuntimeError("lost")),
         pytest.raises(RuntimeError, match="lost"),
     ):
         lampfast.prune([near, away], 10)

@@ -15,8 +15,9 @@ from sorted_check import SortedCheck
 from strategies import DTYPES
 
 import lampfast
-from lampfast import _core, _gpus
-from lampfast.views import Pointer
+from lampfast import _core
+from lampfast._engine import gpus
+from lampfast._engine.views import Pointer
 
 Array = npt.NDArray[np.float64]
 Rng = np.random.Generator
@@ -39,7 +40,7 @@ def _around(counts: Iterable[int], most: int) -> list[int]:
 def _pointer(tensor: torch.Tensor) -> Pointer:
     name = str(tensor.dtype).removeprefix("torch.")
     dtype: _core.Dtype = getattr(_core.Dtype, "boolean" if name == "bool" else name)
-    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), _gpus.HOST
+    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), gpus.HOST
 
 
 def _pointers(tensors: Model) -> list[Pointer]:

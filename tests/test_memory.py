@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lampfast import _memory
+from lampfast._engine import memory
 
 shapes_and_strides = st.lists(st.tuples(st.integers(1, 4), st.integers(-7, 7)), max_size=3)
 
@@ -21,15 +21,15 @@ def offsets(shape: list[int], strides: list[int]) -> list[int]:
 def test_repeats(dims: list[tuple[int, int]]) -> None:
     shape, strides = [n for n, _ in dims], [step for _, step in dims]
     every = offsets(shape, strides)
-    array = _memory.array(10_000, 4, shape, strides)
-    assert _memory.repeats(array) == (len(set(every)) < len(every))
+    array = memory.array(10_000, 4, shape, strides)
+    assert memory.repeats(array) == (len(set(every)) < len(every))
 
 
 @given(shapes_and_strides)
 def test_reach(dims: list[tuple[int, int]]) -> None:
     shape, strides = [n for n, _ in dims], [step for _, step in dims]
     every = offsets(shape, strides)
-    assert _memory.reach(shape, strides) == (min(every), max(every))
+    assert memory.reach(shape, strides) == (min(every), max(every))
 
 
 @given(shapes_and_strides, shapes_and_strides)
@@ -40,7 +40,7 @@ def test_equal_runs_from_the_same_start_are_the_same_memory(
     for dims in (one, two):
         shape, strides = [n for n, _ in dims], [step for _, step in dims]
         every = offsets(shape, strides)
-        runs.append(_memory.runs(_memory.array(10_000, 4, shape, strides)))
+        runs.append(memory.runs(memory.array(10_000, 4, shape, strides)))
         places.append(sorted(offset - min(every) for offset in every))
     if runs[0] == runs[1]:
         assert places[0] == places[1]
@@ -50,7 +50,7 @@ def test_equal_runs_from_the_same_start_are_the_same_memory(
 def test_runs_of_a_permuted_and_flipped_array(order: list[int], flips: list[bool]) -> None:
     array = np.zeros((2, 3, 4, 5), np.float32)
     view = array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)].transpose(order)
-    assert _memory.runs(view) == ((4, 120),)
+    assert memory.runs(view) == ((4, 120),)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)), max_size=8))
@@ -63,9 +63,9 @@ def test_clusters(starts_and_sizes: list[tuple[int, int]]) -> None:
                 if max(start, other_start) < min(stop, other_stop):
                     group[i] = min(group[i], group[j])
     expected = [[i for i in range(len(spans)) if group[i] == g] for g in range(len(spans))]
-    assert sorted(_memory.clusters(spans)) == [cluster for cluster in expected if len(cluster) > 1]
+    assert sorted(memory.clusters(spans)) == [cluster for cluster in expected if len(cluster) > 1]
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2), ()])
 def test_empty_and_single(shape: tuple[int, ...]) -> None:
-    assert not _memory.repeats(np.broadcast_to(np.float32(1), shape))
+    assert not memory.repeats(np.broadcast_to(np.float32(1), shape))

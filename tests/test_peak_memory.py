@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lampfast
-from lampfast import _measure
-from lampfast.schemes import Method
+from lampfast._cli import measure
+from lampfast.methods import Method
 
 _SIZE = 4_000_000
 
@@ -25,10 +25,10 @@ def _tiny() -> torch.Tensor:
     return torch.rand(_SIZE, dtype=torch.float64, generator=generator) * 2.0**-850
 
 
-def _call(weight: Callable[[], torch.Tensor], method: Method) -> _measure.Call:
+def _call(weight: Callable[[], torch.Tensor], method: Method) -> measure.Call:
     torch.set_num_threads(2)
     weights = {name: weight() for name in ("a", "b")}
-    lampfast.prune(_measure.warm_up(), 0.5, method=method)
+    lampfast.prune(measure.warm_up(), 0.5, method=method)
     return partial(lampfast.prune, weights, 0.6, method=method)
 
 
@@ -43,7 +43,7 @@ def _call(weight: Callable[[], torch.Tensor], method: Method) -> _measure.Call:
     ids=["3-global", "5-lamp", "5-uniform", "tiny-global"],
 )
 def test_no_layer_is_sorted(weight: Callable[[], torch.Tensor], method: Method) -> None:
-    peak = _measure.peak_bytes(partial(_call, weight, method))
+    peak = measure.peak_bytes(partial(_call, weight, method))
     if peak is None:
         pytest.skip("this system does not tell the peak of a process's memory")
     # The contract's 5 % and 1 MiB, and what the system's own bookkeeping may add to them.

@@ -15,8 +15,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import lampfast
 from lampfast import Pruner
+from lampfast.methods import Method
 from lampfast.schedules import Schedule, constant, cubic, geometric, linear
-from lampfast.schemes import Method
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "momentum": lambda model: SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=0.01),

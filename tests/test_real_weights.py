@@ -6,7 +6,7 @@ from compare import assert_same_masks
 from sorted_check import SortedCheck
 
 import lampfast
-from lampfast._demo import imagenet_weights
+from lampfast._cli.demo import imagenet_weights
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),

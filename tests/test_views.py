@@ -13,7 +13,7 @@ from refusal import Weight, refused
 from torch import nn
 
 import lampfast
-from lampfast import views
+from lampfast._engine import views
 
 VERBS: dict[str, Callable[..., object]] = {
     "prune": lambda model, **choice: lampfast.prune(model, 0.5, **choice),

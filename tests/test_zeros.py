@@ -20,8 +20,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.optimizer import ParamsT
 
 import lampfast
-from lampfast import _changes
-from lampfast.zeros import KeptZeros, keep_zeros
+from lampfast._engine import changes
+from lampfast._training.zeros import KeptZeros, keep_zeros
 
 STEPS = 2000
 
@@ -108,7 +108,7 @@ def assert_zeros_kept(model: nn.Module, masks: dict[str, torch.Tensor]) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """The models are tiny; test_packed.py has the threads."""
+    """The models are tiny; test_packed_masks.py has the threads."""
     torch.set_num_threads(1)
 
 
@@ -610,9 +610,9 @@ def test_a_context(model: Net) -> None:
 def test_nothing_is_kept_alive_but_by_the_optimizers() -> None:
     model = make_model()
     optimizer = SGD(model.parameters(), lr=0.1)
-    listeners = len(_changes._listeners)
+    listeners = len(changes._listeners)
     keep_zeros(model, optimizer)
-    assert len(_changes._listeners) == listeners + 1
+    assert len(changes._listeners) == listeners + 1
     weight, trainer = weakref.ref(model.out.weight), weakref.ref(optimizer)
     gc.collect()
     gc.disable()
@@ -622,7 +622,7 @@ def test_nothing_is_kept_alive_but_by_the_optimizers() -> None:
         assert trainer() is None
     finally:
         gc.enable()
-    assert len(_changes._listeners) == listeners
+    assert len(changes._listeners) == listeners
 
 
 def test_it_says_what_it_keeps(model: Net) -> None:
@@ -635,13 +635,13 @@ def test_it_says_what_it_keeps(model: Net) -> None:
 
 def _refuse(error: type[Exception], words: str, model: Any, optimizers: Any, **choice: Any) -> None:
     given = optimizers if isinstance(optimizers, list) else [optimizers]
-    listeners = len(_changes._listeners)
+    listeners = len(changes._listeners)
     with pytest.raises(error) as caught:
         keep_zeros(model, optimizers, **choice)
     assert words in str(caught.value)
     hooked = [one for one in given if getattr(one, "_optimizer_step_post_hooks", None)]
     assert not hooked
-    assert len(_changes._listeners) == listeners
+    assert len(changes._listeners) == listeners
 
 
 def test_optimizers_of_another_model(model: Net) -> None:

@@ -19,7 +19,7 @@ from training import new_optimizer, test, train
 
 import lampfast
 from lampfast import parameters, textbook
-from lampfast.schemes import Method
+from lampfast.methods import Method
 
 METHODS: tuple[Method, ...] = get_args(Method)
 PROTOCOLS = "iterative", "one-shot", "rewinding"

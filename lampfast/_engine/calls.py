@@ -9,16 +9,17 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lampfast import _core, _gpus
-from lampfast.views import Pointer, View
+from lampfast import _core
+from lampfast._engine import gpus
+from lampfast._engine.views import Pointer, View
 
 
 def select(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> list[_core.Cut]:
     """The cuts that `prune` would make."""
     with _naming_nonfinite(layers, sources):
         pointers = _pointers(sources)
-        with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
-            return _core.select(pointers, goal, torch.get_num_threads(), gpus)
+        with gpus.borrowed(pointers, _core.cuda_needs) as lent:
+            return _core.select(pointers, goal, torch.get_num_threads(), lent)
 
 
 def prune(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> list[_core.Cut]:
@@ -26,8 +27,8 @@ def prune(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> 
     with _naming_nonfinite(layers, sources):
         targets = _pointers(layers)
         importances = None if sources is layers else _pointers(sources)
-        with _gpus.borrowed(importances or targets, _core.cuda_needs) as gpus:
-            return _core.prune(targets, importances, goal, torch.get_num_threads(), gpus)
+        with gpus.borrowed(importances or targets, _core.cuda_needs) as lent:
+            return _core.prune(targets, importances, goal, torch.get_num_threads(), lent)
 
 
 def masks(
@@ -36,38 +37,38 @@ def masks(
     """Write False to `outputs` for the weights that the goal selects, else True."""
     with _naming_nonfinite(layers, sources):
         pointers, targets = _pointers(sources), _pointers(outputs)
-        with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
-            _core.masks(pointers, targets, goal, torch.get_num_threads(), gpus)
+        with gpus.borrowed(pointers, _core.cuda_needs) as lent:
+            _core.masks(pointers, targets, goal, torch.get_num_threads(), lent)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
     """Write the score of every weight to `outputs`."""
     with _naming_nonfinite(layers, sources):
         pointers, targets = _pointers(sources), _pointers(outputs)
-        with _gpus.borrowed(pointers, _core.cuda_needs_of_scores) as gpus:
-            _core.score(pointers, targets, torch.get_num_threads(), gpus)
+        with gpus.borrowed(pointers, _core.cuda_needs_of_scores) as lent:
+            _core.score(pointers, targets, torch.get_num_threads(), lent)
 
 
 def census(layers: Sequence[View], sources: Sequence[View]) -> list[_core.Cut]:
     """The cuts that describe what of the sources is zero now."""
     with _naming_nonfinite(layers, sources):
         pointers = _pointers(sources)
-        with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
-            return _core.census(pointers, torch.get_num_threads(), gpus)
+        with gpus.borrowed(pointers, _core.cuda_needs) as lent:
+            return _core.census(pointers, torch.get_num_threads(), lent)
 
 
 def pack(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Write the masks, 64 bits a word, of what is not zero in `layers`."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
-    with _gpus.borrowed(pointers, _no_memory) as gpus:
-        _core.pack(pointers, addresses, torch.get_num_threads(), gpus)
+    with gpus.borrowed(pointers, _no_memory) as lent:
+        _core.pack(pointers, addresses, torch.get_num_threads(), lent)
 
 
 def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Zero the weights of `layers` that such masks do not keep."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
-    with _gpus.borrowed(pointers, _no_memory) as gpus:
-        _core.keep(pointers, addresses, torch.get_num_threads(), gpus)
+    with gpus.borrowed(pointers, _no_memory) as lent:
+        _core.keep(pointers, addresses, torch.get_num_threads(), lent)
 
 
 def _no_memory(layers: Sequence[Pointer], device: int) -> tuple[int, int]:
@@ -88,8 +89,8 @@ def _naming_nonfinite(layers: Sequence[View], sources: Sequence[View]) -> Iterat
 
 def _nonfinite(what: str, views: Sequence[View]) -> ValueError | None:
     pointers = _pointers(views)
-    with _gpus.borrowed(pointers, _core.cuda_needs) as gpus:
-        found = _core.first_nonfinite(pointers, torch.get_num_threads(), gpus)
+    with gpus.borrowed(pointers, _core.cuda_needs) as lent:
+        found = _core.first_nonfinite(pointers, torch.get_num_threads(), lent)
     if found is None:
         return None
     view, flat = views[found[0]], found[1]

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lampfast import parameters, views
-from lampfast._report import Report
+from lampfast import parameters
+from lampfast._engine import views
 from lampfast.parameters import Patterns
 from lampfast.pruning import report
+from lampfast.reports import Report
 
 
 def rewind(

@@ -10,8 +10,8 @@ from typing import TypeAlias, cast
 import numpy as np
 import torch
 
-from lampfast import _engine, views
-from lampfast.views import View
+from lampfast._engine import calls, views
+from lampfast._engine.views import View
 
 _Pair: TypeAlias = tuple[View, torch.Tensor]
 
@@ -20,7 +20,7 @@ def record(layers: Sequence[View]) -> list[torch.Tensor]:
     """The masks of what is not zero now; -0 is zero, a subnormal or NaN is not."""
     masks = [_empty(layer) for layer in layers]
     near, far = _apart(layers, masks)
-    _engine.pack([layer for layer, _ in near], [words for _, words in near])
+    calls.pack([layer for layer, _ in near], [words for _, words in near])
     for layer, mask in far:
         torch.ne(views.as_integers(_tensor(layer)) << 1, 0, out=mask)  # without the sign
     return masks
@@ -29,7 +29,7 @@ def record(layers: Sequence[View]) -> list[torch.Tensor]:
 def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Set to +0 the weights that the masks do not keep, and change nothing else."""
     near, far = _apart(layers, masks)
-    _engine.keep([layer for layer, _ in near], [words for _, words in near])
+    calls.keep([layer for layer, _ in near], [words for _, words in near])
     for layer, mask in far:
         views.as_integers(_tensor(layer)).mul_(mask)
 
@@ -67,7 +67,7 @@ def _unpacked(layer: View, mask: torch.Tensor) -> torch.Tensor:
         return mask
     bytes_ = _bytes(layer, mask.device)
     kept = bytes_.view(torch.bool).fill_(True)
-    _engine.keep(views.layers({layer.name: bytes_}), [mask])
+    calls.keep(views.layers({layer.name: bytes_}), [mask])
     return kept
 
 
@@ -78,7 +78,7 @@ def from_bools(layer: View, kept: torch.Tensor) -> torch.Tensor:
         return mask.copy_(kept)
     bytes_ = _bytes(layer, mask.device)
     bytes_.view(torch.bool).copy_(kept)
-    _engine.pack(views.layers({layer.name: bytes_}), [mask])
+    calls.pack(views.layers({layer.name: bytes_}), [mask])
     return mask
 
 

@@ -12,7 +12,7 @@ from refusal import Weight
 from torch import nn
 
 import lampfast
-from lampfast._report import LayerReport, Report
+from lampfast.reports import LayerReport, Report
 
 REPORT = Report(
     (

@@ -15,8 +15,8 @@ from test_large import CASES
 from torch import nn
 
 import lampfast
-from lampfast import reference, schemes
-from lampfast.schemes import Method
+from lampfast import reference
+from lampfast.methods import Method, kept_counts
 
 methods = st.sampled_from(["global", "uniform", "uniform+", "erk"])
 threads = st.integers(1, 4)
@@ -92,7 +92,7 @@ def test_large_layers(name: str) -> None:
         shapes = [tuple(layer.shape) for layer in model.values()]
         if method == "uniform+" and k == total:
             method = "uniform"
-        stay = schemes.kept_counts(method, total - k, shapes, zeros)
+        stay = kept_counts(method, total - k, shapes, zeros)
         parts = [np.ones(size.size, dtype=np.bool_) for size in sizes]
         for part, order, n in zip(parts, apart, stay, strict=True):
             part[order[: part.size - n]] = False
@@ -126,9 +126,9 @@ def test_counts_are_those_of_the_definition(
         expected = reference.kept_counts(layers, kept, method)
     except ValueError:
         with pytest.raises(ValueError, match="keeps at least"):
-            schemes.kept_counts(method, kept, shapes, zeros)
+            kept_counts(method, kept, shapes, zeros)
         return
-    counts = schemes.kept_counts(method, kept, shapes, zeros)
+    counts = kept_counts(method, kept, shapes, zeros)
     assert counts == list(expected.values())
     assert sum(counts) == kept
 
@@ -136,7 +136,7 @@ def test_counts_are_those_of_the_definition(
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=50), st.floats(0, 1))
 def test_uniform_is_within_one_weight_of_the_fraction(sizes: list[int], density: float) -> None:
     kept = round(density * sum(sizes))
-    counts = schemes.kept_counts("uniform", kept, [(n,) for n in sizes], [0] * len(sizes))
+    counts = kept_counts("uniform", kept, [(n,) for n in sizes], [0] * len(sizes))
     assert sum(counts) == kept
     for count, size in zip(counts, sizes, strict=True):
         assert abs(count - Fraction(kept * size, sum(sizes))) < 1

@@ -140,9 +140,9 @@ class Report:
             TypeError: One of the others is not a report.
             ValueError: The reports are of different layers, or there are too few or many labels.
         """
-        from lampfast import _plot
+        from lampfast import _plotting
 
-        return _plot.layers((self, *others), labels, figure)
+        return _plotting.layers((self, *others), labels, figure)
 
     def __repr__(self) -> str:
         return (

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from lampfast import _core, _engine
-from lampfast.views import View
+from lampfast import _core
+from lampfast._engine import calls
+from lampfast._engine.views import View
 
 Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
 Shape: TypeAlias = Sequence[int]
@@ -38,7 +39,7 @@ def goal(method: Method, count: int, layers: Sequence[View], sources: Sequence[V
         case "global":
             return _core.Goal(_core.Ranking.magnitude, [count])
     sizes = [layer.size for layer in layers]
-    zeros = [cut.pruned for cut in _engine.census(layers, sources)]
+    zeros = [cut.pruned for cut in calls.census(layers, sources)]
     kept = kept_counts(method, sum(sizes) - count, [layer.weight.shape for layer in layers], zeros)
     pruned = [size - stay for size, stay in zip(sizes, kept, strict=True)]
     return _core.Goal(_core.Ranking.each_apart, pruned)

@@ -8,7 +8,8 @@ from importlib.resources import as_file, files
 import torch
 
 import lampfast
-from lampfast import _extras, _measure, textbook
+from lampfast import _extras, textbook
+from lampfast._cli import measure
 
 Weights = dict[str, torch.Tensor]
 
@@ -70,14 +71,14 @@ def compare(weights: Weights, sparsity: float) -> Comparison:
     """
     total = sum(weight.numel() for weight in weights.values())
     masks = {name: mask(weights, sparsity) for name, mask in _MASKS.items()}
-    seconds = _measure.median_seconds(
+    seconds = measure.median_seconds(
         [partial(_prune_a_copy, name, weights, sparsity) for name in _PRUNE], _ROUNDS
     )
     contenders = {
         name: Contender(
             pruned=sum(int((~kept).sum()) for kept in masks[name].values()),
             seconds=taken,
-            extra_bytes=_measure.peak_bytes(partial(_prune_in_fresh_process, name, sparsity)),
+            extra_bytes=measure.peak_bytes(partial(_prune_in_fresh_process, name, sparsity)),
         )
         for name, taken in zip(_PRUNE, seconds, strict=True)
     }
@@ -90,10 +91,10 @@ def _copy(weights: Weights) -> Weights:
     return {name: weight.clone() for name, weight in weights.items()}
 
 
-def _prune_a_copy(name: str, weights: Weights, sparsity: float) -> _measure.Call:
+def _prune_a_copy(name: str, weights: Weights, sparsity: float) -> measure.Call:
     return partial(_PRUNE[name], _copy(weights), sparsity)
 
 
-def _prune_in_fresh_process(name: str, sparsity: float) -> _measure.Call:
-    _PRUNE[name](_measure.warm_up(), sparsity)
+def _prune_in_fresh_process(name: str, sparsity: float) -> measure.Call:
+    _PRUNE[name](measure.warm_up(), sparsity)
     return partial(_PRUNE[name], imagenet_weights(), sparsity)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Model
 
-from lampfast import _host, _packed, views
+from lampfast._engine import copies, packed_masks, views
 
 # Whole words, registers of every instruction set, chunks of a tiny build, and one more or less.
 _SIZES = [n + d for n in (8, 16, 32, 64, 128, 256, 512) for d in (-1, 0, 1)]
@@ -74,43 +74,43 @@ def test_zeros_come_back_and_nothing_else_changes(model: Model, threads: int) ->
     torch.set_num_threads(threads)
     layers = views.layers(model, write=True)
     before = {name: memory(layer).clone() for name, layer in model.items()}
-    masks = _packed.record(layers)
+    masks = packed_masks.record(layers)
     for name, layer in model.items():
         assert torch.equal(memory(layer), before[name])  # recording only reads
     kept = {name: is_kept(layer) for name, layer in model.items()}
     moved = {name: twin(layer, ~bits(layer)) for name, layer in model.items()}
     expected = {name: pruned_copy(layer, kept[name]) for name, layer in moved.items()}
-    _packed.keep(views.layers(moved, write=True), masks)
+    packed_masks.keep(views.layers(moved, write=True), masks)
     assert_same_memory(moved, expected)
-    _packed.keep(views.layers(moved, write=True), masks)
+    packed_masks.keep(views.layers(moved, write=True), masks)
     assert_same_memory(moved, expected)
 
 
 @given(any_bits())
 def test_bytes_are_in_row_major_order_for_every_memory_format(model: Model) -> None:
     layers = views.layers(model, write=True)
-    for layer, mask in zip(layers, _packed.record(layers), strict=True):
+    for layer, mask in zip(layers, packed_masks.record(layers), strict=True):
         flat = is_kept(model[layer.name]).reshape(-1).tolist()
-        packed = _packed.to_bytes(layer, mask)
+        packed = packed_masks.to_bytes(layer, mask)
         assert packed.dtype == torch.uint8
         expected = [0] * ((len(flat) + 7) // 8)
         for i, kept in enumerate(flat):
             expected[i // 8] |= kept << (i % 8)
         assert packed.tolist() == expected
-        again = _packed.from_bytes(layer, packed)
-        assert torch.equal(_packed.to_bytes(layer, again), packed)
+        again = packed_masks.from_bytes(layer, packed)
+        assert torch.equal(packed_masks.to_bytes(layer, again), packed)
 
 
 @given(any_bits(), st.data())
 def test_a_mask_goes_with_its_layer(model: Model, data: st.DataObject) -> None:
     before = views.layers(model, write=True)
-    masks = _packed.record(before)
+    masks = packed_masks.record(before)
     for view, mask in zip(before, masks, strict=True):
         layer = model[view.name]
         dtype = data.draw(st.sampled_from(strategies.DTYPES), "dtype")
         moved = data.draw(strategies.laid_out(torch.ones(layer.shape).to(dtype)), "layout")
         (now,) = views.layers({view.name: moved}, write=True)
-        _packed.keep([now], [_packed.carried(view, mask, now)])
+        packed_masks.keep([now], [packed_masks.carried(view, mask, now)])
         assert torch.equal(moved.to(torch.float32), is_kept(layer).to(torch.float32))
 
 
@@ -123,19 +123,19 @@ def test_a_device_without_an_engine(model: Model, data: st.DataObject) -> None:
         return tensor.untyped_storage()._cdata not in storages
 
     kept = {name: is_kept(layer) for name, layer in model.items()}
-    with mock.patch.object(_host, "is_here", is_here):
+    with mock.patch.object(copies, "is_here", is_here):
         layers = views.layers(model, write=True)
-        masks = _packed.record(layers)
+        masks = packed_masks.record(layers)
         packed = {
-            layer.name: _packed.to_bytes(layer, mask)
+            layer.name: packed_masks.to_bytes(layer, mask)
             for layer, mask in zip(layers, masks, strict=True)
         }
         for layer in model.values():
             bits(layer).copy_(~bits(layer))
         expected = {name: pruned_copy(layer, kept[name]) for name, layer in model.items()}
-        _packed.keep(layers, masks)
-        masks = [_packed.from_bytes(layer, packed[layer.name]) for layer in layers]
-        _packed.keep(layers, masks)
+        packed_masks.keep(layers, masks)
+        masks = [packed_masks.from_bytes(layer, packed[layer.name]) for layer in layers]
+        packed_masks.keep(layers, masks)
     assert_same_memory(model, expected)
 
 
@@ -162,11 +162,11 @@ def test_many_chunks_and_threads() -> None:
     checked = views.layers({name: layer.clone() for name, layer in layers.items()}, write=True)
     sliced = views.layers({"columns": layers["columns"]}, write=True)
     expected = [is_kept(layers[view.name]) for view in [*checked, *sliced]]
-    masks = _packed.record([*checked, *sliced])
+    masks = packed_masks.record([*checked, *sliced])
     for view in [*checked, *sliced]:
         assert isinstance(view.weight, torch.Tensor)
         view.weight.fill_(1.5)
-    _packed.keep([*checked, *sliced], masks)
+    packed_masks.keep([*checked, *sliced], masks)
     for view, mask in zip([*checked, *sliced], expected, strict=True):
         assert isinstance(view.weight, torch.Tensor)
         assert torch.equal(view.weight, mask * 1.5)

@@ -8,8 +8,8 @@ from weakref import WeakSet
 import torch
 from torch.optim import Optimizer
 
-from lampfast import _changes, _packed, views
-from lampfast.views import View
+from lampfast._engine import changes, packed_masks, views
+from lampfast._engine.views import View
 
 
 class Layer:
@@ -75,7 +75,9 @@ class Layers:
     def take(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take bool masks over, by name, and zero what they do not keep."""
         current = [layer.now() for layer in self.layers]
-        self._replace(current, [_packed.from_bools(view, masks[view.name]) for view in current])
+        self._replace(
+            current, [packed_masks.from_bools(view, masks[view.name]) for view in current]
+        )
 
     def keep(self, optimizer: Optimizer) -> None:
         """Restore the zeros of the layers that an optimizer trains.
@@ -86,9 +88,9 @@ class Layers:
         trained = memory(optimizer)
         layers = [layer for layer in self.layers if layer.weight.data_ptr() in trained]
         _follow(layers)
-        _packed.keep([layer.view for layer in layers], [layer.mask for layer in layers])
+        packed_masks.keep([layer.view for layer in layers], [layer.mask for layer in layers])
         # A step moves only what has a gradient; graphs that use the other layers are still good.
-        _changes.mark(layer.weight for layer in layers if layer.weight.grad is not None)
+        changes.mark(layer.weight for layer in layers if layer.weight.grad is not None)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Restore the zeros also where an optimizer was made later than the masks."""
@@ -102,17 +104,21 @@ class Layers:
             ValueError: A layer has another shape than its mask.
         """
         _follow(self.layers)
-        return {layer.view.name: _packed.to_bytes(layer.view, layer.mask) for layer in self.layers}
+        return {
+            layer.view.name: packed_masks.to_bytes(layer.view, layer.mask) for layer in self.layers
+        }
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take masks over for the layers as they are now, and zero what they do not keep."""
         current = [layer.now() for layer in self.layers]
-        self._replace(current, [_packed.from_bytes(view, state[view.name]) for view in current])
+        self._replace(
+            current, [packed_masks.from_bytes(view, state[view.name]) for view in current]
+        )
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         self.layers = [Layer(view, mask) for view, mask in zip(current, masks, strict=True)]
-        _packed.keep(current, masks)
-        _changes.mark(view.weight for view in current)
+        packed_masks.keep(current, masks)
+        changes.mark(view.weight for view in current)
 
 
 def memory(optimizer: Optimizer) -> set[int]:
@@ -122,7 +128,7 @@ def memory(optimizer: Optimizer) -> set[int]:
 
 
 def _recorded(layers: Sequence[View]) -> list[Layer]:
-    masks = _packed.record(layers)
+    masks = packed_masks.record(layers)
     return [Layer(view, mask) for view, mask in zip(layers, masks, strict=True)]
 
 
@@ -139,6 +145,6 @@ def _follow(layers: Sequence[Layer]) -> None:
                 f"shape {tuple(now.weight.shape)} now; call update() or remove() on the handle that"
                 " keep_zeros returned"
             )
-        followed.append((layer, now, _packed.carried(layer.view, layer.mask, now)))
+        followed.append((layer, now, packed_masks.carried(layer.view, layer.mask, now)))
     for layer, now, mask in followed:
         layer.place(now, mask)

@@ -9,7 +9,7 @@ import torch
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
-from lampfast.views import View, Weight
+from lampfast._engine.views import View, Weight
 
 
 class Listener(Protocol):

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from math import ceil
 
 from lampfast import _extras
-from lampfast._report import LayerReport, Report
+from lampfast.reports import LayerReport, Report
 
 with _extras.needed("lampfast's plot", "plot", "matplotlib"):
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 import lampfast
-from lampfast import _plot
-from lampfast._report import LayerReport, Report
+from lampfast import _plotting
+from lampfast.reports import LayerReport, Report
 
 
 def _report(layers: int, seed: int = 1, name: str = "blocks.{}.weight") -> Report:
@@ -201,14 +201,14 @@ def test_it_draws_into_a_subfigure() -> None:
     inner, _ = right.subfigures(2, 1)
     history = [(1, 0.5), (2, 0.75)]
     assert _report(21).plot(_report(21, 2), figure=left) is figure
-    assert _plot.sparsity_over_steps(history, figure=inner) is figure
+    assert _plotting.sparsity_over_steps(history, figure=inner) is figure
     assert (len(left.axes), len(inner.axes), len(_panels(figure))) == (3, 1, 4)
 
 
 def test_no_figure_stays() -> None:
     settings = dict(mpl.rcParams)
     figures = [weakref.ref(_report(5).plot()) for _ in range(3)]
-    figures.append(weakref.ref(_plot.sparsity_over_steps([(1, 0.5)])))
+    figures.append(weakref.ref(_plotting.sparsity_over_steps([(1, 0.5)])))
     gc.collect()
     assert [figure() for figure in figures] == [None] * 4
     assert pyplot.get_fignums() == []
@@ -216,7 +216,7 @@ def test_no_figure_stays() -> None:
 
 
 def test_a_notebook_shows_it() -> None:
-    for figure in (_report(5).plot(), _plot.sparsity_over_steps([(1, 0.5)])):
+    for figure in (_report(5).plot(), _plotting.sparsity_over_steps([(1, 0.5)])):
         assert figure._repr_png_().startswith(b"\x89PNG\r\n")  # type: ignore[attr-defined]
 
 
@@ -229,7 +229,7 @@ def test_it_is_saved_as_other_formats_too() -> None:
 
 def test_history_is_drawn_as_steps() -> None:
     history = [(100, 0.2), (200, 0.36), (450, 0.488)]
-    (panel,) = _panels(_plot.sparsity_over_steps(history))
+    (panel,) = _panels(_plotting.sparsity_over_steps(history))
     (line,) = panel.lines
     assert _values(line) == history
     assert line.get_drawstyle() == "steps-post"
@@ -246,7 +246,7 @@ def test_a_schedule_is_drawn_to_the_last_step(last: int) -> None:
         asked.append(step)
         return min(0.9, step / 1000)
 
-    (panel,) = _panels(_plot.sparsity_over_steps([(last, 0.5)], schedule))
+    (panel,) = _panels(_plotting.sparsity_over_steps([(last, 0.5)], schedule))
     _, line = panel.lines
     assert _values(line) == [(step, min(0.9, step / 1000)) for step in asked]
     assert asked == sorted(set(asked))
@@ -258,7 +258,7 @@ def test_a_schedule_is_drawn_to_the_last_step(last: int) -> None:
 
 
 def test_nothing_pruned_yet_is_an_empty_picture() -> None:
-    (panel,) = _panels(_plot.sparsity_over_steps([], lambda step: 0.5))
+    (panel,) = _panels(_plotting.sparsity_over_steps([], lambda step: 0.5))
     assert [_values(line) for line in panel.lines] == [[]]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lampfast import _core, _gpus
+from lampfast import _core
+from lampfast._engine import gpus
 
 # Where an address means the same for all devices and the host.
 _UNIFIED = frozenset({"cpu", "cuda", "xpu"})
@@ -20,12 +21,14 @@ _CURES = {
     "pip install --config-settings=cmake.define.LAMPFAST_CUDA=ON"
 }
 
+_PACKAGE = __name__.partition(".")[0]
+
 _warned: set[str] = set()  # types of devices
 
 
 def is_here(tensor: torch.Tensor) -> bool:
     """Whether the engine can reach a tensor's memory."""
-    return tensor.is_cpu or _gpus.has_engine(tensor)
+    return tensor.is_cpu or gpus.has_engine(tensor)
 
 
 def has_address(tensor: torch.Tensor) -> bool:
@@ -63,6 +66,6 @@ def write_back(tensor: torch.Tensor, copy: torch.Tensor) -> None:
 def _frames_to_the_caller() -> int:
     """The `stacklevel` of the first frame outside of the package, seen from a caller of this."""
     level, frame = 0, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == _PACKAGE:
         level, frame = level + 1, frame.f_back
     return level

@@ -11,10 +11,11 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lampfast import _changes, parameters, views
-from lampfast._kept import Layers, memory
+from lampfast import parameters
+from lampfast._engine import changes, views
+from lampfast._engine.views import View
+from lampfast._training.kept_layers import Layers, memory
 from lampfast.parameters import Model, Patterns
-from lampfast.views import View
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -111,7 +112,7 @@ class KeptZeros:
         self._hooks: list[RemovableHandle] = [
             optimizer.register_step_post_hook(hook) for optimizer in optimizers
         ]
-        _changes.listen(self._kept)
+        changes.listen(self._kept)
         _hear_of_every_step()
 
     def update(self, masks: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -149,7 +150,7 @@ class KeptZeros:
         """Let the zeros go: later steps may change them. Once removed it holds nothing."""
         for hook in self._hooks:
             hook.remove()
-        _changes.stop_listening(self._kept)
+        changes.stop_listening(self._kept)
         self._hooks, self._kept = [], Layers([])
 
     def __enter__(self) -> KeptZeros:
@@ -229,7 +230,7 @@ def _hear_of_every_step() -> None:
 
 
 def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for listener in _changes.listening():
+    for listener in changes.listening():
         listener.stepped(optimizer)
 
 

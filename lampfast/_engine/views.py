@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
 
-from lampfast import _gpus, _host, _memory
 from lampfast._core import Dtype
+from lampfast._engine import copies, gpus, memory
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
@@ -64,7 +64,7 @@ class View(NamedTuple):
     def far(self) -> torch.Tensor | None:
         """The weight, if it is a tensor whose memory the engine cannot reach."""
         weight = self.weight
-        return weight if isinstance(weight, torch.Tensor) and not _host.is_here(weight) else None
+        return weight if isinstance(weight, torch.Tensor) and not copies.is_here(weight) else None
 
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
@@ -245,7 +245,7 @@ def reachable(views: Sequence[View]) -> Sequence[View]:
     if all(view.far is None for view in views):
         return views
     return [
-        view if (far := view.far) is None else _view(view.name, _host.copied(far), view.dtype)
+        view if (far := view.far) is None else _view(view.name, copies.copied(far), view.dtype)
         for view in views
     ]
 
@@ -255,7 +255,7 @@ def beside(sources: Sequence[View], targets: Sequence[View]) -> Sequence[View]:
     return [
         source
         if source.pointer[4] == target.pointer[4]
-        else _view(source.name, _host.moved(source.weight, _device(target)), source.dtype)
+        else _view(source.name, copies.moved(source.weight, _device(target)), source.dtype)
         for source, target in zip(sources, targets, strict=True)
     ]
 
@@ -267,11 +267,11 @@ def sharing(views: Sequence[View], others: Sequence[View]) -> list[int]:
     return sorted(i for cluster in clusters for i in cluster if i < n)
 
 
-def write_back(views: Sequence[View], copies: Sequence[View]) -> None:
+def write_back(views: Sequence[View], targets: Sequence[View]) -> None:
     """Give the weights that the engine could not reach the values of their copies."""
-    for view, copy in zip(views, copies, strict=True):
+    for view, copy in zip(views, targets, strict=True):
         if (far := view.far) is not None:
-            _host.write_back(far, cast(torch.Tensor, copy.weight))
+            copies.write_back(far, cast(torch.Tensor, copy.weight))
 
 
 def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]:
@@ -308,11 +308,11 @@ def _checked(what: str, name: str, weight: Weight) -> View:
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
     shape = weight.shape
-    space, device = None, _gpus.HOST
+    space, device = None, gpus.HOST
     if isinstance(weight, torch.Tensor):
         strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
-        device = _gpus.index(weight)
-        if _host.is_here(weight) or _host.has_address(weight):
+        device = gpus.index(weight)
+        if copies.is_here(weight) or copies.has_address(weight):
             address = weight.data_ptr()
         else:
             space = weight.untyped_storage()._cdata
@@ -325,7 +325,7 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     if dense:
         span = address, address + size * weight.itemsize
     else:
-        first, last = _memory.reach(shape, strides)
+        first, last = memory.reach(shape, strides)
         span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
     return View(name, weight, size, (address, dtype, shape, strides, device), space, span, dense)
 
@@ -346,7 +346,7 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
         return "is on the meta device and has no values; load them first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
-    if not _host.is_here(tensor) and not _host.has_address(tensor):
+    if not copies.is_here(tensor) and not copies.has_address(tensor):
         return None
     if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
         return "has no memory, its storage was freed; restore it first"
@@ -387,7 +387,7 @@ def _check_writable(view: View) -> None:
     weight = view.weight
     if isinstance(weight, np.ndarray) and not weight.flags.writeable:
         raise ValueError(f"layer {view.name!r} is a read-only array; prune a copy of it")
-    if not view.dense and _memory.repeats(_array(view)):
+    if not view.dense and memory.repeats(_array(view)):
         raise ValueError(
             f"layer {view.name!r} has elements that share memory, as an expanded tensor does; "
             "prune the tensor that it was expanded from, or a copy"
@@ -405,7 +405,7 @@ def _tied(views: Sequence[View]) -> set[int]:
         distinct: dict[object, int] = {}
         arrays = {i: _array(views[i]) for i in cluster}
         for i in cluster:
-            same = views[i].dtype, views[i].span, _memory.runs(arrays[i])
+            same = views[i].dtype, views[i].span, memory.runs(arrays[i])
             if same in distinct:
                 tied.add(i)
                 continue
@@ -448,11 +448,11 @@ def _clusters(views: Sequence[View]) -> Iterator[list[int]]:
     for i, view in enumerate(views):
         spaces.setdefault(view.space, []).append(i)
     for positions in spaces.values():
-        for cluster in _memory.clusters([views[i].span for i in positions]):
+        for cluster in memory.clusters([views[i].span for i in positions]):
             yield [positions[i] for i in cluster]
 
 
 def _array(view: View) -> npt.NDArray[Any]:
-    """The weight's memory for the questions of `_memory`."""
+    """The weight's memory for the questions of `memory`."""
     address, _, shape, strides, _ = view.pointer
-    return _memory.array(address, view.weight.itemsize, shape, strides)
+    return memory.array(address, view.weight.itemsize, shape, strides)

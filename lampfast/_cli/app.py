@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 import lampfast
-from lampfast import _demo, _extras
+from lampfast import _extras
+from lampfast._cli import demo
 
 app = typer.Typer(
     name="lampfast",
@@ -32,8 +33,8 @@ def _lampfast(
         raise typer.Exit
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def run_demo(
     sparsity: Annotated[
         float, typer.Option("--sparsity", "-s", min=0, max=1, help="The fraction to prune.")
     ] = 0.9,
@@ -41,7 +42,7 @@ def demo(
     """Prune the ImageNet weights of EfficientNet-Lite0 and compare with the usual torch code."""
     console = Console(highlight=False)
     try:
-        weights = _demo.imagenet_weights()
+        weights = demo.imagenet_weights()
     except _extras.MissingExtraError as error:
         sys.exit(str(error))
     try:
@@ -52,7 +53,7 @@ def demo(
         raise typer.BadParameter(str(error), param_hint="--sparsity") from None
     console.print(_layers(report))
     with console.status("Measuring against the textbook torch implementation ..."):
-        comparison = _demo.compare(weights, sparsity)
+        comparison = demo.compare(weights, sparsity)
     console.print(_comparison(comparison))
     for line in _verdict(comparison):
         console.print(line)
@@ -92,7 +93,7 @@ def _bar(fraction: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _comparison(comparison: _demo.Comparison) -> Table:
+def _comparison(comparison: demo.Comparison) -> Table:
     table = Table(
         title=f"{comparison.count:,} weights to prune", box=box.SIMPLE_HEAD, title_style="bold"
     )
@@ -111,7 +112,7 @@ def _comparison(comparison: _demo.Comparison) -> Table:
     return table
 
 
-def _verdict(comparison: _demo.Comparison) -> Iterator[str]:
+def _verdict(comparison: demo.Comparison) -> Iterator[str]:
     ours, theirs = comparison.contenders.values()
     off = theirs.pruned - comparison.count
     if ours.pruned == comparison.count:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _replicas, parameters, schemes, views
-from lampfast._report import Report
+from lampfast import _arguments, methods, parameters
+from lampfast._engine import views
+from lampfast._training import replicas
+from lampfast._training.zeros import keep_zeros
+from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
 from lampfast.pruning import masks, prune, report
+from lampfast.reports import Report
 from lampfast.schedules import Schedule
-from lampfast.schemes import Method
-from lampfast.zeros import keep_zeros
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -83,12 +85,12 @@ class Pruner:
         method: Method = "lamp",
         include: Patterns = None,
         exclude: Patterns = None,
-        process_group: _replicas.Group = None,
+        process_group: replicas.Group = None,
     ) -> None:
         self._schedule = _arguments.schedule(schedule)
         self._every = _arguments.integer("every", every, least=1)
         self._model, self._group = model, process_group
-        schemes.check(method)
+        methods.check(method)
         self._method = method
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude}
         self._layers: dict[str, Any] = parameters.named(model, **self._choice)
@@ -133,9 +135,9 @@ class Pruner:
         Raises:
             ModuleNotFoundError: matplotlib, the extra `plot`, is not installed.
         """
-        from lampfast import _plot
+        from lampfast import _plotting
 
-        return _plot.sparsity_over_steps(self._history, self._schedule, figure)
+        return _plotting.sparsity_over_steps(self._history, self._schedule, figure)
 
     def step(self) -> None:
         """Count one optimizer step; prune if it is time.
@@ -235,9 +237,9 @@ class Pruner:
         return sparsity
 
     def _prune(self, step: int, sparsity: float) -> None:
-        if _replicas.exist(self._group):
+        if replicas.exist(self._group):
             when = f"to sparsity {sparsity} after step {step}"
-            _replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
+            replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
         now = report(self._model, **self._choice)
         if views.count(sparsity, now.numel) < now.numel - now.kept:

@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lampfast import _arguments, schemes
+from lampfast import _arguments, methods
+from lampfast._training.pruner import Pruner
+from lampfast.methods import Method
 from lampfast.parameters import Patterns
-from lampfast.pruner import Pruner
 from lampfast.schedules import Schedule
-from lampfast.schemes import Method
 
 
 class PrunerCallback:
@@ -27,7 +27,7 @@ class PrunerCallback:
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same, as long as it has its hooks
-        schemes.check(method)
+        methods.check(method)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
         self._choice = {"include": include, "exclude": exclude}

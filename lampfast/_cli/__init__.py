@@ -1,0 +1,1 @@
+"""The command `lampfast`: its commands, its demo, and how it measures."""

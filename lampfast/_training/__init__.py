@@ -1,0 +1,1 @@
+"""Pruning while a model trains: schedules followed, zeros kept, weights rewound."""
