@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 from weights import Weights
 
 import lampfast
-from lampfast import _core
+from lampfast import _arguments, _core
 from lampfast._cli.measure import Call
 from lampfast._engine import views
 from lampfast.methods import Method
@@ -110,7 +110,7 @@ def numel(weights: Weights) -> int:
 
 def goal(weights: Weights, s: float) -> _core.Goal:
     """What the engine is asked for by `lampfast.masks(weights, s)`."""
-    return _core.Goal(_core.Ranking.lamp, [views.count(s, numel(weights))])
+    return _core.Goal(_core.Ranking.lamp, [_arguments.count("s", s, numel(weights))])
 
 
 # Nothing is timed that does not give the right answer.

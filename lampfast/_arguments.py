@@ -1,7 +1,11 @@
-"""Checks of the numbers that the rooms around training take."""
+"""Checks the numbers and schedules that callers pass, with one set of error texts."""
 
 from collections.abc import Callable
+from math import inf
 from numbers import Integral, Real
+from typing import Any
+
+_FRACTION = "a fraction of weights is a float from 0.0 to 1.0, such as 0.9 for 90 %"
 
 
 def fraction(name: str, value: object) -> float:
@@ -11,20 +15,18 @@ def fraction(name: str, value: object) -> float:
         >>> fraction("final", 0.9), fraction("final", 1)
         (0.9, 1.0)
 
+    Args:
+        name: What the caller calls it.
+        value: What was passed.
+
+    Returns:
+        The value as a float.
+
     Raises:
         TypeError: It is not a number.
         ValueError: It is not in [0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f"{name} is a {type(value).__name__}; a fraction of weights is a float, such as 0.9"
-        )
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise ValueError(
-            f"{name} is {value}; a fraction of weights lies in 0.0 to 1.0, such as 0.9 for 90 %"
-        )
-    return number
+    return float(_checked(name, value, Real, 0, 1, _FRACTION))
 
 
 def integer(name: str, value: object, least: int) -> int:
@@ -34,15 +36,44 @@ def integer(name: str, value: object, least: int) -> int:
         >>> integer("every", 10, least=1)
         10
 
+    Args:
+        name: What the caller calls it.
+        value: What was passed.
+        least: The smallest that it may be.
+
+    Returns:
+        The value as an int.
+
     Raises:
         TypeError: It is not an integer.
         ValueError: It is below `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; pass an int")
-    if value < least:
-        raise ValueError(f"{name} is {value}; the least is {least}")
-    return int(value)
+    return int(_checked(name, value, Integral, least, inf, f"pass an int; the least is {least}"))
+
+
+def count(name: str, value: object, numel: int) -> int:
+    """How many of `numel` weights a sparsity means.
+
+    Example:
+        >>> count("s", 0.9, 1000), count("s", 900, 1000)
+        (900, 900)
+
+    Args:
+        name: What the caller calls it.
+        value: A float is the fraction to prune, 0.0 to 1.0; an int is the number of weights itself.
+        numel: How many weights there are.
+
+    Returns:
+        `round(value * numel)` for a float, `value` for an int.
+
+    Raises:
+        TypeError: It is neither, or a bool.
+        ValueError: It is out of range.
+    """
+    expected = f"{_FRACTION}; a number of weights is an int from 0 to {numel}"
+    if isinstance(value, Integral):
+        return int(_checked(name, value, Integral, 0, numel, expected))
+    return round(float(_checked(name, value, Real, 0, 1, expected)) * numel)
 
 
 def schedule(value: Callable[[int], float]) -> Callable[[int], float]:
@@ -61,4 +92,16 @@ def schedule(value: Callable[[int], float]) -> Callable[[int], float]:
             f"schedule is a {type(value).__name__}; pass a callable from a step to a sparsity, "
             "such as lampfast.schedules.constant(0.9)"
         )
+    return value
+
+
+def _checked(name: str, value: Any, kind: type, least: float, most: float, expected: str) -> Any:
+    """A value, if it is a number of this kind and in this range; bools are not numbers here."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    is_of_kind = is_number and isinstance(value, kind)
+    if not is_of_kind:
+        shown = f"{value}, " if is_number else ""
+        raise TypeError(f"{name} is {shown}a {type(value).__name__}; {expected}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}; {expected}")
     return value

@@ -7,7 +7,7 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from lampfast import _core, methods, parameters
+from lampfast import _arguments, _core, methods, parameters
 from lampfast._engine import calls, changes, views
 from lampfast._engine.views import View, Weight
 from lampfast.methods import Method
@@ -290,7 +290,7 @@ def _plan(
     layers: list[View], sources: list[View], s: float, method: Method
 ) -> tuple[Sequence[View], Sequence[View], _core.Goal]:
     """Both where the engine can reach them, and what it is to select of them."""
-    count = views.count(s, sum(layer.size for layer in layers))
+    count = _arguments.count("s", s, sum(layer.size for layer in layers))
     targets, near = _reachable(layers, sources)
     return targets, near, methods.goal(method, count, targets, near)
 

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from lampfast import _arguments, pruning
 from lampfast import parameters as _parameters
-from lampfast import pruning
 from lampfast._engine import views
 
 __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_zeros"]
@@ -387,7 +387,7 @@ def _kept(layers: Mapping[str, _Layer], amount: float) -> dict[str, torch.Tensor
     left = {label: _left(layer.weight, layer) for label, layer in distinct.items()}
     chosen = pruning.masks(
         left,
-        views.count(amount, sum(weight.numel() for weight in left.values()), argument="amount"),
+        _arguments.count("amount", amount, sum(weight.numel() for weight in left.values())),
         importance={
             label: left[label]
             if layer.importance is layer.weight

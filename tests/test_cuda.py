@@ -19,7 +19,7 @@ from refusal import refused
 from strategies import Model
 
 import lampfast
-from lampfast import _core, reference
+from lampfast import _arguments, _core, reference
 from lampfast._engine import gpus, packed_masks, views
 from lampfast._training import zeros
 
@@ -151,7 +151,7 @@ def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
         (mask.data_ptr(), _core.Dtype.boolean, tuple(mask.shape), mask.stride(), device)
         for mask, device in zip(masks.values(), where, strict=True)
     ]
-    goal = _core.Goal(_core.Ranking.lamp, [views.count(s, strategies.numel(model))])
+    goal = _core.Goal(_core.Ranking.lamp, [_arguments.count("s", s, strategies.numel(model))])
     with gpus.borrowed(sources, _core.cuda_needs) as lent:
         _core.masks(sources, targets, goal, 2, lent)
     assert_same_masks(masks, reference.masks(model, s))

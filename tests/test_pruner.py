@@ -500,7 +500,7 @@ def test_nan_in_a_weight_changes_nothing() -> None:
         (lambda state: None, ("state is a NoneType",)),
         (lambda state: {**state, "history": 3}, ("not the state of a Pruner",)),
         (lambda state: {**state, "history": [(1, 0.2, 3)]}, ("not the state of a Pruner",)),
-        (lambda state: {**state, "history": [("a", 0.2)]}, ("history is 'a'",)),
+        (lambda state: {**state, "history": [("a", 0.2)]}, ("history is a str",)),
         (lambda state: {**state, "step": -1}, ("step is -1",)),
         (lambda state: {**state, "history": [[1, 7.0]]}, ("history", "7.0")),
     ],
@@ -515,7 +515,7 @@ def test_states_that_are_not_this_models(
         train(model, optimizer, step)
         pruner.step()
     state, report = copy.deepcopy(pruner.state_dict()), pruner.report
-    error = TypeError if words[0] in ("state is a NoneType", "history is 'a'") else ValueError
+    error = TypeError if words[0] in ("state is a NoneType", "history is a str") else ValueError
     with refused(error, *words, keeps=model.state_dict().values()):
         pruner.load_state_dict(other(copy.deepcopy(state)))
     assert same(pruner.state_dict(), state)

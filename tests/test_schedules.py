@@ -132,7 +132,7 @@ def test_rounding_does_not_exceed_the_end() -> None:
     [
         (lambda: geometric(0), ValueError, ("interval is 0", "least is 1")),
         (lambda: geometric(1.5), TypeError, ("interval is 1.5", "int")),  # type: ignore[arg-type]
-        (lambda: geometric(True), TypeError, ("interval is True",)),
+        (lambda: geometric(True), TypeError, ("interval is a bool",)),
         (lambda: geometric(fraction=1.2), ValueError, ("fraction is 1.2", "0.0 to 1.0")),
         (lambda: geometric(rounds=0), ValueError, ("rounds is 0",)),
         (lambda: geometric(start=-1), ValueError, ("start is -1",)),

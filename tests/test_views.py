@@ -13,7 +13,7 @@ from refusal import Weight, refused
 from torch import nn
 
 import lampfast
-from lampfast._engine import views
+from lampfast import _arguments
 
 VERBS: dict[str, Callable[..., object]] = {
     "prune": lambda model, **choice: lampfast.prune(model, 0.5, **choice),
@@ -188,7 +188,7 @@ def test_a_nonfinite_scalar(verb: Callable[..., object]) -> None:
     ],
 )
 def test_count(s: float, k: int) -> None:
-    assert views.count(s, 10) == k
+    assert _arguments.count("s", s, 10) == k
     assert lampfast.prune([torch.ones(10)], s).kept == 10 - k
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -157,46 +156,6 @@ def check_names(
             f"{argument} must name exactly the layers, tied ones by the first name (missing: "
             f"{missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); {way_out}"
         )
-
-
-def count(s: float, numel: int, *, argument: str = "s") -> int:
-    """How many of `numel` weights a sparsity means.
-
-    Example:
-        >>> count(0.9, 1000), count(900, 1000)
-        (900, 900)
-
-    Args:
-        s: A float is the fraction to prune, 0.0 to 1.0; an int is the number of weights itself.
-        numel: How many weights there are.
-        argument: What the caller calls s.
-
-    Returns:
-        `round(s * numel)` for a float, `s` for an int.
-
-    Raises:
-        TypeError: s is neither, or a bool.
-        ValueError: s is out of range.
-    """
-    if isinstance(s, bool) or not isinstance(s, Real):
-        raise TypeError(
-            f"{argument} is a {type(s).__name__}; pass a float for the fraction of weights to "
-            "prune, such as 0.9, or an int for their number"
-        )
-    if isinstance(s, Integral):
-        if not 0 <= s <= numel:
-            raise ValueError(
-                f"{argument} is {s}, but an int is the number of weights to prune, 0 to {numel} "
-                "here; for a fraction pass a float, such as 0.9 for 90 %"
-            )
-        return int(s)
-    fraction = float(s)
-    if not 0 <= fraction <= 1:
-        raise ValueError(
-            f"{argument} is {fraction}, but a float is the fraction of weights to prune, 0.0 to "
-            "1.0, such as 0.9 for 90 %; for a number of weights pass an int"
-        )
-    return round(fraction * numel)
 
 
 def empty_masks(layers: Sequence[View]) -> list[View]:

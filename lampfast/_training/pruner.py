@@ -13,7 +13,6 @@ import torch
 from torch.optim import Optimizer
 
 from lampfast import _arguments, methods, parameters
-from lampfast._engine import views
 from lampfast._training import replicas
 from lampfast._training.zeros import keep_zeros
 from lampfast.methods import Method
@@ -242,7 +241,7 @@ class Pruner:
             replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
         now = report(self._model, **self._choice)
-        if views.count(sparsity, now.numel) < now.numel - now.kept:
+        if _arguments.count("sparsity", sparsity, now.numel) < now.numel - now.kept:
             return  # it is sparser already
         self._report = prune(self._model, sparsity, method=self._method, **self._choice)
         self._history.append((step, sparsity))
