@@ -47,9 +47,9 @@ def keep(run: Run) -> Outcome:
             lampfast.prune(targets, s)
             layers = views.layers(targets, write=True)
             masks = packed_masks.record(layers)
-            _check_kept(weights, targets, partial(packed_masks.keep, layers, masks))
+            _check_kept(weights, targets, partial(packed_masks.apply, layers, masks))
             ours, floor = run.medians(
-                _after_restoring(weights, targets, partial(packed_masks.keep, layers, masks)),
+                _after_restoring(weights, targets, partial(packed_masks.apply, layers, masks)),
                 _rewriting(weights, masks),
             )
             ns = ours / contenders.numel(weights) * 1e9

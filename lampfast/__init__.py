@@ -14,7 +14,7 @@ Example:
 
 from importlib.metadata import version
 
-from lampfast import reference, schedules, textbook, torch_prune
+from lampfast import methods, reference, schedules, textbook, torch_prune
 from lampfast._engine.build_info import config
 from lampfast._training.pruner import Pruner
 from lampfast._training.rewinding import rewind
@@ -31,6 +31,7 @@ __all__ = [
     "keep_zeros",
     "layerwise_sparsity",
     "masks",
+    "methods",
     "prune",
     "reference",
     "report",
@@ -41,3 +42,6 @@ __all__ = [
     "torch_prune",
 ]
 __version__ = version("lampfast")
+
+for _public in (KeptZeros, Pruner, config, keep_zeros, rewind):
+    _public.__module__ = __name__  # where users import it from, not the private module it lies in

@@ -1,4 +1,4 @@
-"""What to say where a package that an extra brings is not installed."""
+"""Names the extra to install where an optional package is missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,8 @@
-"""How the pruned weights are shared among the layers: by LAMP, or by one of its baselines."""
+"""How the pruned weights are shared among the layers: by LAMP, or by one of its baselines.
+
+`Method` is the type of every argument `method=`; `kept_counts` says how many weights each layer
+keeps by a method that does not look at magnitudes.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias, get_args
@@ -6,6 +10,8 @@ from typing import Literal, TypeAlias, get_args
 from lampfast import _core
 from lampfast._engine import calls
 from lampfast._engine.views import View
+
+__all__ = ["Method", "kept_counts"]
 
 Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
 Shape: TypeAlias = Sequence[int]
@@ -21,8 +27,10 @@ def check(method: str) -> None:
         raise ValueError(f"method={method!r} is not known; choose one of {get_args(Method)}")
 
 
-def goal(method: Method, count: int, layers: Sequence[View], sources: Sequence[View]) -> _core.Goal:
-    """What the engine selects for a method that prunes `count` weights of all layers together.
+def selection_spec(
+    method: Method, count: int, layers: Sequence[View], sources: Sequence[View]
+) -> _core.Goal:
+    """What the engine is to select for a method that prunes `count` weights of all layers together.
 
     Args:
         method: How the weights are shared among the layers.
@@ -51,7 +59,8 @@ def kept_counts(
     """How many weights each layer keeps by a method that does not look at their magnitudes.
 
     Example:
-        >>> kept_counts("erk", 1000, [(16, 3, 3, 3), (32, 16, 3, 3), (10, 32)], [0, 0, 0])
+        >>> from lampfast import methods
+        >>> methods.kept_counts("erk", 1000, [(16, 3, 3, 3), (32, 16, 3, 3), (10, 32)], [0, 0, 0])
         [215, 465, 320]
 
     Args:

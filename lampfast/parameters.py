@@ -1,4 +1,7 @@
-"""From a model to its layers by name: which parameters are pruned, unless asked otherwise."""
+"""From a model to its layers by name: which parameters are pruned, unless asked otherwise.
+
+`Model`, `Patterns` and `Weight` are the types of what `lampfast.prune` and the others take.
+"""
 
 import difflib
 import sys
@@ -12,6 +15,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lampfast._engine.views import Weight
+
+__all__ = ["Model", "Patterns", "Weight"]
 
 Model: TypeAlias = (
     nn.Module | Mapping[str, Weight] | Sequence[Weight] | Sequence[tuple[nn.Module, str]]
@@ -204,11 +209,11 @@ def matching(argument: str, patterns: str | Sequence[str], names: Collection[str
         patterns = [patterns]
     if not isinstance(patterns, Collection) or not all(isinstance(p, str) for p in patterns):
         raise TypeError(f"{argument}={patterns!r} is not a glob pattern or a list of them")
-    matching: set[str] = set()
+    found: set[str] = set()
     for pattern in patterns:
         matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
-            near = difflib.get_close_matches(pattern, names, cutoff=0.4) or list(names)[:3]
-            raise ValueError(f"{argument}={pattern!r} matches no name; near it are {near}")
-        matching.update(matched)
-    return matching
+            similar = difflib.get_close_matches(pattern, names, cutoff=0.4) or list(names)[:3]
+            raise ValueError(f"{argument}={pattern!r} matches no name; near it are {similar}")
+        found.update(matched)
+    return found

@@ -88,9 +88,9 @@ def prune(
     methods.check(method)
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
-    sources = _sources(layers, importance, write=True)
-    targets, near, goal = _plan(layers, sources, s, method)
-    cuts = calls.prune(targets, near, goal)
+    importances = _sources(layers, importance, write=True)
+    targets, sources, spec = _plan(layers, importances, s, method)
+    cuts = calls.prune(targets, sources, spec)
     changes.mark(weights.values())
     views.write_back(layers, targets)
     changes.announce(layers)
@@ -134,9 +134,9 @@ def masks(
     """
     methods.check(method)
     layers = views.layers(parameters.named(model, include, exclude))
-    targets, near, goal = _plan(layers, _sources(layers, importance), s, method)
+    targets, sources, spec = _plan(layers, _sources(layers, importance), s, method)
     outputs = views.empty_masks(layers)
-    calls.masks(targets, near, outputs, goal)
+    calls.masks(targets, sources, outputs, spec)
     return views.delivered(outputs, layers)
 
 
@@ -173,10 +173,10 @@ def scores(
         As for `prune`. Equal magnitudes are ordered by their position in the layer, row-major.
     """
     layers = views.layers(parameters.named(model, include, exclude))
-    sources = _sources(layers, importance)
-    outputs = views.empty_scores(layers, sources)
-    targets, near = _reachable(layers, sources)
-    calls.scores(targets, near, outputs)
+    importances = _sources(layers, importance)
+    outputs = views.empty_scores(layers, importances)
+    targets, sources = _local(layers, importances)
+    calls.scores(targets, sources, outputs)
     return views.delivered(outputs, layers)
 
 
@@ -222,10 +222,10 @@ def report(
         )
     layers = views.layers(parameters.named(model, include, exclude))
     if s is None:
-        near = views.reachable(layers)
-        return _report(layers, calls.census(near, near))
-    targets, near, goal = _plan(layers, _sources(layers, importance), s, method)
-    return _report(layers, calls.select(targets, near, goal))
+        targets = views.local(layers)
+        return _report(layers, calls.census(targets, targets))
+    targets, sources, spec = _plan(layers, _sources(layers, importance), s, method)
+    return _report(layers, calls.select(targets, sources, spec))
 
 
 def layerwise_sparsity(
@@ -278,12 +278,12 @@ def _sources(
     return views.importances(importance, layers, write=write)
 
 
-def _reachable(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Sequence[View]]:
-    """Both where the engine can reach them; one list remains one list."""
-    targets = views.reachable(layers)
+def _local(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Sequence[View]]:
+    """Both where the engine can reach them; layers that are their own sources stay one list."""
+    targets = views.local(layers)
     if sources is layers:
         return targets, targets
-    return targets, views.beside(views.reachable(sources), targets)
+    return targets, views.beside(views.local(sources), targets)
 
 
 def _plan(
@@ -291,12 +291,12 @@ def _plan(
 ) -> tuple[Sequence[View], Sequence[View], _core.Goal]:
     """Both where the engine can reach them, and what it is to select of them."""
     count = _arguments.count("s", s, sum(layer.size for layer in layers))
-    targets, near = _reachable(layers, sources)
-    return targets, near, methods.goal(method, count, targets, near)
+    targets, scored = _local(layers, sources)
+    return targets, scored, methods.selection_spec(method, count, targets, scored)
 
 
 def _report(layers: Sequence[View], cuts: Sequence[_core.Cut]) -> Report:
-    # Only what a row needs, so that a report keeps no weight alive; shapes as they are now.
+    # Rows are made later, from copies of what they need: a report must not keep weights alive.
     shapes = [layer.weight.shape for layer in layers]
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
     return Report.lazily(partial(map, _row, names, shapes, sizes, cuts))

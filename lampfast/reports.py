@@ -1,4 +1,4 @@
-"""What a pruning left: a table for people, attributes and a dict for programs."""
+"""What a pruning left, as `Report`: a table for people, attributes and a dict for programs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["LayerReport", "Report"]
 
 
 class LayerReport(NamedTuple):

@@ -36,8 +36,8 @@ __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_z
 _PASS_PAIRS = 'pass (module, parameter name) pairs, such as [(model.fc, "weight")]'
 
 
-class _Layer(NamedTuple):
-    """What is ranked of one pruned tensor."""
+class _MaskedWeight(NamedTuple):
+    """A weight, which of its elements torch's masks leave, and what these are ranked by."""
 
     weight: torch.Tensor  # its values now, those of masked elements too
     remaining: torch.Tensor | None  # True where an element is not masked; None: everywhere
@@ -95,7 +95,7 @@ class LAMPUnstructured(prune.L1Unstructured):
         """
         name = getattr(self, "_tensor_name", "tensor")
         _refuse_one_vector(name)
-        kept = _kept({name: _Layer(t, _ones(default_mask), t)}, self.amount)[name]
+        kept = _kept({name: _MaskedWeight(t, _ones(default_mask), t)}, self.amount)[name]
         mask = default_mask.clone(memory_format=torch.contiguous_format)
         return mask.masked_fill_(~kept, 0)
 
@@ -296,7 +296,7 @@ def _refuse_one_vector(name: str) -> None:
 def _layers(
     pairs: list[tuple[nn.Module, str]],
     importance_scores: Mapping[tuple[nn.Module, str], torch.Tensor],
-) -> dict[str, _Layer]:
+) -> dict[str, _MaskedWeight]:
     """The layers that pairs mean, named by position and parameter, as everywhere in lampfast."""
     _check_importances(importance_scores, pairs)
     masks = [_mask(module, name) for module, name in pairs]
@@ -312,7 +312,7 @@ def _layers(
                 "multiply by a mask; lampfast.prune needs none"
             )
     return {
-        f"{i}.{pair[1]}": _Layer(
+        f"{i}.{pair[1]}": _MaskedWeight(
             weight, None if mask is None else _ones(mask), importance_scores.get(pair, weight)
         )
         for i, (pair, mask, weight) in enumerate(zip(pairs, masks, weights.values(), strict=True))
@@ -375,7 +375,7 @@ def _check_importances(
             )
 
 
-def _kept(layers: Mapping[str, _Layer], amount: float) -> dict[str, torch.Tensor]:
+def _kept(layers: Mapping[str, _MaskedWeight], amount: float) -> dict[str, torch.Tensor]:
     """Masks of the layers' shapes: False where `amount` prunes an element that remained."""
     distinct = _distinct(layers)
     # Nothing pruned yet: this checks all values where they are, and names those that are not good.
@@ -404,7 +404,7 @@ def _kept(layers: Mapping[str, _Layer], amount: float) -> dict[str, torch.Tensor
     return {label: kept[first[id(layer.weight)]] for label, layer in layers.items()}
 
 
-def _distinct(layers: Mapping[str, _Layer]) -> dict[str, _Layer]:
+def _distinct(layers: Mapping[str, _MaskedWeight]) -> dict[str, _MaskedWeight]:
     """The layers, a parameter that several modules share under its first name only."""
     first: dict[int, str] = {}
     for label, layer in layers.items():
@@ -425,7 +425,7 @@ def _distinct(layers: Mapping[str, _Layer]) -> dict[str, _Layer]:
     return distinct
 
 
-def _left(tensor: torch.Tensor, layer: _Layer) -> torch.Tensor:
+def _left(tensor: torch.Tensor, layer: _MaskedWeight) -> torch.Tensor:
     """The elements of a tensor that are not masked, in row-major order."""
     if layer.remaining is None:
         return tensor

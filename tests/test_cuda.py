@@ -317,7 +317,7 @@ def test_zeros_are_kept(device: str, model: Model) -> None:
     for layer in there.values():
         layer.copy_(torch.ones_like(layer))
     full = {name: layer.clone() for name, layer in back(there).items()}
-    packed_masks.keep(layers, masks)
+    packed_masks.apply(layers, masks)
     for name, layer in back(there).items():
         assert torch.equal(layer.double(), full[name].double() * keeps[name]), name
 

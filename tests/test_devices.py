@@ -31,7 +31,7 @@ def far(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
         return tensor.untyped_storage()._cdata not in storages
 
     with (
-        mock.patch.object(copies, "is_here", is_here),
+        mock.patch.object(copies, "is_local", is_here),
         mock.patch.object(copies, "_warned", {"cpu"}),
     ):
         yield
@@ -165,7 +165,7 @@ def test_a_default_device() -> None:
 
 def test_nothing_is_copied_before_all_is_checked() -> None:
     weight = torch.arange(1.0, 11)
-    with far([weight]), mock.patch.object(copies, "copied") as copied:
+    with far([weight]), mock.patch.object(copies, "to_host") as copied:
         with pytest.raises(ValueError, match=r"s is 7\.5"):
             lampfast.prune([weight], 7.5)
         with pytest.raises(TypeError, match="layer '1'"):

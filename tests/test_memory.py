@@ -40,7 +40,7 @@ def test_equal_runs_from_the_same_start_are_the_same_memory(
     for dims in (one, two):
         shape, strides = [n for n, _ in dims], [step for _, step in dims]
         every = offsets(shape, strides)
-        runs.append(memory.runs(memory.array(10_000, 4, shape, strides)))
+        runs.append(memory.merged_dimensions(memory.array(10_000, 4, shape, strides)))
         places.append(sorted(offset - min(every) for offset in every))
     if runs[0] == runs[1]:
         assert places[0] == places[1]
@@ -50,7 +50,7 @@ def test_equal_runs_from_the_same_start_are_the_same_memory(
 def test_runs_of_a_permuted_and_flipped_array(order: list[int], flips: list[bool]) -> None:
     array = np.zeros((2, 3, 4, 5), np.float32)
     view = array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)].transpose(order)
-    assert memory.runs(view) == ((4, 120),)
+    assert memory.merged_dimensions(view) == ((4, 120),)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)), max_size=8))

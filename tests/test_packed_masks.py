@@ -80,9 +80,9 @@ def test_zeros_come_back_and_nothing_else_changes(model: Model, threads: int) ->
     kept = {name: is_kept(layer) for name, layer in model.items()}
     moved = {name: twin(layer, ~bits(layer)) for name, layer in model.items()}
     expected = {name: pruned_copy(layer, kept[name]) for name, layer in moved.items()}
-    packed_masks.keep(views.layers(moved, write=True), masks)
+    packed_masks.apply(views.layers(moved, write=True), masks)
     assert_same_memory(moved, expected)
-    packed_masks.keep(views.layers(moved, write=True), masks)
+    packed_masks.apply(views.layers(moved, write=True), masks)
     assert_same_memory(moved, expected)
 
 
@@ -110,7 +110,7 @@ def test_a_mask_goes_with_its_layer(model: Model, data: st.DataObject) -> None:
         dtype = data.draw(st.sampled_from(strategies.DTYPES), "dtype")
         moved = data.draw(strategies.laid_out(torch.ones(layer.shape).to(dtype)), "layout")
         (now,) = views.layers({view.name: moved}, write=True)
-        packed_masks.keep([now], [packed_masks.carried(view, mask, now)])
+        packed_masks.apply([now], [packed_masks.carried(view, mask, now)])
         assert torch.equal(moved.to(torch.float32), is_kept(layer).to(torch.float32))
 
 
@@ -123,7 +123,7 @@ def test_a_device_without_an_engine(model: Model, data: st.DataObject) -> None:
         return tensor.untyped_storage()._cdata not in storages
 
     kept = {name: is_kept(layer) for name, layer in model.items()}
-    with mock.patch.object(copies, "is_here", is_here):
+    with mock.patch.object(copies, "is_local", is_here):
         layers = views.layers(model, write=True)
         masks = packed_masks.record(layers)
         packed = {
@@ -133,9 +133,9 @@ def test_a_device_without_an_engine(model: Model, data: st.DataObject) -> None:
         for layer in model.values():
             bits(layer).copy_(~bits(layer))
         expected = {name: pruned_copy(layer, kept[name]) for name, layer in model.items()}
-        packed_masks.keep(layers, masks)
+        packed_masks.apply(layers, masks)
         masks = [packed_masks.from_bytes(layer, packed[layer.name]) for layer in layers]
-        packed_masks.keep(layers, masks)
+        packed_masks.apply(layers, masks)
     assert_same_memory(model, expected)
 
 
@@ -166,7 +166,7 @@ def test_many_chunks_and_threads() -> None:
     for view in [*checked, *sliced]:
         assert isinstance(view.weight, torch.Tensor)
         view.weight.fill_(1.5)
-    packed_masks.keep([*checked, *sliced], masks)
+    packed_masks.apply([*checked, *sliced], masks)
     for view, mask in zip([*checked, *sliced], expected, strict=True):
         assert isinstance(view.weight, torch.Tensor)
         assert torch.equal(view.weight, mask * 1.5)

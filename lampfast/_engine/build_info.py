@@ -1,4 +1,4 @@
-"""What this build is and runs on: the first thing that a bug report needs."""
+"""What this build is and runs on, for bug reports: `lampfast.config`."""
 
 import platform
 

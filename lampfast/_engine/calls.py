@@ -1,6 +1,7 @@
-"""The engine's stages in order: decide on every layer, then act; and name what stopped it.
+"""The calls into the compiled engine: of views, with memory of the GPUs that they are on.
 
-`sources` are what is scored in the layers' place: their importances, or the layers themselves.
+`layers` and `sources` are views that the engine can reach. The sources are what is scored: the
+layers' importances, or, as the very same list, the layers themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,31 +15,31 @@ from lampfast._engine import gpus
 from lampfast._engine.views import Pointer, View
 
 
-def select(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> list[_core.Cut]:
-    """The cuts that `prune` would make."""
+def select(layers: Sequence[View], sources: Sequence[View], spec: _core.Goal) -> list[_core.Cut]:
+    """Where `prune` would cut each layer."""
     with _naming_nonfinite(layers, sources):
         pointers = _pointers(sources)
         with gpus.borrowed(pointers, _core.cuda_needs) as lent:
-            return _core.select(pointers, goal, torch.get_num_threads(), lent)
+            return _core.select(pointers, spec, torch.get_num_threads(), lent)
 
 
-def prune(layers: Sequence[View], sources: Sequence[View], goal: _core.Goal) -> list[_core.Cut]:
-    """Zero the weights of `layers` that the goal selects, in place."""
+def prune(layers: Sequence[View], sources: Sequence[View], spec: _core.Goal) -> list[_core.Cut]:
+    """Zero the weights of `layers` that the spec selects, in place."""
     with _naming_nonfinite(layers, sources):
         targets = _pointers(layers)
         importances = None if sources is layers else _pointers(sources)
         with gpus.borrowed(importances or targets, _core.cuda_needs) as lent:
-            return _core.prune(targets, importances, goal, torch.get_num_threads(), lent)
+            return _core.prune(targets, importances, spec, torch.get_num_threads(), lent)
 
 
 def masks(
-    layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], goal: _core.Goal
+    layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], spec: _core.Goal
 ) -> None:
-    """Write False to `outputs` for the weights that the goal selects, else True."""
+    """Write False to `outputs` for the weights that the spec selects, else True."""
     with _naming_nonfinite(layers, sources):
         pointers, targets = _pointers(sources), _pointers(outputs)
         with gpus.borrowed(pointers, _core.cuda_needs) as lent:
-            _core.masks(pointers, targets, goal, torch.get_num_threads(), lent)
+            _core.masks(pointers, targets, spec, torch.get_num_threads(), lent)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
@@ -50,22 +51,22 @@ def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[Vi
 
 
 def census(layers: Sequence[View], sources: Sequence[View]) -> list[_core.Cut]:
-    """The cuts that describe what of the sources is zero now."""
+    """Where cuts that prune only what is zero now would be, with the number of these zeros."""
     with _naming_nonfinite(layers, sources):
         pointers = _pointers(sources)
         with gpus.borrowed(pointers, _core.cuda_needs) as lent:
             return _core.census(pointers, torch.get_num_threads(), lent)
 
 
-def pack(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
-    """Write the masks, 64 bits a word, of what is not zero in `layers`."""
+def pack_masks(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
+    """Write masks of one bit a weight, set where a weight of `layers` is not zero."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
     with gpus.borrowed(pointers, _no_memory) as lent:
         _core.pack(pointers, addresses, torch.get_num_threads(), lent)
 
 
-def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
-    """Zero the weights of `layers` that such masks do not keep."""
+def apply_packed_masks(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
+    """Zero the weights of `layers` whose bit in such a mask is not set."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
     with gpus.borrowed(pointers, _no_memory) as lent:
         _core.keep(pointers, addresses, torch.get_num_threads(), lent)

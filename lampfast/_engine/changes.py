@@ -1,4 +1,4 @@
-"""Word of weights that were changed in place: to autograd, and to whoever keeps their zeros."""
+"""Tells autograd, and those who keep zeros, that weights were changed in place."""
 
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -13,7 +13,7 @@ from lampfast._engine.views import View, Weight
 
 
 class Listener(Protocol):
-    """Wants to know which layers were pruned, and which weights an optimizer has moved."""
+    """Is told which layers were pruned, and which optimizers have stepped."""
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Called after these layers were given new zeros."""
@@ -23,17 +23,17 @@ class Listener(Protocol):
 
 
 _listeners: WeakSet[Listener] = WeakSet()
-_lock = Lock()  # others may come and go while one thread tells them all
+_lock = Lock()  # listeners may come and go in one thread while another copies the set
 
 
 def listen(listener: Listener) -> None:
-    """Tell a listener of every pruning from now on, for as long as it lives."""
+    """Tell a listener of every pruning and step from now on; it is held weakly."""
     with _lock:
         _listeners.add(listener)
 
 
 def stop_listening(listener: Listener) -> None:
-    """Tell a listener of none any more."""
+    """Tell a listener of nothing any more."""
     with _lock:
         _listeners.discard(listener)
 
@@ -45,7 +45,7 @@ def listening() -> list[Listener]:
 
 
 def mark(weights: Iterable[Weight]) -> None:
-    """Let autograd catch a backward that the change of weights made stale."""
+    """Count new versions of weights, so that autograd refuses to use values saved before."""
     tensors = [weight for weight in weights if isinstance(weight, torch.Tensor)]
     try:
         increment_version(tensors)

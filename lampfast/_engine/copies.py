@@ -1,4 +1,7 @@
-"""Tensors on devices that have no engine: copied to host memory, and back."""
+"""Copies layers on devices that have no engine to host memory, and back.
+
+Memory that the engine can reach is called local here, any other remote.
+"""
 
 import sys
 import warnings
@@ -11,10 +14,10 @@ import torch
 from lampfast import _core
 from lampfast._engine import gpus
 
-# Where an address means the same for all devices and the host.
+# Types of devices that share one space of addresses with the host.
 _UNIFIED = frozenset({"cpu", "cuda", "xpu"})
 
-_CURES = {
+_HINTS = {  # for types of devices that another build could prune on
     "cuda": "; its engine for NVIDIA GPUs needs compute capability 7.5 and a newer driver"
     if _core.cuda_built
     else "; for an engine on NVIDIA GPUs install lampfast where CUDA's compiler, nvcc, is, with "
@@ -26,7 +29,7 @@ _PACKAGE = __name__.partition(".")[0]
 _warned: set[str] = set()  # types of devices
 
 
-def is_here(tensor: torch.Tensor) -> bool:
+def is_local(tensor: torch.Tensor) -> bool:
     """Whether the engine can reach a tensor's memory."""
     return tensor.is_cpu or gpus.has_engine(tensor)
 
@@ -36,21 +39,21 @@ def has_address(tensor: torch.Tensor) -> bool:
     return tensor.device.type in _UNIFIED
 
 
-def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that the engine can reach; says so once for each type of device."""
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; warns once for each type of device that it is made."""
     kind = tensor.device.type
     if kind not in _warned:
         warnings.warn(
             f"layers on {tensor.device} are copied to host memory and back, since this build "
             f"has no engine for {kind} devices; the result is the same, but it takes longer, and "
-            f"host memory for the copies{_CURES.get(kind, '')}",
+            f"host memory for the copies{_HINTS.get(kind, '')}",
             stacklevel=_frames_to_the_caller(),
         )
         _warned.add(kind)
     return tensor.detach().to("cpu", copy=True)
 
 
-def moved(weight: torch.Tensor | npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+def to_device(weight: torch.Tensor | npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """A weight's values as a tensor on a device that the engine can reach."""
     if isinstance(weight, np.ndarray):
         weight = torch.from_numpy(np.ascontiguousarray(weight))
@@ -59,12 +62,12 @@ def moved(weight: torch.Tensor | npt.NDArray[Any], device: torch.device) -> torc
 
 def write_back(tensor: torch.Tensor, copy: torch.Tensor) -> None:
     """Give a tensor the values of its changed copy."""
-    with torch.inference_mode():  # in which it may be a leaf, or an inference tensor itself
+    with torch.inference_mode():  # allows both leaves and inference tensors to be written
         tensor.copy_(copy)
 
 
 def _frames_to_the_caller() -> int:
-    """The `stacklevel` of the first frame outside of the package, seen from a caller of this."""
+    """The `stacklevel` with which the caller of this function warns at the user's line."""
     level, frame = 0, sys._getframe()
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == _PACKAGE:
         level, frame = level + 1, frame.f_back

@@ -1,6 +1,6 @@
 """What a call may use of each GPU: torch's current stream, and memory from torch's allocators."""
 
-from __future__ import annotations  # _core.Layer and _core.Gpu are names for types only
+from __future__ import annotations  # _core.Layer and _core.Gpu exist for type checkers only
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,18 +36,18 @@ def borrowed(
 ) -> Iterator[list[_core.Gpu]]:
     """The GPUs that layers are on, each with the memory that the engine says it needs.
 
-    It goes back to torch's allocators at the end. Work that is still queued then is safe: what
-    reuses the memory comes later on the same stream.
+    The memory goes back to torch's allocators at the end. Work that is still queued then is safe,
+    because whatever reuses the memory is queued later on the same stream.
     """
-    gpus, memories = [], []
+    gpus, held = [], []
     for device in sorted({layer[4] for layer in layers} - {HOST}):
         sizes = needs(layers, device)
         stream, *pair = _lend(device, *sizes)
-        memories.append(pair)
-        near, host = pair
-        gpus.append((device, stream, near.data_ptr(), sizes[0], host.data_ptr(), sizes[1]))
+        held.append(pair)
+        memory, pinned = pair
+        gpus.append((device, stream, memory.data_ptr(), sizes[0], pinned.data_ptr(), sizes[1]))
     yield gpus
-    del memories
+    del held
 
 
 def _lend(device: int, size: int, host_size: int) -> tuple[int, torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Who shares memory with whom: exactly, from addresses, shapes and strides; nothing is read."""
+"""Which weights share memory: exactly, from addresses, shapes and strides; nothing is read."""
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -71,18 +71,21 @@ def clusters(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
         yield sorted(cluster)
 
 
-def runs(of: npt.NDArray[Any]) -> tuple[tuple[int, int], ...]:
-    """The (step in bytes, count) of an array's dimensions, in an order that no view changes.
+def merged_dimensions(array: npt.NDArray[Any]) -> tuple[tuple[int, int], ...]:
+    """The (step in bytes, count) of an array's dimensions, neighbours in memory merged into one.
 
-    Views that permute, flip, split or flatten dimensions have equal runs; a dense array has one.
+    Views that permute, flip, split or flatten the dimensions of an array have equal ones; a dense
+    array has a single one.
 
     Example:
         >>> w = np.zeros((3, 4, 5), np.float32)
-        >>> runs(w), runs(w.T), runs(w[::-1].reshape(3, 20)), runs(w[:, :2])
-        (((4, 60),), ((4, 60),), ((4, 60),), ((4, 10), (80, 3)))
+        >>> merged_dimensions(w), merged_dimensions(w.T), merged_dimensions(w[::-1].reshape(3, 20))
+        (((4, 60),), ((4, 60),), ((4, 60),))
+        >>> merged_dimensions(w[:, :2])
+        ((4, 10), (80, 3))
     """
-    found = [(of.itemsize, 1)]
-    dims = zip(of.strides, of.shape, strict=True)
+    found = [(array.itemsize, 1)]
+    dims = zip(array.strides, array.shape, strict=True)
     for step, n in sorted((abs(step), n) for step, n in dims if n > 1):
         inner, count = found[-1]
         if step == inner * count:
@@ -99,8 +102,10 @@ def repeats(array: npt.NDArray[Any]) -> bool:
         >>> repeats(np.broadcast_to(np.zeros(3), (2, 3)))
         True
     """
-    if len(runs(array)) == 1 or not array.size:
+    if len(merged_dimensions(array)) == 1 or not array.size:
         return False
-    # Two elements that meet first differ in some dimension d: there one is at 0, the other later.
+    # Take two elements at the same address. Up to the first dimension d in which their indices
+    # differ, both may be moved to index 0, and along d until one of them is at 0: so it is enough
+    # to compare the first slice along every d with the later ones, at 0 in all dimensions before.
     fixed = (array[(0,) * d] for d in range(array.ndim))
     return any(np.shares_memory(part[:1], part[1:]) for part in fixed)

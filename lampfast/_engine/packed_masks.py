@@ -19,55 +19,55 @@ _Pair: TypeAlias = tuple[View, torch.Tensor]
 def record(layers: Sequence[View]) -> list[torch.Tensor]:
     """The masks of what is not zero now; -0 is zero, a subnormal or NaN is not."""
     masks = [_empty(layer) for layer in layers]
-    near, far = _apart(layers, masks)
-    calls.pack([layer for layer, _ in near], [words for _, words in near])
-    for layer, mask in far:
-        torch.ne(views.as_integers(_tensor(layer)) << 1, 0, out=mask)  # without the sign
+    local, remote = _split(layers, masks)
+    calls.pack_masks([layer for layer, _ in local], [words for _, words in local])
+    for layer, mask in remote:
+        torch.ne(views.as_integers(_tensor(layer)) << 1, 0, out=mask)  # the shift drops the sign
     return masks
 
 
-def keep(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
+def apply(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Set to +0 the weights that the masks do not keep, and change nothing else."""
-    near, far = _apart(layers, masks)
-    calls.keep([layer for layer, _ in near], [words for _, words in near])
-    for layer, mask in far:
+    local, remote = _split(layers, masks)
+    calls.apply_packed_masks([layer for layer, _ in local], [words for _, words in local])
+    for layer, mask in remote:
         views.as_integers(_tensor(layer)).mul_(mask)
 
 
 def carried(before: View, mask: torch.Tensor, now: View) -> torch.Tensor:
-    """A layer's mask for where and how the layer lies in memory now; its shape is the same."""
-    fits = _is_words(mask) == (now.far is None) and mask.device == _tensor(now).device
-    if fits and before.pointer[3] == now.pointer[3]:
+    """The same mask for a layer of the same shape that has moved or changed its strides."""
+    fits = _is_words(mask) == (now.remote is None) and mask.device == _tensor(now).device
+    if fits and before.strides == now.strides:
         return mask
-    return from_bools(now, _unpacked(before, mask))
+    return from_bools(now, _to_bools(before, mask))
 
 
 def to_bytes(layer: View, mask: torch.Tensor) -> torch.Tensor:
     """A mask in row-major order, on the CPU: bit i % 8 of byte i // 8 is that of weight i."""
-    kept = _unpacked(layer, mask).cpu().contiguous().numpy()
+    kept = _to_bools(layer, mask).cpu().contiguous().numpy()
     return torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little"))
 
 
 def from_bytes(layer: View, packed: torch.Tensor) -> torch.Tensor:
-    """The mask that `to_bytes` gave, for a layer of the same shape."""
+    """The mask that `to_bytes` gave, for this or another layer of the same shape."""
     bits = np.unpackbits(packed.cpu().numpy(), count=layer.size, bitorder="little")
     return from_bools(layer, torch.from_numpy(bits.astype(bool)).reshape(layer.weight.shape))
 
 
 def _empty(layer: View) -> torch.Tensor:
     device = _tensor(layer).device
-    if layer.far is not None:
+    if layer.remote is not None:
         return torch.empty(layer.weight.shape, dtype=torch.bool, device=device)
     return torch.empty((layer.size + 63) // 64, dtype=torch.int64, device=device)
 
 
-def _unpacked(layer: View, mask: torch.Tensor) -> torch.Tensor:
+def _to_bools(layer: View, mask: torch.Tensor) -> torch.Tensor:
     """A mask as a bool tensor of the layer's shape."""
     if not _is_words(mask):
         return mask
     bytes_ = _bytes(layer, mask.device)
     kept = bytes_.view(torch.bool).fill_(True)
-    calls.keep(views.layers({layer.name: bytes_}), [mask])
+    calls.apply_packed_masks(views.layers({layer.name: bytes_}), [mask])
     return kept
 
 
@@ -78,25 +78,28 @@ def from_bools(layer: View, kept: torch.Tensor) -> torch.Tensor:
         return mask.copy_(kept)
     bytes_ = _bytes(layer, mask.device)
     bytes_.view(torch.bool).copy_(kept)
-    calls.pack(views.layers({layer.name: bytes_}), [mask])
+    calls.pack_masks(views.layers({layer.name: bytes_}), [mask])
     return mask
 
 
 def _bytes(layer: View, device: torch.device) -> torch.Tensor:
-    """A tensor that the engine visits as it does the layer; as floats, True is not zero."""
+    """A tensor with the layer's strides and one byte an element, which serves as two dtypes.
+
+    As float8 the engine takes it for a layer; as bool it is a mask. True is not zero as a float.
+    """
     _, _, shape, strides, _ = layer.pointer
     return torch.empty_strided(shape, strides, dtype=torch.float8_e5m2, device=device)
 
 
-def _apart(
+def _split(
     layers: Sequence[View], masks: Sequence[torch.Tensor]
 ) -> tuple[list[_Pair], list[_Pair]]:
-    """The layers with their masks: those that the engine can reach, and the others."""
-    near: list[_Pair] = []
-    far: list[_Pair] = []
+    """The layers with their masks: first the local ones, then the remote ones."""
+    local: list[_Pair] = []
+    remote: list[_Pair] = []
     for pair in zip(layers, masks, strict=True):
-        (near if pair[1].dtype == torch.int64 else far).append(pair)
-    return near, far
+        (local if _is_words(pair[1]) else remote).append(pair)
+    return local, remote
 
 
 def _is_words(mask: torch.Tensor) -> bool:

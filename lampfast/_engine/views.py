@@ -40,8 +40,8 @@ class View(NamedTuple):
         weight: The tensor or array itself.
         size: How many elements it has.
         pointer: What the engine sees of it: address, dtype, shape, strides in elements, device.
-        space: What its address counts in: None for memory, or a storage that only its device can
-            find.
+        space: Which addresses its own is one of: None for those of the host and the GPUs, or the
+            storage in which its device counts.
         span: The addresses [start, stop) that its elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
     """
@@ -60,10 +60,25 @@ class View(NamedTuple):
         return self.pointer[1]
 
     @property
-    def far(self) -> torch.Tensor | None:
+    def shape(self) -> tuple[int, ...]:
+        """Its shape when it was checked."""
+        return self.pointer[2]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Its strides, in elements."""
+        return self.pointer[3]
+
+    @property
+    def device(self) -> int:
+        """The engine's number for its device."""
+        return self.pointer[4]
+
+    @property
+    def remote(self) -> torch.Tensor | None:
         """The weight, if it is a tensor whose memory the engine cannot reach."""
         weight = self.weight
-        return weight if isinstance(weight, torch.Tensor) and not copies.is_here(weight) else None
+        return weight if isinstance(weight, torch.Tensor) and not copies.is_local(weight) else None
 
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
@@ -199,22 +214,24 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(_INTEGERS[tensor.itemsize])
 
 
-def reachable(views: Sequence[View]) -> Sequence[View]:
-    """The views for the engine: of copies where it cannot reach the weights themselves."""
-    if all(view.far is None for view in views):
+def local(views: Sequence[View]) -> Sequence[View]:
+    """The views, those of remote weights replaced by views of copies that the engine can reach."""
+    if all(view.remote is None for view in views):
         return views
     return [
-        view if (far := view.far) is None else _view(view.name, copies.copied(far), view.dtype)
+        view
+        if (remote := view.remote) is None
+        else _view(view.name, copies.to_host(remote), view.dtype)
         for view in views
     ]
 
 
 def beside(sources: Sequence[View], targets: Sequence[View]) -> Sequence[View]:
-    """The sources, those that are on other devices than their targets as copies there."""
+    """The sources, each on its target's device: a copy where it was on another one."""
     return [
         source
-        if source.pointer[4] == target.pointer[4]
-        else _view(source.name, copies.moved(source.weight, _device(target)), source.dtype)
+        if source.device == target.device
+        else _view(source.name, copies.to_device(source.weight, _device(target)), source.dtype)
         for source, target in zip(sources, targets, strict=True)
     ]
 
@@ -227,26 +244,26 @@ def sharing(views: Sequence[View], others: Sequence[View]) -> list[int]:
 
 
 def write_back(views: Sequence[View], targets: Sequence[View]) -> None:
-    """Give the weights that the engine could not reach the values of their copies."""
+    """Give remote weights the values of the copies that the engine changed in their place."""
     for view, copy in zip(views, targets, strict=True):
-        if (far := view.far) is not None:
-            copies.write_back(far, cast(torch.Tensor, copy.weight))
+        if (remote := view.remote) is not None:
+            copies.write_back(remote, cast(torch.Tensor, copy.weight))
 
 
 def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]:
     """The tensors or arrays of outputs by name, each on its layer's device."""
     return {
         output.name: output.weight
-        if (far := layer.far) is None
-        else cast(torch.Tensor, output.weight).to(far.device)
+        if (remote := layer.remote) is None
+        else cast(torch.Tensor, output.weight).to(remote.device)
         for output, layer in zip(outputs, layers, strict=True)
     }
 
 
 def _device(view: View) -> torch.device:
-    """Where the engine reads or writes in a view's place."""
+    """The torch device on which the engine works for a view: the host for a remote one."""
     weight = view.weight
-    if isinstance(weight, torch.Tensor) and view.far is None:
+    if isinstance(weight, torch.Tensor) and view.remote is None:
         return weight.device
     return torch.device("cpu")
 
@@ -271,11 +288,11 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     if isinstance(weight, torch.Tensor):
         strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
         device = gpus.index(weight)
-        if copies.is_here(weight) or copies.has_address(weight):
+        if copies.is_local(weight) or copies.has_address(weight):
             address = weight.data_ptr()
         else:
             space = weight.untyped_storage()._cdata
-            # Not from 0, where numpy would see no memory.
+            # The offset within the storage, plus a page: numpy takes address 0 for no memory.
             address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
     else:
         address = weight.__array_interface__["data"][0]
@@ -290,7 +307,7 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
-    """Why a tensor's values are not floats to be found at its address, and the way out."""
+    """Why a tensor is not one whose values the engine can read at its address, and what to do."""
     kind = type(tensor)
     if kind is not Parameter and kind is not torch.Tensor:
         if is_lazy(tensor):
@@ -305,7 +322,7 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
         return "is on the meta device and has no values; load them first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
-    if not copies.is_here(tensor) and not copies.has_address(tensor):
+    if not copies.is_local(tensor) and not copies.has_address(tensor):
         return None
     if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
         return "has no memory, its storage was freed; restore it first"
@@ -313,7 +330,7 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
 
 
 def _kind_problem(weight: object) -> str:
-    """What was passed in a weight's place, and the way out."""
+    """What was passed in a weight's place, and what to pass instead."""
     problem = f"is a {type(weight).__name__}; pass "
     match weight:
         case nn.Module():
@@ -325,7 +342,7 @@ def _kind_problem(weight: object) -> str:
 
 
 def _array_problem(array: npt.NDArray[Any]) -> str | None:
-    """Why an array's values are not floats to be found at its address, and the way out."""
+    """Why an array is not one whose values the engine can read at its address, and what to do."""
     if array.dtype not in _DTYPES:
         return _dtype_problem(array.dtype)
     if not array.flags.aligned or any(step % array.itemsize for step in array.strides):
@@ -364,7 +381,7 @@ def _tied(views: Sequence[View]) -> set[int]:
         distinct: dict[object, int] = {}
         arrays = {i: _array(views[i]) for i in cluster}
         for i in cluster:
-            same = views[i].dtype, views[i].span, memory.runs(arrays[i])
+            same = views[i].dtype, views[i].span, memory.merged_dimensions(arrays[i])
             if same in distinct:
                 tied.add(i)
                 continue

@@ -57,8 +57,8 @@ class PrunerCallback:
                 self.remove()
                 raise
         else:
-            # So far the training was dense, or without this callback: what is zero now is kept, and
-            # the schedule is asked for the trainer's steps all the same.
+            # The training so far was dense, or without this callback: keep what is zero now, and
+            # count on from the trainer's step, which is what the schedule is asked for.
             self.pruner._step = step
         self._step, self._before = step, self.pruner.report.sparsity
 

@@ -1,4 +1,4 @@
-"""Layers with the masks of what was zero in them, through whatever happens to their tensors."""
+"""Layers with the masks of their zeros, which follow them to other devices, dtypes and memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,16 +12,16 @@ from lampfast._engine import changes, packed_masks, views
 from lampfast._engine.views import View
 
 
-class Layer:
-    """A layer where and how it was when its mask was last looked at."""
+class KeptLayer:
+    """A layer with its mask, and how it lay in memory when the mask was last used."""
 
     __slots__ = ("dtype", "mask", "view", "weight")
 
     def __init__(self, view: View, mask: torch.Tensor) -> None:
-        self.place(view, mask)
+        self.set(view, mask)
 
-    def place(self, view: View, mask: torch.Tensor) -> None:
-        """Set both at once: the mask's bits are in the order of the view."""
+    def set(self, view: View, mask: torch.Tensor) -> None:
+        """Set both together, since the mask's bits are in the order of the view's memory."""
         self.view, self.mask = view, mask
         self.weight = cast(torch.Tensor, view.weight)
         self.dtype = self.weight.dtype
@@ -45,10 +45,11 @@ class Layer:
         return views.layers({self.view.name: self.weight}, write=True)[0]
 
 
-class Layers:
-    """All layers whose zeros are kept together.
+class KeptLayers:
+    """All layers whose zeros are kept together; a listener of `changes`.
 
-    The optimizers call `keep` by hooks of their own; of others, `stepped` is told.
+    A hook on each of the given optimizers calls `restore` after its steps. What other optimizers do
+    comes through `stepped`, and what `lampfast.prune` does through `pruned`.
     """
 
     def __init__(self, layers: Sequence[View], optimizers: Iterable[Optimizer] = ()) -> None:
@@ -63,7 +64,7 @@ class Layers:
         """Record what is zero now in those of the layers that were given new zeros."""
         current: dict[int, View] = {}
         for i, layer in enumerate(self.layers):
-            # What can be no layer any more was not pruned; its own next step will tell of it.
+            # What is no longer a layer was not pruned. The next step of its optimizer raises this.
             with suppress(TypeError, ValueError):
                 current[i] = layer.now()
         positions = list(current)
@@ -72,30 +73,30 @@ class Layers:
         for i, layer in zip(touched, fresh, strict=True):
             self.layers[i] = layer
 
-    def take(self, masks: Mapping[str, torch.Tensor]) -> None:
+    def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take bool masks over, by name, and zero what they do not keep."""
         current = [layer.now() for layer in self.layers]
         self._replace(
             current, [packed_masks.from_bools(view, masks[view.name]) for view in current]
         )
 
-    def keep(self, optimizer: Optimizer) -> None:
+    def restore(self, optimizer: Optimizer) -> None:
         """Restore the zeros of the layers that an optimizer trains.
 
         Raises:
             ValueError: One of them has another shape than its mask.
         """
-        trained = memory(optimizer)
+        trained = trained_addresses(optimizer)
         layers = [layer for layer in self.layers if layer.weight.data_ptr() in trained]
         _follow(layers)
-        packed_masks.keep([layer.view for layer in layers], [layer.mask for layer in layers])
-        # A step moves only what has a gradient; graphs that use the other layers are still good.
+        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
+        # A step changes only what has a gradient, so backward through the others stays valid.
         changes.mark(layer.weight for layer in layers if layer.weight.grad is not None)
 
     def stepped(self, optimizer: Optimizer) -> None:
-        """Restore the zeros also where an optimizer was made later than the masks."""
+        """Restore the zeros that an optimizer without the hook, made later, has changed."""
         if optimizer not in self._optimizers:
-            self.keep(optimizer)
+            self.restore(optimizer)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The masks as bytes, by name.
@@ -116,29 +117,29 @@ class Layers:
         )
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
-        self.layers = [Layer(view, mask) for view, mask in zip(current, masks, strict=True)]
-        packed_masks.keep(current, masks)
+        self.layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
+        packed_masks.apply(current, masks)
         changes.mark(view.weight for view in current)
 
 
-def memory(optimizer: Optimizer) -> set[int]:
-    """What an optimizer trains now, tensors by where they lie: tied ones need not be one object."""
+def trained_addresses(optimizer: Optimizer) -> set[int]:
+    """Addresses of the tensors that an optimizer trains: tied ones need not be one object."""
     groups = optimizer.param_groups
     return {w.data_ptr() for group in groups for w in group["params"] if not views.is_wrapper(w)}
 
 
-def _recorded(layers: Sequence[View]) -> list[Layer]:
+def _recorded(layers: Sequence[View]) -> list[KeptLayer]:
     masks = packed_masks.record(layers)
-    return [Layer(view, mask) for view, mask in zip(layers, masks, strict=True)]
+    return [KeptLayer(view, mask) for view, mask in zip(layers, masks, strict=True)]
 
 
-def _follow(layers: Sequence[Layer]) -> None:
-    """Take the masks to where the tensors are now; none of them unless all can be."""
+def _follow(layers: Sequence[KeptLayer]) -> None:
+    """Bring the masks to where the tensors are now: all of them, or none if one cannot follow."""
     followed = []
     for layer in layers:
         if not layer.has_moved():
             continue
-        now, shape = layer.now(), layer.view.pointer[2]
+        now, shape = layer.now(), layer.view.shape
         if now.weight.shape != shape:
             raise ValueError(
                 f"layer {now.name!r} had shape {tuple(shape)} when its zeros were recorded and has "
@@ -147,4 +148,4 @@ def _follow(layers: Sequence[Layer]) -> None:
             )
         followed.append((layer, now, packed_masks.carried(layer.view, layer.mask, now)))
     for layer, now, mask in followed:
-        layer.place(now, mask)
+        layer.set(now, mask)

@@ -280,6 +280,10 @@ class Pruner:
             )
 
 
+# As lampfast.Pruner its methods' examples would not be looked for here.
+__test__ = {"Pruner": Pruner}
+
+
 def _position(state: Mapping[str, Any]) -> tuple[int, list[tuple[int, float]]]:
     """The step and the history of a saved Pruner."""
     if not isinstance(state, Mapping):

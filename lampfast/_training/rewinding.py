@@ -75,16 +75,16 @@ def rewind(
     state = model.state_dict(keep_vars=True)
     left = _left(state, leave)
     _check_fits(state, saved_state, left)
-    places = {_place(layer.weight): layer.name for layer in layers}
-    for place in places.keys() - set(map(_place, state.values())):
+    names = {_identity(layer.weight): layer.name for layer in layers}
+    for missing in names.keys() - set(map(_identity, state.values())):
         raise ValueError(
-            f"layer {places[place]!r} is not in the model's state_dict, so it cannot be rewound; "
+            f"layer {names[missing]!r} is not in the model's state_dict, so it cannot be rewound; "
             "leave it out with exclude="
         )
     for name in [name for name in state if name not in left]:
         now, saved = state[name], saved_state[name]
-        # By place, for a layer may have other names, as a decoder that is tied to an embedding.
-        state[name] = _remaining(name, now, saved) if _place(now) in places else saved
+        # A layer may have other names in the state, as a decoder that is tied to an embedding.
+        state[name] = _remaining(name, now, saved) if _identity(now) in names else saved
     model.load_state_dict(state)
     return report(model, include=include, exclude=exclude)
 
@@ -93,12 +93,12 @@ def _left(state: Mapping[str, Any], leave: Patterns) -> set[str]:
     """The names whose values stay: those that match, and other names of the same tensors."""
     if leave is None:
         return set()
-    places = {_place(state[name]) for name in parameters.matching("leave", leave, state)}
-    return {name for name, value in state.items() if _place(value) in places}
+    left = {_identity(state[name]) for name in parameters.matching("leave", leave, state)}
+    return {name for name, value in state.items() if _identity(value) in left}
 
 
-def _place(value: object) -> object:
-    """What tensors that are tied have in common."""
+def _identity(value: object) -> object:
+    """What tied tensors have in common: where their memory begins."""
     if isinstance(value, torch.Tensor):
         return value.device, value.data_ptr()
     return id(value)
@@ -126,7 +126,7 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
             )
         if saved.shape != now.shape:
             problems.append(f"{name!r} has shape {tuple(saved.shape)}, not {tuple(now.shape)}")
-        elif now.numel() and _place(saved) == _place(now):
+        elif now.numel() and _identity(saved) == _identity(now):
             raise ValueError(
                 f"{name!r} in saved_state is the model's own tensor, which holds what it holds "
                 "now; save a copy beforehand: copy.deepcopy(model.state_dict())"
@@ -142,7 +142,8 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
 def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
     """A layer's saved values where it is not zero now."""
     values = saved.detach().to(layer.device, layer.dtype)
-    # Bits, because a processor may take subnormals for zeros, and float8 has no comparisons.
+    # By their bits: a processor may take subnormals for zeros, and float8 has no comparisons. The
+    # shift drops the sign, so that -0 is zero.
     now = views.as_integers(layer)
     remaining = torch.where(now << 1 != 0, views.as_integers(values), now).view(layer.dtype)
     if not (remaining.float() if layer.itemsize == 1 else remaining).isfinite().all():

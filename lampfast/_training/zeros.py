@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from lampfast import parameters
 from lampfast._engine import changes, views
 from lampfast._engine.views import View
-from lampfast._training.kept_layers import Layers, memory
+from lampfast._training.kept_layers import KeptLayers, trained_addresses
 from lampfast.parameters import Model, Patterns
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class KeptZeros:
     """
 
     def __init__(self, layers: Sequence[View], optimizers: Sequence[Optimizer]) -> None:
-        self._kept = Layers(layers, optimizers)
-        # torch.compile of a step must not look into the hook, which passes addresses on.
+        self._kept = KeptLayers(layers, optimizers)
+        # torch.compile of a step must not trace the hook, which passes addresses to the engine.
         hook = torch.compiler.disable(  # type: ignore[no-untyped-call]
             partial(_after_step, self._kept)
         )
@@ -113,7 +113,7 @@ class KeptZeros:
             optimizer.register_step_post_hook(hook) for optimizer in optimizers
         ]
         changes.listen(self._kept)
-        _hear_of_every_step()
+        _listen_to_every_step()
 
     def update(self, masks: Mapping[str, torch.Tensor] | None = None) -> None:
         """Record anew: what is zero now, or what masks say, is kept at zero from now on.
@@ -144,14 +144,14 @@ class KeptZeros:
             self._kept.update()
         else:
             _check_masks(masks, [layer.now() for layer in self._kept.layers])
-            self._kept.take(masks)
+            self._kept.set_masks(masks)
 
     def remove(self) -> None:
         """Let the zeros go: later steps may change them. Once removed it holds nothing."""
         for hook in self._hooks:
             hook.remove()
         changes.stop_listening(self._kept)
-        self._hooks, self._kept = [], Layers([])
+        self._hooks, self._kept = [], KeptLayers([])
 
     def __enter__(self) -> KeptZeros:
         """Nothing to do: the zeros are kept already."""
@@ -217,13 +217,17 @@ class KeptZeros:
             raise RuntimeError("this handle was removed; call lampfast.keep_zeros again")
 
 
-def _after_step(kept: Layers, optimizer: Optimizer, args: object, kwargs: object) -> None:
-    kept.keep(optimizer)
+# As lampfast.KeptZeros its methods' examples would not be looked for here.
+__test__ = {"KeptZeros": KeptZeros}
+
+
+def _after_step(kept: KeptLayers, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    kept.restore(optimizer)
 
 
 @cache
-def _hear_of_every_step() -> None:
-    """Tell all handles of the steps of optimizers that were made after them."""
+def _listen_to_every_step() -> None:
+    """Tell all handles of the steps of any optimizer, also of those made after them."""
     register_optimizer_step_post_hook(
         torch.compiler.disable(_after_any_step)  # type: ignore[no-untyped-call]
     )
@@ -266,7 +270,7 @@ def _check_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> N
                 f"layer {layer.name!r} is a numpy array, which no optimizer trains; pass torch "
                 "tensors, or leave it out with exclude="
             )
-    trained = set().union(*map(memory, optimizers))
+    trained = set().union(*map(trained_addresses, optimizers))
     weights = [cast(torch.Tensor, layer.weight) for layer in layers]
     if trained.isdisjoint(weight.data_ptr() for weight in weights):
         raise ValueError(
