@@ -1,4 +1,4 @@
-"""Pictures of a pruning: sparsity layer by layer, and sparsity over steps."""
+"""Draws reports and histories with matplotlib: sparsity by layer, and sparsity over steps."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -173,7 +173,7 @@ def _name_layers(panel: Axes, names: Sequence[str]) -> None:
     across = 0.6 * size * len(names) * (2 + max(map(len, shown), default=0)) < width - 50
     panel.set_xlim(-0.6, max(len(names), 1) - 0.4)
     panel.xaxis.set_major_locator(_EveryNth(panel, len(names), 1.15 * size))
-    # A pair of dollars would be read as mathematics.
+    # matplotlib reads what is between two dollars as mathematics.
     panel.xaxis.set_major_formatter(lambda position, _: shown[round(position)].replace("$", r"\$"))
     panel.tick_params(axis="x", length=2, rotation=0 if across else 90)
 

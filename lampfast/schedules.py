@@ -5,7 +5,7 @@ its own may call a schedule with rounds or epochs just as well, all numbers of s
 that unit. Any other callable from an int to a fraction that never goes down is a schedule too.
 """
 
-# Each class below is called like the function that it defines, and named like one.
+# Calling one of these classes makes a schedule, as a function would: so they are named like one.
 # ruff: noqa: N801
 
 from collections.abc import Callable
@@ -99,7 +99,7 @@ class _Ramp:
             return 0.0
         done = min(1.0, (step - self.start) / self.steps)
         sparsity = self.initial + (self.final - self.initial) * self._easing(done)
-        # Rounding neither misses the end nor goes past it.
+        # The formula may round to other than final at the end, or above it just before.
         return float(self.final if done == 1 else min(self.final, sparsity))
 
     def _easing(self, done: float) -> float:

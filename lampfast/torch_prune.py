@@ -139,8 +139,9 @@ class LAMPUnstructured(prune.L1Unstructured):
         scores = {} if importance_scores is None else {(module, name): importance_scores}
         layers = _layers(_pairs([(module, name)]), scores)
         (kept,) = _kept(layers, amount).values()
-        # What can fail did so above: by the time it asks for the mask, torch has taken a pruned
-        # module's hook away. It gets what it can handle: 0 for what goes, in the weight's dtype.
+        # All that can fail is done by now, for torch removes the hook of a module that is pruned
+        # already before it asks `compute_mask` for the new mask. The finished mask goes there as an
+        # importance in the weight's dtype: 0 for what is to be pruned.
         (layer,) = layers.values()
         method = super().apply(module, name, amount, kept.to(layer.weight.dtype))  # type: ignore[no-untyped-call]
         return cast(prune.BasePruningMethod, method)
@@ -378,7 +379,7 @@ def _check_importances(
 def _kept(layers: Mapping[str, _MaskedWeight], amount: float) -> dict[str, torch.Tensor]:
     """Masks of the layers' shapes: False where `amount` prunes an element that remained."""
     distinct = _distinct(layers)
-    # Nothing pruned yet: this checks all values where they are, and names those that are not good.
+    # Masks that prune nothing yet, to check the whole weights: errors name indices in these.
     kept: dict[str, torch.Tensor] = pruning.masks(
         {label: layer.weight for label, layer in distinct.items()},
         0,

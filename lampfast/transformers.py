@@ -74,7 +74,7 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         **_: Any,
     ) -> None:
         """Make the Pruner: by now all that a checkpoint holds has been loaded."""
-        # What accelerate wraps around an optimizer is one by its class only, and runs no hooks.
+        # An AcceleratedOptimizer only wraps an optimizer: its own step and state hooks never run.
         if isinstance(optimizer, AcceleratedOptimizer):
             optimizer = optimizer.optimizer
         saved = optimizer.param_groups[0].pop(self._key, None)

@@ -1,4 +1,4 @@
-"""The calls into the compiled engine: of views, with memory of the GPUs that they are on.
+"""The only place that calls the compiled engine on layers, and names what it refused.
 
 `layers` and `sources` are views that the engine can reach. The sources are what is scored: the
 layers' importances, or, as the very same list, the layers themselves.

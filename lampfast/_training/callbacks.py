@@ -26,7 +26,7 @@ class PrunerCallback:
         exclude: Patterns = None,
     ) -> None:
         self.pruner: Pruner | None = None
-        self._running: Pruner | None = None  # the same, as long as it has its hooks
+        self._running: Pruner | None = None  # the same while its hooks are in place, else None
         methods.check(method)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0

@@ -151,7 +151,7 @@ class Pruner:
         """
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
-        if self._step == 0:  # not where a run is resumed, whose layers may have been pruned away
+        if self._step == 0:  # in a resumed run a layer may rightly have been pruned to nothing
             self._warn_of_empty_layers()
         step = self._step + 1
         if step % self._every == 0:
@@ -226,7 +226,7 @@ class Pruner:
         """What the schedule asks for at a step."""
         sparsity = _arguments.fraction(f"schedule({step})", self._schedule(step))
         last = self._last_sparsity()
-        # A formula's rounding is no change of mind.
+        # A difference as small as a formula's rounding is not going down.
         if sparsity < last and not isclose(sparsity, last):
             raise ValueError(
                 f"schedule({step}) is {sparsity}, below the {last} that the model was pruned to "
@@ -280,7 +280,7 @@ class Pruner:
             )
 
 
-# As lampfast.Pruner its methods' examples would not be looked for here.
+# lampfast sets the class's __module__; without this doctest would skip its methods' examples.
 __test__ = {"Pruner": Pruner}
 
 

@@ -217,7 +217,7 @@ class KeptZeros:
             raise RuntimeError("this handle was removed; call lampfast.keep_zeros again")
 
 
-# As lampfast.KeptZeros its methods' examples would not be looked for here.
+# lampfast sets the class's __module__; without this doctest would skip its methods' examples.
 __test__ = {"KeptZeros": KeptZeros}
 
 
