@@ -6,8 +6,12 @@ Each is handed out as a function that sets the call up, untimed, and returns it,
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.utils import prune as torch_prune
 from weights import Weights
@@ -19,6 +23,8 @@ from lampfast._engine import views
 from lampfast.methods import Method
 
 Prepare = Callable[[], Call]
+
+_PART = 1 << 17  # weights that a thread compares at a time
 
 
 def masks(weights: Weights, s: float, method: Method = "lamp") -> Prepare:
@@ -49,26 +55,54 @@ def restore(weights: Weights, targets: Weights) -> None:
 
 
 def masks_floors(weights: Weights, s: float) -> tuple[Prepare, Prepare]:
-    """Times writing the masks, by our own kernel, when every threshold is already known.
+    """Times writing the masks when every threshold is already known.
+
+    That is one comparison of each weight's key, its bits without the sign, with its layer's
+    threshold: numpy's, on as many threads as torch has. The bytes are those that any mask costs.
 
     Returns:
         As `lampfast.masks` does it, into new tensors, whose pages the system may have to provide
         first; and, stricter, into tensors that are there.
 
     Raises:
-        AssertionError: They do not write what `lampfast.masks` returns.
+        AssertionError: They do not write what `lampfast.masks` returns, but for ties.
     """
-    layers = views.layers(weights)
-    sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
-    cuts = _core.select(sources, goal(weights, s), threads)
+    layers, machine = views.layers(weights), (torch.get_num_threads(), ())
+    planned = _core.thresholds([layer.pointer for layer in layers], spec(weights, s), machine)
+    keys = [_keys(weight) for weight in weights.values()]
+    bounds = [key.dtype.type(found.key) for key, found in zip(keys, planned, strict=True)]
+    threads = ThreadPoolExecutor(torch.get_num_threads())
 
-    def write(outputs: list[views.View]) -> list[views.View]:
-        _core.mask(sources, [output.pointer for output in outputs], cuts, threads)
-        return outputs
+    def compare(part: tuple[npt.NDArray[Any], Any, npt.NDArray[np.bool_]]) -> None:
+        key, bound, mask = part
+        np.greater_equal(key, bound, out=mask)
 
-    there, expected = views.empty_masks(layers), lampfast.masks(weights, s)
-    assert all((expected[mask.name] == mask.weight).all() for mask in write(there))
-    return lambda: lambda: write(views.empty_masks(layers)), lambda: partial(write, there)
+    def write(masks: list[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = [mask.view(-1).numpy() for mask in masks]
+        parts = [
+            (key[begin : begin + _PART], bound, output[begin : begin + _PART])
+            for key, bound, output in zip(keys, bounds, outputs, strict=True)
+            for begin in range(0, len(key), _PART)
+        ]
+        list(threads.map(compare, parts))
+        return masks
+
+    def empty() -> list[torch.Tensor]:
+        return [torch.empty(weight.shape, dtype=torch.bool) for weight in weights.values()]
+
+    there, expected = empty(), lampfast.masks(weights, s).values()
+    for mask, right, key, bound in zip(write(there), expected, keys, bounds, strict=True):
+        wrong = (mask != right).view(-1).numpy()
+        assert (key[wrong] == bound).all()
+    return lambda: lambda: write(empty()), lambda: partial(write, there)
+
+
+def _keys(weight: torch.Tensor) -> npt.NDArray[Any]:
+    """The weights' bits as unsigned integers without the sign, which order as magnitudes do."""
+    unsigned = np.dtype(f"u{weight.itemsize}")
+    bits = views.as_integers(weight.contiguous()).view(-1).numpy().view(unsigned)
+    keys: npt.NDArray[Any] = bits & unsigned.type((1 << (8 * weight.itemsize - 1)) - 1)
+    return keys
 
 
 def copy_floor(weights: Weights, targets: Weights) -> Prepare:
@@ -108,9 +142,9 @@ def numel(weights: Weights) -> int:
     return sum(weight.numel() for weight in weights.values())
 
 
-def goal(weights: Weights, s: float) -> _core.Goal:
+def spec(weights: Weights, s: float) -> _core.SelectionSpec:
     """What the engine is asked for by `lampfast.masks(weights, s)`."""
-    return _core.Goal(_core.Ranking.lamp, [_arguments.count("s", s, numel(weights))])
+    return _core.SelectionSpec(_core.Ranking.lamp, [_arguments.count("s", s, numel(weights))])
 
 
 # Nothing is timed that does not give the right answer.

@@ -147,15 +147,14 @@ class Bench:
         sources = [layer.pointer for layer in layers]
         masks = views.empty_masks(layers)
         targets = [mask.pointer for mask in masks]
-        goal = _core.Goal(_core.Ranking.lamp, [round(_SPARSITY * self.numel)])
-        threads = torch.get_num_threads()
+        spec = _core.SelectionSpec(_core.Ranking.lamp, [round(_SPARSITY * self.numel)])
         found = []
         for _ in range(self.rounds):
-            stages = _core.Stages()
-            with gpus.borrowed(sources, _core.cuda_needs) as lent:
-                _core.masks(sources, targets, goal, threads, lent, stages=stages)
-            found.append(stages)
-        names = ("guess", "survey", "select", "apply")
+            times = _core.StageTimes()
+            with gpus.machine(sources, _core.cuda_needs) as machine:
+                _core.masks(sources, targets, spec, machine, times)
+            found.append(times)
+        names = ("estimate", "partition", "narrow", "select", "commit")
         return {name: statistics.median(getattr(one, name) for one in found) for name in names}
 
     def gaussian(self, shapes: Shapes) -> Weights:

@@ -19,7 +19,7 @@ from lampfast._engine import views
 
 _MODELS = ("resnet50", "one layer")
 _DTYPES = (torch.float32, torch.bfloat16)
-_STAGES = ("guess", "survey", "select", "apply")
+_STAGES = ("estimate", "partition", "narrow", "select", "commit")
 _COLUMNS = {
     "model": "",
     "dtype": "",
@@ -58,11 +58,11 @@ def stages(run: Run) -> Outcome:
 
 
 def _traffic(machine: Machine, read: int, written: int) -> dict[str, _Traffic]:
-    """The survey reads every weight, the last stage reads it again and writes; samples are free."""
-    survey = _Traffic(read, read / machine.read)
-    apply = _Traffic(read + written, (read + written) / machine.copy)
-    whole = _Traffic(survey.bytes + apply.bytes, survey.ns + apply.ns)
-    return {"survey": survey, "apply": apply, "whole call": whole}
+    """The partition reads every weight, the commit reads it again and writes; samples are free."""
+    partition = _Traffic(read, read / machine.read)
+    commit = _Traffic(read + written, (read + written) / machine.copy)
+    whole = _Traffic(partition.bytes + commit.bytes, partition.ns + commit.ns)
+    return {"partition": partition, "commit": commit, "whole call": whole}
 
 
 def _seconds(run: Run, weights: Weights) -> dict[str, dict[str, float]]:
@@ -78,11 +78,13 @@ def _seconds(run: Run, weights: Weights) -> dict[str, dict[str, float]]:
     }
 
 
-def _by_stage(run: Run, whole: Prepare, staged: Callable[[_core.Stages], Call]) -> dict[str, float]:
-    recorded: list[_core.Stages] = []
+def _by_stage(
+    run: Run, whole: Prepare, staged: Callable[[_core.StageTimes], Call]
+) -> dict[str, float]:
+    recorded: list[_core.StageTimes] = []
 
     def prepare() -> Call:
-        recorded.append(_core.Stages())
+        recorded.append(_core.StageTimes())
         return staged(recorded[-1])
 
     call, _ = run.medians(whole, prepare)
@@ -93,26 +95,26 @@ def _by_stage(run: Run, whole: Prepare, staged: Callable[[_core.Stages], Call]) 
     return seconds | {"rest of the call": call - sum(seconds.values()), "whole call": call}
 
 
-def _staged_masks(weights: Weights) -> Callable[[_core.Stages], Call]:
+def _staged_masks(weights: Weights) -> Callable[[_core.StageTimes], Call]:
     layers = views.layers(weights)
-    sources, threads = [layer.pointer for layer in layers], torch.get_num_threads()
-    goal = contenders.goal(weights, USUAL)
+    sources, machine = [layer.pointer for layer in layers], (torch.get_num_threads(), ())
+    spec = contenders.spec(weights, USUAL)
 
-    def masks(stages: _core.Stages) -> list[views.View]:
+    def masks(times: _core.StageTimes) -> list[views.View]:
         outputs = views.empty_masks(layers)  # new ones, as lampfast.masks returns them
         targets = [output.pointer for output in outputs]
-        _core.masks(sources, targets, goal, threads, stages=stages)
+        _core.masks(sources, targets, spec, machine, times)
         return outputs
 
-    return lambda stages: partial(masks, stages)
+    return lambda times: partial(masks, times)
 
 
-def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.Stages], Call]:
+def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.StageTimes], Call]:
     pointers = [layer.pointer for layer in views.layers(targets, write=True)]
-    goal, threads = contenders.goal(weights, USUAL), torch.get_num_threads()
+    spec, machine = contenders.spec(weights, USUAL), (torch.get_num_threads(), ())
 
-    def prepare(stages: _core.Stages) -> Call:
+    def prepare(times: _core.StageTimes) -> Call:
         contenders.restore(weights, targets)
-        return partial(_core.prune, pointers, None, goal, threads, stages=stages)
+        return partial(_core.prune, pointers, pointers, spec, machine, times)
 
     return prepare

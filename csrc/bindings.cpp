@@ -1,19 +1,21 @@
-// The only file that knows Python: addresses in, the GIL released, decisions out.
+// The only file that knows Python: addresses in, the GIL released, decisions out. No logic is here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
 #include <functional>
 #include <numeric>
-#include <optional>
+#include <utility>
 
-#include "census.h"
-#include "cpu/kernels.h"
-#include "cuda/gpu.h"
-#include "goal.h"
-#include "layer.h"
-#include "packed_mask.h"
-#include "places.h"
-#include "select.h"
+#include "core/layer.h"
+#include "core/layer_threshold.h"
+#include "core/not_finite.h"
+#include "core/packed_mask.h"
+#include "core/selection_spec.h"
+#include "core/stage_times.h"
+#include "cpu/kernels/kernels.h"
+#include "cuda/gpu_backend.h"
+#include "prune.h"
 
 namespace py = pybind11;
 using namespace lampfast;
@@ -69,103 +71,49 @@ struct py::detail::type_caster<cuda::Gpu> {
   }
 };
 
+// What of the machine a call may use is a tuple (threads, GPUs).
+template <>
+struct py::detail::type_caster<Machine> {
+  PYBIND11_TYPE_CASTER(Machine, const_name("Machine"));
+
+  bool load(handle source, bool) {
+    auto [threads, gpus] = py::cast<std::pair<int, std::vector<cuda::Gpu>>>(source);
+    value = {threads, std::move(gpus)};
+    return true;
+  }
+};
+
+// Packed masks are the addresses of their words.
+template <>
+struct py::detail::type_caster<PackedMasks> {
+  PYBIND11_TYPE_CASTER(PackedMasks, const_name("Sequence[int]"));
+
+  bool load(handle source, bool) {
+    for (const handle address : py::reinterpret_borrow<py::sequence>(source)) {
+      value.push_back(reinterpret_cast<MaskWord*>(py::cast<std::uintptr_t>(address)));
+    }
+    return true;
+  }
+};
+
 namespace {
 
-using Layers = std::vector<Layer>;
-using Gpus = std::vector<cuda::Gpu>;
+// The Python type of NotFinite. Its instances have an attribute `element`: where the first element
+// that is not finite lies, or None where it has changed meanwhile.
+PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> not_finite_error;
 
-const Layers nothing;  // a job that writes nothing
-
-void apply(Places& places, const std::vector<Cut>& cuts, const std::vector<Survey>& surveys) {
-  places.for_each(places.all(), [&](Place& place, const Chosen& there) {
-    place.prepare_apply(there, cuts, surveys);
-  });
-  places.for_each(places.all(),
-                  [&](Place& place, const Chosen& there) { place.apply(there, cuts, surveys); });
-}
-
-// The stages in order: select on the sources, then act on the targets.
-std::vector<Cut> select_and_apply(const Layers& sources, const Layers& targets, const Goal& goal,
-                                  const Machine& machine, Stages* stages) {
-  Places places({sources, targets}, machine);
-  Selected selected = select(places, goal, stages);
-  const StageTimer timer(stages, &Stages::apply);
-  apply(places, selected.cuts, selected.surveys);
-  return std::move(selected.cuts);
-}
-
-std::vector<Cut> prune(const Layers& targets, const std::optional<Layers>& importances,
-                       const Goal& goal, int threads, const Gpus& gpus, Stages* stages) {
-  const Layers& sources = importances ? *importances : targets;
-  return select_and_apply(sources, targets, goal, {threads, gpus}, stages);
-}
-
-std::vector<Cut> masks(const Layers& sources, const Layers& targets, const Goal& goal, int threads,
-                       const Gpus& gpus, Stages* stages) {
-  return select_and_apply(sources, targets, goal, {threads, gpus}, stages);
-}
-
-std::vector<Cut> select_only(const Layers& layers, const Goal& goal, int threads,
-                             const Gpus& gpus) {
-  Places places({layers, nothing}, {threads, gpus});
-  return select(places, goal, nullptr).cuts;
-}
-
-void write_masks(const Layers& sources, const Layers& targets, const std::vector<Cut>& cuts,
-                 int threads, const Gpus& gpus) {
-  Places places({sources, targets}, {threads, gpus});
-  apply(places, cuts, {});
-}
-
-void write_scores(const Layers& layers, const Layers& outputs, int threads, const Gpus& gpus) {
-  Places places({layers, outputs}, {threads, gpus});
-  places.for_each(places.all(), [](Place& place, const Chosen& there) { place.score(there); });
-}
-
-std::vector<Cut> describe(const Layers& layers, int threads, const Gpus& gpus) {
-  Places places({layers, nothing}, {threads, gpus});
-  std::vector<Cut> cuts(layers.size());
-  places.for_each(places.all(),
-                  [&](Place& place, const Chosen& there) { place.census(there, cuts); });
-  return cuts;
-}
-
-std::optional<std::pair<std::size_t, std::int64_t>> first_nonfinite(const Layers& layers,
-                                                                    int threads, const Gpus& gpus) {
-  Places places({layers, nothing}, {threads, gpus});
-  std::optional<Element> first;
-  places.for_each(places.all(), [&](Place& place, const Chosen& there) {
-    const std::optional<Element> found = place.first_not_finite(there);
-    if (found && (!first || *found < *first)) first = found;
-  });
-  if (!first) return std::nullopt;
-  return std::pair{first->layer, first->index};
-}
-
-// Packs or keeps. Masks are the addresses of their words.
-template <void (Place::*act)(const Chosen&, const PackedMasks&)>
-void with_packed_masks(const Layers& layers, const std::vector<std::uintptr_t>& addresses,
-                       int threads, const Gpus& gpus) {
-  if (addresses.size() != layers.size()) {
-    throw std::invalid_argument("as many masks as layers are needed");
+void translate_not_finite(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const NotFinite& error) {
+    const py::object& type = not_finite_error.get_stored();
+    const py::object exception = type(error.what());
+    exception.attr("element") = py::cast(error.element);
+    PyErr_SetObject(type.ptr(), exception.ptr());
   }
-  PackedMasks masks;
-  for (const std::uintptr_t address : addresses) {
-    masks.push_back(reinterpret_cast<MaskWord*>(address));
-  }
-  Places places({layers, nothing}, {threads, gpus});
-  places.for_each(places.all(),
-                  [&](Place& place, const Chosen& there) { (place.*act)(there, masks); });
 }
 
-}  // namespace
-
-PYBIND11_MODULE(_core, m) {
-  m.doc() = "The compiled engine: addresses in, decisions out. Nothing here knows torch.";
-  m.attr("__version__") = LAMPFAST_VERSION;
-  m.attr("cuda_built") = cuda::built();
-  m.def("cuda_usable", &cuda::usable);
-
+void bind_types(py::module_& m) {
   py::enum_<Dtype>(m, "Dtype")
       .value("float32", Dtype::float32)
       .value("float16", Dtype::float16)
@@ -178,52 +126,66 @@ PYBIND11_MODULE(_core, m) {
   py::enum_<Ranking>(m, "Ranking")
       .value("lamp", Ranking::lamp)
       .value("magnitude", Ranking::magnitude)
-      .value("each_apart", Ranking::each_apart);
+      .value("per_layer", Ranking::per_layer);
 
-  py::class_<Goal>(m, "Goal").def(py::init([](Ranking ranking, std::vector<std::int64_t> counts) {
-                                    return Goal{ranking, std::move(counts)};
-                                  }),
-                                  py::arg("ranking"), py::arg("counts"));
+  py::class_<SelectionSpec>(m, "SelectionSpec")
+      .def(py::init<Ranking, std::vector<std::int64_t>>(), py::arg("ranking"), py::arg("counts"));
 
-  py::class_<Cut>(m, "Cut")
-      .def_readonly("key", &Cut::key)
-      .def_readonly("ties", &Cut::ties)
-      .def_readonly("pruned", &Cut::pruned)
-      .def_readonly("threshold", &Cut::threshold);
+  py::class_<LayerThreshold>(m, "LayerThreshold")
+      .def_readonly("key", &LayerThreshold::key)
+      .def_readonly("ties", &LayerThreshold::ties)
+      .def_readonly("pruned", &LayerThreshold::pruned)
+      .def_readonly("magnitude", &LayerThreshold::magnitude);
 
-  py::class_<Stages>(m, "Stages")
+  py::class_<ElementIndex>(m, "ElementIndex")
+      .def_readonly("layer", &ElementIndex::layer)
+      .def_readonly("index", &ElementIndex::index);
+
+  py::class_<StageTimes>(m, "StageTimes")
       .def(py::init<>())
-      .def_readonly("guess", &Stages::guess)
-      .def_readonly("survey", &Stages::survey)
-      .def_readonly("select", &Stages::select)
-      .def_readonly("apply", &Stages::apply);
+      .def_readonly("estimate", &StageTimes::estimate)
+      .def_readonly("partition", &StageTimes::partition)
+      .def_readonly("narrow", &StageTimes::narrow)
+      .def_readonly("select", &StageTimes::select)
+      .def_readonly("commit", &StageTimes::commit);
 
+  py::class_<cuda::Needs>(m, "Needs")
+      .def_readonly("bytes", &cuda::Needs::bytes)
+      .def_readonly("host_bytes", &cuda::Needs::host_bytes);
+
+  not_finite_error.call_once_and_store_result(
+      [&] { return py::object(py::exception<NotFinite>(m, "NotFiniteError", PyExc_ValueError)); });
+  py::register_exception_translator(&translate_not_finite);
+}
+
+void bind_calls(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> released;
+  const auto layers = py::arg("layers");
+  const auto targets = py::arg("targets");
+  const auto masks_arg = py::arg("masks");
+  const auto spec = py::arg("spec");
+  const auto machine = py::arg("machine");
+  const auto times = py::arg("times") = nullptr;
+  m.def("prune", &prune, layers, targets, spec, machine, times, released);
+  m.def("masks", &masks, layers, masks_arg, spec, machine, times, released);
+  m.def("thresholds", &thresholds, layers, spec, machine, released);
+  m.def("zero_thresholds", &zero_thresholds, layers, machine, released);
+  m.def("score", &score, layers, py::arg("scores"), machine, released);
+  m.def("first_not_finite", &first_not_finite, layers, machine, released);
+  m.def("pack", &pack, layers, masks_arg, machine, released);
+  m.def("apply_packed_masks", &apply_packed_masks, layers, masks_arg, machine, released);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled engine: addresses in, decisions out. Nothing here knows torch.";
+  m.attr("__version__") = LAMPFAST_VERSION;
+  m.attr("cuda_built") = cuda::built();
+  bind_types(m);
+  bind_calls(m);
   m.def("instruction_set", &cpu::instruction_set);
-  m.def("cuda_needs", [](const Layers& layers, int device) {
-    const cuda::Needs needs = cuda::needs(layers, device);
-    return std::pair{needs.bytes, needs.host_bytes};
-  });
-  m.def("cuda_needs_of_scores", [](const Layers& layers, int device) {
-    const cuda::Needs needs = cuda::needs_of_scores(layers, device);
-    return std::pair{needs.bytes, needs.host_bytes};
-  });
-  const auto gpus = py::arg("gpus") = py::tuple();
-  const auto stages = py::arg("stages") = nullptr;
-  m.def("select", &select_only, py::arg("layers"), py::arg("goal"), py::arg("threads"), gpus,
-        released);
-  m.def("mask", &write_masks, py::arg("sources"), py::arg("targets"), py::arg("cuts"),
-        py::arg("threads"), gpus, released);
-  m.def("masks", &masks, py::arg("sources"), py::arg("targets"), py::arg("goal"),
-        py::arg("threads"), gpus, py::kw_only(), stages, released);
-  m.def("prune", &prune, py::arg("targets"), py::arg("importances"), py::arg("goal"),
-        py::arg("threads"), gpus, py::kw_only(), stages, released);
-  m.def("score", &write_scores, py::arg("layers"), py::arg("outputs"), py::arg("threads"), gpus,
-        released);
-  m.def("census", &describe, py::arg("layers"), py::arg("threads"), gpus, released);
-  m.def("first_nonfinite", &first_nonfinite, py::arg("layers"), py::arg("threads"), gpus, released);
-  m.def("pack", &with_packed_masks<&Place::pack>, py::arg("layers"), py::arg("masks"),
-        py::arg("threads"), gpus, released);
-  m.def("keep", &with_packed_masks<&Place::keep>, py::arg("layers"), py::arg("masks"),
-        py::arg("threads"), gpus, released);
+  m.def("cuda_usable", &cuda::usable);
+  m.def("cuda_needs", &cuda::needs, py::arg("layers"), py::arg("device"));
+  m.def("cuda_needs_of_scores", &cuda::needs_of_scores, py::arg("layers"), py::arg("device"));
 }

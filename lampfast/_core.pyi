@@ -27,20 +27,23 @@ Layer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
 # Device, stream, address and size of memory there, address and size of page-locked host memory.
 Gpu: TypeAlias = tuple[int, int, int, int, int, int]
 
+# What of the machine a call may use: how many threads, and GPUs.
+Machine: TypeAlias = tuple[int, Sequence[Gpu]]
+
 class Ranking:
     """How elements are ranked: all layers together by a score, or each layer by itself."""
 
     lamp: ClassVar[Ranking]
     magnitude: ClassVar[Ranking]
-    each_apart: ClassVar[Ranking]
+    per_layer: ClassVar[Ranking]
 
-class Goal:
-    """What is selected: how elements are ranked, and how many of the first go, or of each's."""
+class SelectionSpec:
+    """What is selected: how elements are ranked, and how many of the first, or of each layer's."""
 
     def __init__(self, ranking: Ranking, counts: Sequence[int]) -> None: ...
 
-class Cut:
-    """A layer's answer: magnitudes with a smaller key go, and the first `ties` of the equals."""
+class LayerThreshold:
+    """A layer's answer: elements with a smaller key go, and the first `ties` of the equal ones."""
 
     @property
     def key(self) -> int: ...
@@ -49,67 +52,71 @@ class Cut:
     @property
     def pruned(self) -> int: ...
     @property
-    def threshold(self) -> float: ...  # magnitude of the smallest kept weight; inf if none is kept
+    def magnitude(self) -> float: ...  # of the smallest kept weight; inf if none is kept
 
-class Stages:
+class ElementIndex:
+    """Where an element lies: the position of its layer, and its row-major index there."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+
+class NotFiniteError(ValueError):
+    """A layer has NaN or infinity: the first one, or None where it has changed meanwhile."""
+
+    element: ElementIndex | None
+
+class StageTimes:
     """How long each stage of a call took, in seconds."""
 
     def __init__(self) -> None: ...
     @property
-    def guess(self) -> float: ...
+    def estimate(self) -> float: ...
     @property
-    def survey(self) -> float: ...
+    def partition(self) -> float: ...
+    @property
+    def narrow(self) -> float: ...
     @property
     def select(self) -> float: ...
     @property
-    def apply(self) -> float: ...
+    def commit(self) -> float: ...
+
+class Needs:
+    """How many bytes a call needs on a GPU, and page-locked in the host."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def host_bytes(self) -> int: ...
 
 def instruction_set() -> str: ...
 def cuda_usable() -> bool: ...
-def cuda_needs(layers: Sequence[Layer], device: int) -> tuple[int, int]: ...
-def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> tuple[int, int]: ...
-def select(
-    layers: Sequence[Layer], goal: Goal, threads: int, gpus: Sequence[Gpu] = ()
-) -> list[Cut]: ...
-def mask(
-    sources: Sequence[Layer],
-    targets: Sequence[Layer],
-    cuts: Sequence[Cut],
-    threads: int,
-    gpus: Sequence[Gpu] = (),
-) -> None: ...
-def masks(
-    sources: Sequence[Layer],
-    targets: Sequence[Layer],
-    goal: Goal,
-    threads: int,
-    gpus: Sequence[Gpu] = (),
-    *,
-    stages: Stages | None = None,
-) -> list[Cut]: ...
+def cuda_needs(layers: Sequence[Layer], device: int) -> Needs: ...
+def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> Needs: ...
 def prune(
+    layers: Sequence[Layer],
     targets: Sequence[Layer],
-    importances: Sequence[Layer] | None,
-    goal: Goal,
-    threads: int,
-    gpus: Sequence[Gpu] = (),
-    *,
-    stages: Stages | None = None,
-) -> list[Cut]: ...
-def score(
-    layers: Sequence[Layer], outputs: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()
-) -> None: ...
-def census(layers: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()) -> list[Cut]: ...
-def first_nonfinite(
-    layers: Sequence[Layer], threads: int, gpus: Sequence[Gpu] = ()
-) -> tuple[int, int] | None: ...
+    spec: SelectionSpec,
+    machine: Machine,
+    times: StageTimes | None = None,
+) -> list[LayerThreshold]: ...
+def masks(
+    layers: Sequence[Layer],
+    masks: Sequence[Layer],
+    spec: SelectionSpec,
+    machine: Machine,
+    times: StageTimes | None = None,
+) -> list[LayerThreshold]: ...
+def thresholds(
+    layers: Sequence[Layer], spec: SelectionSpec, machine: Machine
+) -> list[LayerThreshold]: ...
+def zero_thresholds(layers: Sequence[Layer], machine: Machine) -> list[LayerThreshold]: ...
+def score(layers: Sequence[Layer], scores: Sequence[Layer], machine: Machine) -> None: ...
+def first_not_finite(layers: Sequence[Layer], machine: Machine) -> ElementIndex | None: ...
 
 # Masks of one bit a weight, by the addresses of their 64-bit words, where the layers live: bit
 # i % 64 of word i / 64 is set where the weight at position i, in the order of memory, is kept. GPUs
 # need lend nothing.
-def pack(
-    layers: Sequence[Layer], masks: Sequence[int], threads: int, gpus: Sequence[Gpu] = ()
-) -> None: ...
-def keep(
-    layers: Sequence[Layer], masks: Sequence[int], threads: int, gpus: Sequence[Gpu] = ()
-) -> None: ...
+def pack(layers: Sequence[Layer], masks: Sequence[int], machine: Machine) -> None: ...
+def apply_packed_masks(layers: Sequence[Layer], masks: Sequence[int], machine: Machine) -> None: ...

@@ -29,7 +29,7 @@ def check(method: str) -> None:
 
 def selection_spec(
     method: Method, count: int, layers: Sequence[View], sources: Sequence[View]
-) -> _core.Goal:
+) -> _core.SelectionSpec:
     """What the engine is to select for a method that prunes `count` weights of all layers together.
 
     Args:
@@ -43,14 +43,14 @@ def selection_spec(
     """
     match method:
         case "lamp":
-            return _core.Goal(_core.Ranking.lamp, [count])
+            return _core.SelectionSpec(_core.Ranking.lamp, [count])
         case "global":
-            return _core.Goal(_core.Ranking.magnitude, [count])
+            return _core.SelectionSpec(_core.Ranking.magnitude, [count])
     sizes = [layer.size for layer in layers]
-    zeros = [cut.pruned for cut in calls.census(layers, sources)]
+    zeros = [found.pruned for found in calls.zero_thresholds(layers, sources)]
     kept = kept_counts(method, sum(sizes) - count, [layer.weight.shape for layer in layers], zeros)
     pruned = [size - stay for size, stay in zip(sizes, kept, strict=True)]
-    return _core.Goal(_core.Ranking.each_apart, pruned)
+    return _core.SelectionSpec(_core.Ranking.per_layer, pruned)
 
 
 def kept_counts(

@@ -90,11 +90,11 @@ def prune(
     layers = views.layers(weights, write=True)
     importances = _sources(layers, importance, write=True)
     targets, sources, spec = _plan(layers, importances, s, method)
-    cuts = calls.prune(targets, sources, spec)
+    thresholds = calls.prune(targets, sources, spec)
     changes.mark(weights.values())
     views.write_back(layers, targets)
     changes.announce(layers)
-    return _report(layers, cuts)
+    return _report(layers, thresholds)
 
 
 def masks(
@@ -223,9 +223,9 @@ def report(
     layers = views.layers(parameters.named(model, include, exclude))
     if s is None:
         targets = views.local(layers)
-        return _report(layers, calls.census(targets, targets))
+        return _report(layers, calls.zero_thresholds(targets, targets))
     targets, sources, spec = _plan(layers, _sources(layers, importance), s, method)
-    return _report(layers, calls.select(targets, sources, spec))
+    return _report(layers, calls.thresholds(targets, sources, spec))
 
 
 def layerwise_sparsity(
@@ -288,20 +288,20 @@ def _local(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Seq
 
 def _plan(
     layers: list[View], sources: list[View], s: float, method: Method
-) -> tuple[Sequence[View], Sequence[View], _core.Goal]:
+) -> tuple[Sequence[View], Sequence[View], _core.SelectionSpec]:
     """Both where the engine can reach them, and what it is to select of them."""
     count = _arguments.count("s", s, sum(layer.size for layer in layers))
     targets, scored = _local(layers, sources)
     return targets, scored, methods.selection_spec(method, count, targets, scored)
 
 
-def _report(layers: Sequence[View], cuts: Sequence[_core.Cut]) -> Report:
+def _report(layers: Sequence[View], thresholds: Sequence[_core.LayerThreshold]) -> Report:
     # Rows are made later, from copies of what they need: a report must not keep weights alive.
     shapes = [layer.weight.shape for layer in layers]
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Report.lazily(partial(map, _row, names, shapes, sizes, cuts))
+    return Report.lazily(partial(map, _row, names, shapes, sizes, thresholds))
 
 
-def _row(name: str, shape: Sequence[int], size: int, cut: _core.Cut) -> LayerReport:
-    threshold = cut.threshold if isfinite(cut.threshold) else None
-    return LayerReport(name, tuple(shape), size, size - cut.pruned, threshold)
+def _row(name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold) -> LayerReport:
+    threshold = found.magnitude if isfinite(found.magnitude) else None
+    return LayerReport(name, tuple(shape), size, size - found.pruned, threshold)

@@ -30,7 +30,7 @@ def check(dtype: str, size: int, share: float, random: np.random.Generator) -> N
     kept = (bits[:size] & ~top) != 0
     words = np.full((size + 63) // 64 + 1, 0x5A5A5A5A5A5A5A5A, np.uint64)
     layer = bits.ctypes.data, getattr(_core.Dtype, dtype), (size,), (1,), -1
-    _core.pack([layer], [words.ctypes.data], 1)
+    _core.pack([layer], [words.ctypes.data], (1, ()))
     assert words[-1] == 0x5A5A5A5A5A5A5A5A
     packed = np.unpackbits(words.view(np.uint8), bitorder="little")
     assert (packed[:size] == kept).all(), (dtype, size)
@@ -38,7 +38,7 @@ def check(dtype: str, size: int, share: float, random: np.random.Generator) -> N
     expected = before.copy()
     expected[:size][~kept] = 0
     words[size // 64] |= np.array((2**64 - 1) << (size % 64) & (2**64 - 1), np.uint64)
-    _core.keep([layer], [words.ctypes.data], 1)
+    _core.apply_packed_masks([layer], [words.ctypes.data], (1, ()))
     assert (bits == expected).all(), (dtype, size)
 
 

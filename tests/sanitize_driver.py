@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Machine = tuple[int, tuple[()]]  # how many threads, and no GPUs
 
 CALLERS = 4
 
@@ -80,53 +81,55 @@ def exercise(core: ModuleType, dtype: str, arrays: list[Array], threads: int) ->
             for array in arrays
         ]
 
+    machine: Machine = (threads, ())
     sources = views(arrays, kind)
     total = sum(array.size for array in arrays)
     results = []
     for ranking, count in itertools.product(
-        ("lamp", "magnitude", "each_apart"), (0, 1, total // 3, total * 9 // 10, total)
+        ("lamp", "magnitude", "per_layer"), (0, 1, total // 3, total * 9 // 10, total)
     ):
         counts = [count]
-        if ranking == "each_apart":
+        if ranking == "per_layer":
             counts = [array.size * count // total for array in arrays]
             count = sum(counts)
-        goal = core.Goal(getattr(core.Ranking, ranking), counts)
-        cuts = core.select(sources, goal, threads)
-        assert sum(cut.pruned for cut in cuts) == count
-        masks = [np.empty(array.shape, bool) for array in arrays]
-        core.mask(sources, views(masks, core.Dtype.boolean), cuts, threads)
+        spec = core.SelectionSpec(getattr(core.Ranking, ranking), counts)
+        planned = core.thresholds(sources, spec, machine)
+        assert sum(threshold.pruned for threshold in planned) == count
+        masks = [np.empty(array.shape, bool) for array in arrays]  # written after the read,
+        core.masks(sources, views(masks, core.Dtype.boolean), spec, machine)
         assert sum(int(mask.sum()) for mask in masks) == total - count
-        fused = [np.empty_like(array, bool) for array in arrays]
-        core.masks(sources, views(fused, core.Dtype.boolean), goal, threads)
-        assert all((mask == other).all() for mask, other in zip(masks, fused, strict=True))
+        on_the_way = [np.empty_like(array, bool) for array in arrays]  # and during it
+        core.masks(sources, views(on_the_way, core.Dtype.boolean), spec, machine)
+        assert all((mask == other).all() for mask, other in zip(masks, on_the_way, strict=True))
         pruned = [array.copy("K") for array in arrays]
         targets = views(pruned, kind)
-        core.prune(targets, targets, goal, threads)
-        assert sum(cut.pruned for cut in core.census(targets, threads)) >= count
+        core.prune(targets, targets, spec, machine)
+        zeros = core.zero_thresholds(targets, machine)
+        assert sum(threshold.pruned for threshold in zeros) >= count
         results += [array.tobytes() for array in masks + pruned]
-        results += keep(core, views, arrays, pruned, kind, threads)
+        results += packed(core, views, arrays, pruned, kind, machine)
     scores = [np.empty(array.shape, "float64" if wide else "float32") for array in arrays]
     score_kind = core.Dtype.float64 if wide else core.Dtype.float32
-    core.score(sources, views(scores, score_kind), threads)
-    assert core.first_nonfinite(sources, threads) is None
+    core.score(sources, views(scores, score_kind), machine)
+    assert core.first_not_finite(sources, machine) is None
     return results + [score.tobytes() for score in scores]
 
 
-def keep(
+def packed(
     core: ModuleType,
     views: Callable[[list[Array], object], list[object]],
     arrays: list[Array],
     pruned: list[Array],
     kind: object,
-    threads: int,
+    machine: Machine,
 ) -> list[bytes]:
     """Packs what pruning left, and keeps it in weights that are all there again."""
     masks = [np.empty((array.size + 63) // 64, np.uint64) for array in pruned]
     addresses = [mask.__array_interface__["data"][0] for mask in masks]
-    core.pack(views(pruned, kind), addresses, threads)
+    core.pack(views(pruned, kind), addresses, machine)
     trained, again = ([array.copy("K") for array in some] for some in (arrays, pruned))
-    core.keep(views(trained, kind), addresses, threads)
-    core.keep(views(again, kind), addresses, threads)  # zeros but for the sign of -0
+    core.apply_packed_masks(views(trained, kind), addresses, machine)
+    core.apply_packed_masks(views(again, kind), addresses, machine)  # zeros but for the sign of -0
     assert all((one == other).all() for one, other in zip(trained, again, strict=True))
     return [mask.tobytes() for mask in masks]
 
@@ -136,18 +139,26 @@ def refuse(core: ModuleType, threads: int) -> None:
     weight = np.ones((500, 300), np.float32)
     weight[321, 123] = np.nan
     view = weight.ctypes.data, core.Dtype.float32, weight.shape, (300, 1), -1
-    assert core.first_nonfinite([view], threads) == (0, 321 * 300 + 123)
+    machine: Machine = (threads, ())
+    found = core.first_not_finite([view], machine)
+    assert (found.layer, found.index) == (0, 321 * 300 + 123)
     calls: list[Callable[[], object]] = [
-        lambda: core.select([view], core.Goal(core.Ranking.lamp, [5]), threads),
-        lambda: core.census([view], threads),
-        lambda: core.score([view], [view], threads),
+        lambda: core.thresholds([view], core.SelectionSpec(core.Ranking.lamp, [5]), machine),
+        lambda: core.zero_thresholds([view], machine),
+        lambda: core.score([view], [view], machine),
     ]
     for call in calls:
-        try:
-            call()
-        except ValueError:
-            continue
-        raise AssertionError("a NaN was not refused")
+        element = refused_element(core, call)
+        assert (element.layer, element.index) == (found.layer, found.index)
+
+
+def refused_element(core: ModuleType, call: Callable[[], object]) -> Any:
+    """Which element a call refuses."""
+    try:
+        call()
+    except core.NotFiniteError as error:
+        return error.element
+    raise AssertionError("a NaN was not refused")
 
 
 def together(core: ModuleType, dtype: str, arrays: list[Array]) -> list[list[bytes]]:

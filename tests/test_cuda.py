@@ -151,9 +151,10 @@ def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
         (mask.data_ptr(), _core.Dtype.boolean, tuple(mask.shape), mask.stride(), device)
         for mask, device in zip(masks.values(), where, strict=True)
     ]
-    goal = _core.Goal(_core.Ranking.lamp, [_arguments.count("s", s, strategies.numel(model))])
-    with gpus.borrowed(sources, _core.cuda_needs) as lent:
-        _core.masks(sources, targets, goal, 2, lent)
+    count = _arguments.count("s", s, strategies.numel(model))
+    spec = _core.SelectionSpec(_core.Ranking.lamp, [count])
+    with gpus.machine(sources, _core.cuda_needs) as (_, lent):
+        _core.masks(sources, targets, spec, (2, lent))
     assert_same_masks(masks, reference.masks(model, s))
 
 

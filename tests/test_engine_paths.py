@@ -89,7 +89,7 @@ def _layouts(values: torch.Tensor) -> Model:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2), (70, 60, 6, 6)], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["noise", "ties"])
-def test_masks_written_on_the_way_are_those_of_two_steps(
+def test_masks_written_on_the_way_are_right_in_every_memory_format(
     dtype: torch.dtype, shape: tuple[int, ...], tied: bool
 ) -> None:
     rng = np.random.default_rng(prod(shape))
@@ -100,23 +100,18 @@ def test_masks_written_on_the_way_are_those_of_two_steps(
     for turn, share in enumerate((0.4, 0.95)):
         k, threads = round(share * check.numel), 2 + turn
         expected = check.masks(k)
-        goal = _core.Goal(_core.Ranking.lamp, [k])
-        cuts = _core.select(sources, goal, threads)
-        assert sum(cut.pruned for cut in cuts) == k
+        spec = _core.SelectionSpec(_core.Ranking.lamp, [k])
+        planned = _core.thresholds(sources, spec, (threads, ()))
+        assert sum(threshold.pruned for threshold in planned) == k
         for memory_format in (torch.preserve_format, torch.contiguous_format):
-            together, after = (
-                {
-                    name: torch.empty_like(layer, dtype=torch.bool, memory_format=memory_format)
-                    for name, layer in model.items()
-                }
-                for _ in range(2)
-            )
-            _core.mask(sources, _pointers(after), cuts, threads)
-            assert_same_masks(after, expected)
-            found = _core.masks(sources, _pointers(together), goal, threads)
-            assert_same_masks(together, expected)
-            assert [(c.key, c.ties, c.pruned) for c in found] == [
-                (c.key, c.ties, c.pruned) for c in cuts
+            masks = {
+                name: torch.empty_like(layer, dtype=torch.bool, memory_format=memory_format)
+                for name, layer in model.items()
+            }
+            found = _core.masks(sources, _pointers(masks), spec, (threads, ()))
+            assert_same_masks(masks, expected)
+            assert [(t.key, t.ties, t.pruned) for t in found] == [
+                (t.key, t.ties, t.pruned) for t in planned
             ]
 
 

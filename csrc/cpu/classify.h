@@ -4,21 +4,22 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace lampfast::cpu {
 
-// Calls body(block, inside) for each block: what it has on either side of the bracket, and its keys
-// inside. What the bracket says of each element goes to `kept`, unless that is null (kernels.h).
+// Calls body(block, inside) for each block: what it has on either side of the interval, and its
+// keys inside. What the interval says of each element goes to `kept`, unless that is null
+// (kernels.h).
 template <class Key, class Body>
-void classify(Dtype dtype, const Key* elements, std::int64_t length, const Bracket& bracket,
+void classify(Dtype dtype, const Key* elements, std::int64_t length, const KeyInterval& interval,
               double scale, std::uint8_t* kept, Body&& body) {
-  const Kernels& kernel = kernels(dtype);
+  const Kernels& kernel = kernels_for(dtype);
   alignas(64) Key inside[classify_block + classify_slack];
   for (std::int64_t begin = 0; begin < length; begin += classify_block) {
     const auto count = static_cast<int>(std::min<std::int64_t>(classify_block, length - begin));
     std::uint8_t* kept_here = kept == nullptr ? nullptr : kept + begin;
-    body(kernel.classify(elements + begin, count, bracket, scale, inside, kept_here), inside);
+    body(kernel.classify(elements + begin, count, interval, scale, inside, kept_here), inside);
   }
 }
 

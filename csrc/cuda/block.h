@@ -125,13 +125,13 @@ struct Kept {
   }
 };
 
-// Calls body(key, spot) for the elements of a span, one thread each.
+// Calls body(key, offsets) for the elements of a span, one thread each.
 template <class Format, class Body>
-__device__ void for_each_element(const Work& work, const Span& span, const Steps& steps,
+__device__ void for_each_element(const Work& work, const Span& span, const VisitOrder& order,
                                  Body&& body) {
   for (std::int64_t i = span.begin + threadIdx.x; i < span.end; i += block_threads) {
-    const Spot spot = steps.at(i);
-    body(Format::key(load<typename Format::Storage>(work, spot.source)), spot);
+    const ElementOffsets offsets = order.at(i);
+    body(Format::key(load<typename Format::Storage>(work, offsets.source)), offsets);
   }
 }
 

@@ -5,16 +5,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/layer.h"
+#include "core/log_histogram.h"
+#include "core/packed_mask.h"
 #include "cuda/work.h"
-#include "layer.h"
-#include "packed_mask.h"
-#include "sketch.h"
 
 namespace lampfast::cuda {
 
 struct Launch {
   Dtype dtype;
-  bool is_settled;  // by settle_masks
+  bool settles_mask;  // by settle_masks
   const Work* works;
   int first;  // of the works that were sent together, which count the store's layers
   int count;
@@ -22,40 +22,42 @@ struct Launch {
   cudaStream_t stream;
 };
 
-// Surveys one span a block; the candidates go to the store. Masks get what the bracket decides.
-void survey_weights(const Launch& launch, bool writes_masks, const Store& store, Row* rows);
+// Partitions one span a block; the candidates go to the store, and masks get what the interval
+// decides.
+void partition_weights(const Launch& launch, bool writes_masks, const Store& store, Row* rows);
 // The same of the candidates in the store.
-void survey_candidates(const Launch& launch, const Store& store, Row* rows);
+void partition_candidates(const Launch& launch, const Store& store, Row* rows);
 // Adds up the rows of every layer in parts, one a block.
 void sum_rows(const Launch& launch, const Row* rows, Row* parts);
-// Collects the candidates inside the brackets, each layer's from Work::out on.
+// Collects the candidates inside the intervals, each layer's from Work::out on.
 void collect_candidates(const Launch& launch, const Store& store, unsigned long long* found,
                         std::uint64_t* keys);
 
 // One layer a block.
-void draw_sketches(const Launch& launch, Sketch* sketches);
+void draw_histograms(const Launch& launch, LogHistogram* histograms);
 
-// Counts the elements that equal the cuts' keys, in spans of the row-major order, one a block.
+// Counts the elements that equal the thresholds' keys, in spans of the row-major order, one a
+// block.
 void count_ties(const Launch& launch, std::uint32_t* tie_counts);
 // The row-major index of the first tie that is kept, by the counts or the rows; one layer a block.
 void find_ties(const Launch& launch, const std::uint32_t* tie_counts, const Row* rows,
                std::int64_t* first_kept);
 
-// Prunes, writes masks, or completes the masks that the survey has written; one span a block.
+// Prunes, writes masks, or completes the masks that a partition has written; one span a block.
 void zero(const Launch& launch, const std::int64_t* first_kept);
 void mask(const Launch& launch, const std::int64_t* first_kept);
 void settle_masks(const Launch& launch, const Store& store, const std::int64_t* first_kept);
 // Has the kernels of a dtype loaded, which might fail when they are first launched.
-void load_apply(Dtype dtype);
+void load_commit(Dtype dtype);
 
-// One span a block. The digests and the digits must have been begun.
-void digest(const Launch& launch, Digest* digests);
+// One span a block. The stats and the digits must have been initialised.
+void find_stats(const Launch& launch, DeviceStats* stats);
 void sum_exactly(const Launch& launch, unsigned long long* digits);
 
-// As in keep.h. They need no works and no memory.
-void pack(const std::vector<Layer>& layers, const Chosen& chosen, const PackedMasks& masks,
+// As in apply_packed_masks.h. They need no works and no memory.
+void pack(const std::vector<Layer>& layers, const LayerIds& ids, const PackedMasks& masks,
           cudaStream_t stream);
-void keep(const std::vector<Layer>& layers, const Chosen& chosen, const PackedMasks& masks,
-          cudaStream_t stream);
+void apply_packed_masks(const std::vector<Layer>& layers, const LayerIds& ids,
+                        const PackedMasks& masks, cudaStream_t stream);
 
 }  // namespace lampfast::cuda

@@ -4,19 +4,20 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/plan.h"
+#include "backend.h"
+#include "core/key_format.h"
+#include "core/mask_sink.h"
+#include "core/strided_walk.h"
 #include "cuda/work.h"
-#include "magnitude.h"
-#include "place.h"
-#include "walk.h"
+#include "cuda/workspace.h"
 
 namespace lampfast::cuda {
 
 struct Layout {
-  std::vector<Work> works;  // of every layer; those on other devices are empty
-  std::vector<Axis> axes;   // that they refer to, by where these will be on the device
+  std::vector<Work> works;      // of every layer; those on other devices are empty
+  std::vector<VisitAxis> axes;  // that they refer to, by where these will be on the device
 
-  Layout(const Job& job, int device, const Axis* axes_there) : works(job.layers.size()) {
+  Layout(const Job& job, int device, const VisitAxis* axes_there) : works(job.layers.size()) {
     std::int64_t spans = 0;
     for (std::size_t i = 0; i < works.size(); ++i) {
       const Layer& layer = job.layers[i];
@@ -29,12 +30,12 @@ struct Layout {
       work.first_span = spans;
       work.scale = 1.0;
       work.own_target = target.data == layer.data && target.strides == layer.strides;
-      work.target_size = job.writes_masks() ? 1 : static_cast<int>(item_size(target.dtype));
-      work.dense = alike(layer, target);
+      work.target_size = static_cast<int>(item_size(target.dtype));
+      work.dense = same_memory_order(layer, target);
       work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
                      is_aligned(work.target, work.own_target ? vector_bytes : 4);
-      work.by_memory = steps(layer, target, Order::memory, axes_there);
-      work.by_index = steps(layer, target, Order::row_major, axes_there);
+      work.by_memory = visit_order(layer, target, Order::memory, axes_there);
+      work.by_index = visit_order(layer, target, Order::row_major, axes_there);
       spans += spans_of(layer);
     }
   }
@@ -44,17 +45,18 @@ struct Layout {
     return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
   }
 
-  Steps steps(const Layer& layer, const Layer& target, Order order, const Axis* axes_there) {
+  VisitOrder visit_order(const Layer& layer, const Layer& target, Order order,
+                         const VisitAxis* axes_there) {
     const Strides indices = row_major_strides(layer.shape);
-    const Walk<3, 0> walk(layer.shape, {&layer.strides, &target.strides, &indices}, order);
+    const StridedWalk<3, 0> walk(layer.shape, {&layer.strides, &target.strides, &indices}, order);
     const auto found = walk.axes();
     const auto& run = found.back().stride;
     if (found.size() == 1 && run[0] == 1 && run[1] == 1 && run[2] == 1) return {nullptr, 0};
-    const Steps steps{axes_there + axes.size(), static_cast<int>(found.size())};
+    const VisitOrder visit{axes_there + axes.size(), static_cast<int>(found.size())};
     for (const auto& axis : found) {
       axes.push_back({axis.extent, axis.stride[0], axis.stride[1], axis.stride[2]});
     }
-    return steps;
+    return visit;
   }
 };
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "tiny.h"
+#include "core/test_sizes.h"
 
 namespace lampfast::cuda {
 
@@ -38,7 +38,7 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-constexpr int block_threads = tiny ? 64 : 256;
+constexpr int block_threads = test_sizes ? 64 : 256;
 
 // `name` is for the error.
 template <class... Expected, class... Actual>

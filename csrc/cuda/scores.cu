@@ -1,20 +1,21 @@
+// Scores on a GPU: a radix sort by magnitude, suffix sums in blocks, and a scatter of the ratios.
 #include <cub/device/device_radix_sort.cuh>
 #include <limits>
 #include <type_traits>
 #include <utility>
 
+#include "core/compensated_sum.h"
+#include "core/float64_score.h"
+#include "core/key_format.h"
 #include "cuda/block.h"
-#include "cuda/plan.h"
 #include "cuda/scores.h"
-#include "double_score.h"
-#include "exact_sum.h"
-#include "magnitude.h"
+#include "cuda/workspace.h"
 
 namespace lampfast::cuda {
 namespace {
 
 // Layers are put together until they have so many elements.
-constexpr std::int64_t batch_size = tiny ? 100 : 1 << 22;
+constexpr std::int64_t batch_size = test_sizes ? 100 : 1 << 22;
 
 template <class Format>
 constexpr int key_bits = 8 * static_cast<int>(sizeof(typename Format::Storage)) - 1;
@@ -29,7 +30,7 @@ int bits_of(std::size_t values) {
 template <class Format>
 struct Plain {
   using Score = float;
-  using Total = Sum;
+  using Total = CompensatedSum;
   using Key = typename Format::Storage;
 
   __device__ explicit Plain(Key) {}
@@ -42,7 +43,8 @@ struct Plain {
 };
 
 template <class Format>
-using Arithmetic = std::conditional_t<sizeof(typename Format::Storage) == 8, Double, Plain<Format>>;
+using Arithmetic =
+    std::conditional_t<sizeof(typename Format::Storage) == 8, Float64Score, Plain<Format>>;
 
 // What a batch's memory holds. A Word is a key, behind the number of its layer.
 template <class Word>
@@ -226,9 +228,9 @@ bool Batch::is_narrow() const {
          size <= std::numeric_limits<std::uint32_t>::max();
 }
 
-std::vector<Batch> batches(const std::vector<Layer>& layers, const Chosen& chosen) {
+std::vector<Batch> batches(const std::vector<Layer>& layers, const LayerIds& ids) {
   std::vector<Batch> result;
-  for (const std::size_t i : chosen) {
+  for (const std::size_t i : ids) {
     const Layer& layer = layers[i];
     if (layer.size == 0) continue;
     // Nothing fits before the 63 bits of a float64's key.

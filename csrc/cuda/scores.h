@@ -4,16 +4,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/layer.h"
 #include "cuda/runtime.h"
 #include "cuda/work.h"
-#include "layer.h"
 
 namespace lampfast::cuda {
 
 // Layers of one dtype that are sorted together.
 struct Batch {
   Dtype dtype;
-  Chosen layers;
+  LayerIds layers;
   std::int64_t size = 0;   // elements in all
   std::int64_t spans = 0;  // of all layers, in the kernels' counting
 
@@ -21,7 +21,7 @@ struct Batch {
   // more elements than they can count.
   bool is_narrow() const;
 };
-std::vector<Batch> batches(const std::vector<Layer>& layers, const Chosen& chosen);
+std::vector<Batch> batches(const std::vector<Layer>& layers, const LayerIds& ids);
 
 // Device memory that a batch needs.
 std::int64_t score_bytes(const Batch& batch);

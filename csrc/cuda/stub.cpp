@@ -1,7 +1,7 @@
-// Stands in for the CUDA engine in a CPU-only build.
+// Stands in for the GPU backend in a CPU-only build.
 #include <stdexcept>
 
-#include "cuda/gpu.h"
+#include "cuda/gpu_backend.h"
 
 namespace lampfast::cuda {
 namespace {
@@ -16,6 +16,6 @@ bool usable() { return false; }
 Needs needs(const std::vector<Layer>&, int) { refuse(); }
 Needs needs_of_scores(const std::vector<Layer>&, int) { refuse(); }
 
-std::unique_ptr<Place> gpu_place(const Job&, const Gpu&) { refuse(); }
+std::unique_ptr<Backend> gpu_backend(const Job&, const Gpu&) { refuse(); }
 
 }  // namespace lampfast::cuda

@@ -1,10 +1,11 @@
-// Ties: where in row-major order the first one lies that is kept, when a cut goes through equals.
+// Where in row-major order the first tie that is kept lies, where only some of a layer's equal
+// elements are pruned.
 #include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
+#include "core/key_format.h"
 #include "cuda/block.h"
 #include "cuda/kernels.h"
-#include "magnitude.h"
 
 namespace lampfast::cuda {
 namespace {
@@ -21,7 +22,7 @@ __global__ __launch_bounds__(block_threads) void count_in_span(const Work* __res
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const Span span = Span::of_block<Key>(work);
   std::uint32_t count = 0;
-  for_each_element<Format>(work, span, work.by_index, [&](Key key, const Spot&) {
+  for_each_element<Format>(work, span, work.by_index, [&](Key key, const ElementOffsets&) {
     if (key == work.low) ++count;
   });
   count = ReduceCount(reduce).Sum(count);
@@ -69,7 +70,7 @@ __global__ __launch_bounds__(block_threads) void find_tie(const Work* __restrict
     std::uint32_t count = 0;
     if (own < spans) {
       const std::int64_t number = work.first_span + own;
-      count = work.tie_slot < 0 ? tie_counts[number] : rows[number].counts[work.tie_slot];
+      count = work.tie_bin < 0 ? tie_counts[number] : rows[number].counts[work.tie_bin];
     }
     std::uint32_t before = 0;
     std::uint32_t all = 0;

@@ -15,87 +15,98 @@ from lampfast._engine import gpus
 from lampfast._engine.views import Pointer, View
 
 
-def select(layers: Sequence[View], sources: Sequence[View], spec: _core.Goal) -> list[_core.Cut]:
-    """Where `prune` would cut each layer."""
-    with _naming_nonfinite(layers, sources):
+def thresholds(
+    layers: Sequence[View], sources: Sequence[View], spec: _core.SelectionSpec
+) -> list[_core.LayerThreshold]:
+    """The thresholds by which `prune` would prune."""
+    with _naming_not_finite(layers, sources):
         pointers = _pointers(sources)
-        with gpus.borrowed(pointers, _core.cuda_needs) as lent:
-            return _core.select(pointers, spec, torch.get_num_threads(), lent)
+        with gpus.machine(pointers, _core.cuda_needs) as machine:
+            return _core.thresholds(pointers, spec, machine)
 
 
-def prune(layers: Sequence[View], sources: Sequence[View], spec: _core.Goal) -> list[_core.Cut]:
+def prune(
+    layers: Sequence[View], sources: Sequence[View], spec: _core.SelectionSpec
+) -> list[_core.LayerThreshold]:
     """Zero the weights of `layers` that the spec selects, in place."""
-    with _naming_nonfinite(layers, sources):
+    with _naming_not_finite(layers, sources):
         targets = _pointers(layers)
-        importances = None if sources is layers else _pointers(sources)
-        with gpus.borrowed(importances or targets, _core.cuda_needs) as lent:
-            return _core.prune(targets, importances, spec, torch.get_num_threads(), lent)
+        pointers = targets if sources is layers else _pointers(sources)
+        with gpus.machine(pointers, _core.cuda_needs) as machine:
+            return _core.prune(pointers, targets, spec, machine)
 
 
 def masks(
-    layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View], spec: _core.Goal
+    layers: Sequence[View],
+    sources: Sequence[View],
+    outputs: Sequence[View],
+    spec: _core.SelectionSpec,
 ) -> None:
     """Write False to `outputs` for the weights that the spec selects, else True."""
-    with _naming_nonfinite(layers, sources):
-        pointers, targets = _pointers(sources), _pointers(outputs)
-        with gpus.borrowed(pointers, _core.cuda_needs) as lent:
-            _core.masks(pointers, targets, spec, torch.get_num_threads(), lent)
+    with _naming_not_finite(layers, sources):
+        pointers = _pointers(sources)
+        with gpus.machine(pointers, _core.cuda_needs) as machine:
+            _core.masks(pointers, _pointers(outputs), spec, machine)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
     """Write the score of every weight to `outputs`."""
-    with _naming_nonfinite(layers, sources):
-        pointers, targets = _pointers(sources), _pointers(outputs)
-        with gpus.borrowed(pointers, _core.cuda_needs_of_scores) as lent:
-            _core.score(pointers, targets, torch.get_num_threads(), lent)
-
-
-def census(layers: Sequence[View], sources: Sequence[View]) -> list[_core.Cut]:
-    """Where cuts that prune only what is zero now would be, with the number of these zeros."""
-    with _naming_nonfinite(layers, sources):
+    with _naming_not_finite(layers, sources):
         pointers = _pointers(sources)
-        with gpus.borrowed(pointers, _core.cuda_needs) as lent:
-            return _core.census(pointers, torch.get_num_threads(), lent)
+        with gpus.machine(pointers, _core.cuda_needs_of_scores) as machine:
+            _core.score(pointers, _pointers(outputs), machine)
+
+
+def zero_thresholds(layers: Sequence[View], sources: Sequence[View]) -> list[_core.LayerThreshold]:
+    """The thresholds that prune what is zero already, with the number of these zeros."""
+    with _naming_not_finite(layers, sources):
+        pointers = _pointers(sources)
+        with gpus.machine(pointers, _core.cuda_needs) as machine:
+            return _core.zero_thresholds(pointers, machine)
 
 
 def pack_masks(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Write masks of one bit a weight, set where a weight of `layers` is not zero."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
-    with gpus.borrowed(pointers, _no_memory) as lent:
-        _core.pack(pointers, addresses, torch.get_num_threads(), lent)
+    with gpus.machine(pointers) as machine:
+        _core.pack(pointers, addresses, machine)
 
 
 def apply_packed_masks(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Zero the weights of `layers` whose bit in such a mask is not set."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]
-    with gpus.borrowed(pointers, _no_memory) as lent:
-        _core.keep(pointers, addresses, torch.get_num_threads(), lent)
-
-
-def _no_memory(layers: Sequence[Pointer], device: int) -> tuple[int, int]:
-    return 0, 0
+    with gpus.machine(pointers) as machine:
+        _core.apply_packed_masks(pointers, addresses, machine)
 
 
 @contextmanager
-def _naming_nonfinite(layers: Sequence[View], sources: Sequence[View]) -> Iterator[None]:
-    """Check what the engine does not read, and say where it found a NaN or an infinity."""
-    if sources is not layers and (error := _nonfinite("layer", layers)):
-        raise error
+def _naming_not_finite(layers: Sequence[View], sources: Sequence[View]) -> Iterator[None]:
+    """Check what the engine does not read, and name the NaN or infinity that it meets.
+
+    The engine reads the sources only, but NaN in a layer that has an importance is an error too.
+    """
+    if sources is not layers:
+        _check_finite(layers)
     try:
         yield
-    except ValueError as error:
+    except _core.NotFiniteError as error:
+        if error.element is None:
+            raise
         what = "layer" if sources is layers else "importance of layer"
-        raise _nonfinite(what, sources) or error from None
+        raise _not_finite(what, sources, error.element) from None
 
 
-def _nonfinite(what: str, views: Sequence[View]) -> ValueError | None:
-    pointers = _pointers(views)
-    with gpus.borrowed(pointers, _core.cuda_needs) as lent:
-        found = _core.first_nonfinite(pointers, torch.get_num_threads(), lent)
-    if found is None:
-        return None
-    view, flat = views[found[0]], found[1]
-    index = tuple(map(int, np.unravel_index(flat, view.weight.shape)))
+def _check_finite(layers: Sequence[View]) -> None:
+    pointers = _pointers(layers)
+    with gpus.machine(pointers, _core.cuda_needs) as machine:
+        element = _core.first_not_finite(pointers, machine)
+    if element is not None:
+        raise _not_finite("layer", layers, element)
+
+
+def _not_finite(what: str, views: Sequence[View], element: _core.ElementIndex) -> ValueError:
+    view = views[element.layer]
+    index = tuple(map(int, np.unravel_index(element.index, view.weight.shape)))
     return ValueError(
         f"{what} {view.name!r} has {view.weight[index].item()} at index {index}, and only "
         "finite values can be ordered; repair it first, or leave the layer out with exclude="

@@ -31,22 +31,24 @@ def index(tensor: torch.Tensor) -> int:
 
 
 @contextmanager
-def borrowed(
-    layers: Sequence[_core.Layer], needs: Callable[[Sequence[_core.Layer], int], tuple[int, int]]
-) -> Iterator[list[_core.Gpu]]:
-    """The GPUs that layers are on, each with the memory that the engine says it needs.
+def machine(
+    layers: Sequence[_core.Layer],
+    needs: Callable[[Sequence[_core.Layer], int], _core.Needs] | None = None,
+) -> Iterator[_core.Machine]:
+    """What a call may use: torch's threads, and the GPUs that layers are on, with their memory.
 
-    The memory goes back to torch's allocators at the end. Work that is still queued then is safe,
-    because whatever reuses the memory is queued later on the same stream.
+    Each GPU lends as much as the engine says it needs, or none. The memory goes back to torch's
+    allocators at the end. Work that is still queued then is safe, because whatever reuses the
+    memory is queued later on the same stream.
     """
     gpus, held = [], []
     for device in sorted({layer[4] for layer in layers} - {HOST}):
-        sizes = needs(layers, device)
-        stream, *pair = _lend(device, *sizes)
-        held.append(pair)
-        memory, pinned = pair
-        gpus.append((device, stream, memory.data_ptr(), sizes[0], pinned.data_ptr(), sizes[1]))
-    yield gpus
+        need = needs(layers, device) if needs is not None else None
+        size, host_size = (need.bytes, need.host_bytes) if need is not None else (0, 0)
+        stream, memory, pinned = _lend(device, size, host_size)
+        held.append((memory, pinned))
+        gpus.append((device, stream, memory.data_ptr(), size, pinned.data_ptr(), host_size))
+    yield torch.get_num_threads(), gpus
     del held
 
 

@@ -52,9 +52,14 @@ class Context {
   void switch_to(Context& next) { swap(&top_, next.top_); }
 
  private:
-  // Only what a call must preserve is kept, and no signal mask. Nothing may see through it (noipa):
+  // Only what a call must preserve is kept, and no signal mask. The compiler must not look inside:
   // all memory, threadIdx too, may be different when it returns.
-  __attribute__((naked, noipa)) static void swap(void**, void*) {
+#if defined(__clang__)
+  __attribute__((naked, noinline, optnone))
+#else
+  __attribute__((naked, noipa))
+#endif
+  static void swap(void**, void*) {
     asm("pushq %rbp\n\t pushq %rbx\n\t pushq %r12\n\t pushq %r13\n\t pushq %r14\n\t pushq %r15\n\t"
         "movq %rsp, (%rdi)\n\t"
         "movq %rsi, %rsp\n\t"

@@ -1,0 +1,203 @@
+// Divides what a call asks among the backends, and puts together what they answer.
+#include "backends.h"
+
+#include <algorithm>
+#include <exception>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "cpu/host_backend.h"
+
+namespace lampfast {
+namespace {
+
+const cuda::Gpu& gpu_of(const Machine& machine, int device) {
+  for (const cuda::Gpu& gpu : machine.gpus) {
+    if (gpu.device == device) return gpu;
+  }
+  throw std::invalid_argument("a layer lives on device " + std::to_string(device) +
+                              ", which the call was not lent");
+}
+
+// Those of the values that belong to a share, by their positions.
+template <class T>
+std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>& positions) {
+  std::vector<T> picked;
+  picked.reserve(positions.size());
+  for (const std::size_t position : positions) picked.push_back(values[position]);
+  return picked;
+}
+
+// Calls body(task) for every task at the same time: the first one on this thread, each other on one
+// of its own, or here where the system has none left. Throws the exception of the first that
+// failed.
+template <class Body>
+void run_together(std::size_t tasks, Body&& body) {
+  std::vector<std::exception_ptr> failures(tasks);
+  const auto run = [&](std::size_t task) {
+    const cpu::FloatEnvironment environment;
+    try {
+      body(task);
+    } catch (...) {
+      failures[task] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> threads;
+  threads.reserve(tasks);
+  std::size_t started = 1;
+  try {
+    for (; started < tasks; ++started) threads.emplace_back(run, started);
+  } catch (...) {
+    for (std::size_t task = started; task < tasks; ++task) run(task);
+  }
+  run(0);
+  for (std::thread& thread : threads) thread.join();
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+}
+
+}  // namespace
+
+Backends::Backends(const Job& job, const Machine& machine)
+    : job_(job), pool_(machine.threads), all_(job.layers.size()), home_of_(job.layers.size()) {
+  std::iota(all_.begin(), all_.end(), std::size_t{0});
+  std::vector<int> devices;
+  for (std::size_t i = 0; i < job.layers.size(); ++i) {
+    const int device = job.layers[i].device;
+    if (!job.targets.empty() && job.targets[i].device != device) {
+      throw std::invalid_argument("a layer and its target live on different devices");
+    }
+    if (std::find(devices.begin(), devices.end(), device) == devices.end()) {
+      devices.push_back(device);
+    }
+  }
+  if (devices.empty()) devices.push_back(Layer::in_host_memory);
+  std::sort(devices.begin(), devices.end());
+  for (const int device : devices) {
+    const bool is_host = device == Layer::in_host_memory;
+    homes_.push_back({device, is_host ? cpu::host_backend(job_, pool_)
+                                      : cuda::gpu_backend(job_, gpu_of(machine, device))});
+  }
+  for (std::size_t i = 0; i < job.layers.size(); ++i) {
+    while (homes_[home_of_[i]].device != job.layers[i].device) ++home_of_[i];
+  }
+}
+
+std::vector<Backends::Share> Backends::divide(const LayerIds& ids) const {
+  std::vector<Share> shares;
+  for (const Home& home : homes_) shares.push_back({home.backend.get(), {}, {}});
+  for (std::size_t position = 0; position < ids.size(); ++position) {
+    Share& share = shares[home_of_[ids[position]]];
+    share.ids.push_back(ids[position]);
+    share.positions.push_back(position);
+  }
+  const auto is_empty = [](const Share& share) { return share.ids.empty(); };
+  shares.erase(std::remove_if(shares.begin(), shares.end(), is_empty), shares.end());
+  return shares;
+}
+
+// Calls body(share) for every backend that has some of the layers, at the same time.
+template <class Body>
+void Backends::for_each(const LayerIds& ids, Body&& body) {
+  std::vector<Share> shares = divide(ids);
+  if (shares.size() == 1) {
+    body(shares[0]);
+  } else if (!shares.empty()) {
+    run_together(shares.size(), [&](std::size_t s) { body(shares[s]); });
+  }
+}
+
+// ask(share) is what one backend finds of its share; the result is in the order of the ids. Every
+// layer lives in one backend: there is nothing to merge but the order.
+template <class Result, class Ask>
+std::vector<Result> Backends::gather(const LayerIds& ids, Ask&& ask) {
+  std::vector<Result> results(ids.size());
+  for_each(ids, [&](const Share& share) {
+    std::vector<Result> found = ask(share);
+    for (std::size_t s = 0; s < found.size(); ++s) {
+      results[share.positions[s]] = std::move(found[s]);
+    }
+  });
+  return results;
+}
+
+std::vector<std::uint64_t> Backends::largest_keys(const LayerIds& ids) {
+  return gather<std::uint64_t>(
+      ids, [](const Share& share) { return share.backend->largest_keys(share.ids); });
+}
+
+std::vector<LogHistogram> Backends::draw(const LayerIds& ids) {
+  return gather<LogHistogram>(ids,
+                              [](const Share& share) { return share.backend->draw(share.ids); });
+}
+
+std::optional<Estimate> Backends::estimate(const std::vector<double>& scales, std::int64_t count) {
+  if (homes_.size() > 1) return std::nullopt;
+  return homes_[0].backend->estimate(scales, count);
+}
+
+std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
+                                                 const std::vector<PartitionRequest>& requests,
+                                                 const MaskSink& masks, StoreLimit limit) {
+  return gather<PartitionResult>(ids, [&](const Share& share) {
+    return share.backend->partition(share.ids, pick(requests, share.positions), masks, limit);
+  });
+}
+
+std::vector<Partition> Backends::narrow(const LayerIds& ids,
+                                        const std::vector<PartitionRequest>& requests) {
+  return gather<Partition>(ids, [&](const Share& share) {
+    return share.backend->narrow(share.ids, pick(requests, share.positions));
+  });
+}
+
+void Backends::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
+                       const KeySink& sink) {
+  for_each(ids, [&](const Share& share) {
+    share.backend->collect(share.ids, pick(requests, share.positions), sink);
+  });
+}
+
+BigUint Backends::exact_sum_above(std::size_t id, std::uint64_t key) {
+  return homes_[home_of_[id]].backend->exact_sum_above(id, key);
+}
+
+void Backends::commit(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks) {
+  for_each(all_, [&](const Share& share) { share.backend->prepare(share.ids, thresholds, masks); });
+  for_each(all_, [](const Share& share) { share.backend->commit(); });
+}
+
+std::vector<LayerStats> Backends::stats() {
+  return gather<LayerStats>(all_,
+                            [](const Share& share) { return share.backend->stats(share.ids); });
+}
+
+std::optional<ElementIndex> Backends::first_not_finite() {
+  std::vector<std::optional<ElementIndex>> found(homes_.size());
+  for_each(all_, [&](const Share& share) {
+    found[home_of_[share.ids[0]]] = share.backend->first_not_finite(share.ids);
+  });
+  std::optional<ElementIndex> first;
+  for (const std::optional<ElementIndex>& element : found) {
+    if (element && (!first || *element < *first)) first = element;
+  }
+  return first;
+}
+
+void Backends::score() {
+  for_each(all_, [](const Share& share) { share.backend->score(share.ids); });
+}
+
+void Backends::pack(const PackedMasks& masks) {
+  for_each(all_, [&](const Share& share) { share.backend->pack(share.ids, masks); });
+}
+
+void Backends::apply_packed_masks(const PackedMasks& masks) {
+  for_each(all_, [&](const Share& share) { share.backend->apply_packed_masks(share.ids, masks); });
+}
+
+}  // namespace lampfast

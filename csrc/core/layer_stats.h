@@ -1,0 +1,29 @@
+// What is in a layer now: how many zeros, and its smallest other magnitude.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/key_format.h"
+#include "core/layer.h"
+#include "core/layer_threshold.h"
+
+namespace lampfast {
+
+struct LayerStats {
+  std::int64_t zeros = 0;
+  std::uint64_t smallest = ~std::uint64_t{0};  // key that is not zero, if there is one
+
+  void merge(const LayerStats& other) {
+    zeros += other.zeros;
+    smallest = std::min(smallest, other.smallest);
+  }
+
+  // The layer's answer if its zeros were what is pruned.
+  LayerThreshold threshold(Dtype dtype) const {
+    const std::uint64_t key = std::min(smallest, not_finite_key(dtype));
+    return {key, 0, zeros, magnitude_of(dtype, key)};
+  }
+};
+
+}  // namespace lampfast

@@ -1,0 +1,97 @@
+// Cuts layers into chunks of about equal work, so that one huge layer and a thousand small ones
+// both keep every thread busy.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "core/layer.h"
+#include "core/strided_walk.h"
+#include "core/test_sizes.h"
+#include "cpu/thread_pool.h"
+
+namespace lampfast::cpu {
+
+// The positions [begin, end) of a layer, in the visiting order of strided_walk.h.
+struct Chunk {
+  std::size_t layer;
+  std::size_t position;  // of the layer among those that are cut into chunks together
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+constexpr std::int64_t chunk_size = test_sizes ? 20 : 1 << 17;
+
+// Whole layers, each as one chunk.
+inline std::vector<Chunk> whole(const std::vector<Layer>& layers, const LayerIds& ids) {
+  std::vector<Chunk> chunks;
+  chunks.reserve(ids.size());
+  for (std::size_t p = 0; p < ids.size(); ++p)
+    chunks.push_back({ids[p], p, 0, layers[ids[p]].size});
+  return chunks;
+}
+
+// One layer, which is not among others.
+inline std::vector<Chunk> whole(const Layer& layer) { return {{0, 0, 0, layer.size}}; }
+
+// Calls body(chunk, worker) for chunks that make up others, each of at most `size` weights.
+inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
+                           const std::function<void(const Chunk&, int)>& body,
+                           std::int64_t size = chunk_size) {
+  std::vector<Chunk> chunks;
+  std::int64_t total = 0;
+  for (const Chunk& each : wholes) {
+    total += each.end - each.begin;
+    for (std::int64_t begin = each.begin; begin < each.end; begin += size) {
+      chunks.push_back({each.layer, each.position, begin, std::min(begin + size, each.end)});
+    }
+  }
+  pool.for_each(static_cast<std::int64_t>(chunks.size()), total,
+                [&](std::int64_t chunk, int worker) {
+                  body(chunks[static_cast<std::size_t>(chunk)], worker);
+                });
+}
+
+// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long
+// and dense, else copies of many runs together.
+template <class Element, class Body>
+void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
+  if (is_row_major(layer.shape, layer.strides)) {  // spares a small layer the walk's memory
+    body(data + chunk.begin, chunk.end - chunk.begin);
+    return;
+  }
+  constexpr std::int64_t long_run = test_sizes ? 4 : 256;
+  std::array<Element, 4 * long_run> gathered;
+  std::int64_t count = 0;
+  const auto flush = [&] {
+    if (count > 0) body(gathered.data(), count);
+    count = 0;
+  };
+  const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+  const std::int64_t step = walk.step()[0];
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
+    const Element* run = data + offsets[0];
+    if (step == 1 && length >= long_run) {
+      flush();
+      body(run, length);
+      return;
+    }
+    while (length > 0) {
+      const auto room = static_cast<std::int64_t>(gathered.size()) - count;
+      const std::int64_t taken = std::min(length, room);
+      Element* to = gathered.data() + count;
+      for (std::int64_t i = 0; i < taken; ++i) to[i] = run[i * step];
+      run += taken * step;
+      length -= taken;
+      count += taken;
+      if (taken == room) flush();
+    }
+  });
+  flush();
+}
+
+}  // namespace lampfast::cpu

@@ -1,0 +1,198 @@
+// Commit: one streaming pass that zeroes the pruned weights, or completes the masks of those kept.
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/key_format.h"
+#include "core/strided_walk.h"
+#include "core/test_sizes.h"
+#include "cpu/chunks.h"
+#include "cpu/host_backend.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/tie_boundary.h"
+
+namespace lampfast::cpu {
+namespace {
+
+// A run of a layer and of its target, evenly spaced in each.
+struct PairedRun {
+  std::int64_t from;
+  std::int64_t from_step;
+  std::int64_t to;
+  std::int64_t to_step;
+  std::int64_t length;
+
+  bool is_dense() const { return from_step == 1 && to_step == 1; }
+
+  PairedRun part(std::int64_t begin, std::int64_t end) const {
+    return {from + begin * from_step, from_step, to + begin * to_step, to_step, end - begin};
+  }
+};
+
+// Calls body(run, bound) for runs that make up the chunk: their elements with a key below the
+// bound are pruned.
+template <class Body>
+void for_each_run(const Layer& source, const Layer& target, const LayerThreshold& threshold,
+                  std::int64_t first_kept, const Chunk& chunk, Body&& body) {
+  if (threshold.ties == 0) {
+    const StridedWalk<2, 0> walk(source.shape, {&source.strides, &target.strides}, Order::memory);
+    const auto& step = walk.step();
+    walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+      body(PairedRun{at[0], step[0], at[1], step[1], length}, threshold.key);
+    });
+    return;
+  }
+  // Indices rise along a run, so that the ties that go are at its beginning.
+  const Strides indices = row_major_strides(source.shape);
+  const StridedWalk<3, 0> walk(source.shape, {&source.strides, &target.strides, &indices},
+                               Order::memory);
+  const auto& step = walk.step();
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+    const std::int64_t ties_go =
+        std::clamp<std::int64_t>((first_kept - at[2] + step[2] - 1) / step[2], 0, length);
+    const PairedRun run{at[0], step[0], at[1], step[1], length};
+    if (ties_go > 0) body(run.part(0, ties_go), threshold.key + 1);
+    if (ties_go < length) body(run.part(ties_go, length), threshold.key);
+  });
+}
+
+// Zeroes weights by the magnitudes of their importances, which they may be themselves.
+template <class Format, class Element>
+void zero_run(const typename Format::Storage* importance, Element* weights, const PairedRun& run,
+              std::uint64_t bound) {
+  const auto least_kept = static_cast<typename Format::Storage>(bound);
+  for (std::int64_t i = 0; i < run.length; ++i) {
+    Element& weight = weights[run.to + i * run.to_step];
+    weight =
+        Format::key(importance[run.from + i * run.from_step]) < least_kept ? Element{0} : weight;
+  }
+}
+
+// Masks any run, by way of dense copies.
+template <class Key>
+void mask_run(const Kernels& kernels, const Key* source, std::uint8_t* target, const PairedRun& run,
+              std::uint64_t bound) {
+  constexpr std::int64_t piece = test_sizes ? 8 : 1024;
+  std::array<Key, piece> keys;
+  std::array<std::uint8_t, piece> kept;
+  for (std::int64_t begin = 0; begin < run.length; begin += piece) {
+    const PairedRun part = run.part(begin, std::min(begin + piece, run.length));
+    for (std::int64_t i = 0; i < part.length; ++i) {
+      keys[static_cast<std::size_t>(i)] = source[part.from + i * part.from_step];
+    }
+    kernels.mask(keys.data(), part.length, bound, kept.data());
+    for (std::int64_t i = 0; i < part.length; ++i) {
+      target[part.to + i * part.to_step] = kept[static_cast<std::size_t>(i)];
+    }
+  }
+}
+
+void mask_chunk(const Layer& source, const Layer& target, const LayerThreshold& threshold,
+                std::int64_t first_kept, const Chunk& chunk) {
+  const Kernels& kernels = kernels_for(source.dtype);
+  auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
+  with_format(source.dtype, [&](auto format) {
+    const auto* data = reinterpret_cast<const typename decltype(format)::Storage*>(source.data);
+    for_each_run(source, target, threshold, first_kept, chunk,
+                 [&](const PairedRun& run, std::uint64_t bound) {
+                   if (run.is_dense()) {
+                     kernels.mask(data + run.from, run.length, bound, kept + run.to);
+                   } else {
+                     mask_run(kernels, data, kept, run, bound);
+                   }
+                 });
+  });
+}
+
+// Completes a chunk of a mask that a partition has written, with the candidates of its layer.
+void settle_chunk(const Layer& source, std::uint8_t* kept,
+                  const std::vector<CandidateSegment>& candidates, const LayerThreshold& threshold,
+                  std::int64_t first_kept, const Chunk& chunk) {
+  const auto segments = std::equal_range(candidates.begin(), candidates.end(),
+                                         CandidateSegment{nullptr, nullptr, 0, chunk.begin},
+                                         [](const CandidateSegment& a, const CandidateSegment& b) {
+                                           return a.chunk_begin < b.chunk_begin;
+                                         });
+  const std::int64_t width = item_size(source.dtype);
+  std::vector<std::byte> keys;
+  for (auto segment = segments.first; segment != segments.second; ++segment) {
+    keys.insert(keys.end(), segment->keys, segment->keys + segment->count * width);
+  }
+  keys.resize(keys.size() + static_cast<std::size_t>(classify_slack * width));
+  const Kernels& kernels = kernels_for(source.dtype);
+  // Positions are row-major indices where there are ties: those before the first kept one go.
+  const std::int64_t ties_end = std::clamp(first_kept, chunk.begin, chunk.end);
+  const std::int64_t settled =
+      kernels.settle(kept + chunk.begin, ties_end - chunk.begin, keys.data(), threshold.key + 1);
+  kernels.settle(kept + ties_end, chunk.end - ties_end, keys.data() + settled * width,
+                 threshold.key);
+}
+
+void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& threshold,
+                std::int64_t first_kept, const Chunk& chunk) {
+  if (threshold.pruned == 0) return;
+  const Kernels& kernels = kernels_for(target.dtype);
+  with_format(target.dtype, [&](auto target_format) {
+    auto* weights = reinterpret_cast<typename decltype(target_format)::Storage*>(target.data);
+    with_format(source.dtype, [&](auto format) {
+      using Format = decltype(format);
+      const auto* importance = reinterpret_cast<const typename Format::Storage*>(source.data);
+      for_each_run(source, target, threshold, first_kept, chunk,
+                   [&](const PairedRun& run, std::uint64_t bound) {
+                     if (source.data == target.data && run.is_dense()) {
+                       kernels.zero(weights + run.to, run.length, bound);
+                     } else {
+                       zero_run<Format>(importance, weights, run, bound);
+                     }
+                   });
+    });
+  });
+}
+
+}  // namespace
+
+// What the last read of a layer stored, if its threshold can make use of it: then every element
+// that equals the threshold's key is a candidate.
+const HostBackend::Read* HostBackend::useful_read(std::size_t id,
+                                                  const LayerThreshold& threshold) const {
+  const Read& read = reads_[id];
+  const bool is_useful =
+      read.stored.is_complete && read.stored.decides(threshold, layers_[id].size);
+  return is_useful ? &read : nullptr;
+}
+
+void HostBackend::prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
+                          const MaskSink& masks) {
+  pending_ = {ids, &thresholds, masks, std::vector<std::int64_t>(layers_.size(), 0)};
+  for (const std::size_t id : ids) {
+    const Read* read = useful_read(id, thresholds[id]);
+    pending_.first_kept[id] = first_kept_tie(layers_[id], thresholds[id],
+                                             read == nullptr ? nullptr : &read->candidates, pool_);
+  }
+}
+
+void HostBackend::commit() {
+  for_each_chunk(whole(layers_, pending_.ids), pool_, [&](const Chunk& chunk, int) {
+    const std::size_t id = chunk.layer;
+    const Layer& source = layers_[id];
+    const LayerThreshold& threshold = (*pending_.thresholds)[id];
+    const std::int64_t first_kept = pending_.first_kept[id];
+    if (!pending_.masks.wants_masks()) {
+      zero_chunk(source, targets_[id], threshold, first_kept, chunk);
+      return;
+    }
+    const Read* read = useful_read(id, threshold);
+    // Where elements do not lie in row-major order their positions do not tell which ties go.
+    const bool positions_tell = threshold.ties == 0 || is_row_major(source.shape, source.strides);
+    if (read != nullptr && read->stored.is_mask_written && positions_tell) {
+      settle_chunk(source, pending_.masks.bytes(id), read->candidates, threshold, first_kept,
+                   chunk);
+    } else {
+      mask_chunk(source, pending_.masks.mask(id), threshold, first_kept, chunk);
+    }
+  });
+}
+
+}  // namespace lampfast::cpu

@@ -1,0 +1,81 @@
+// Host memory as a backend: every stage by the threads of a pool. The methods are defined in the
+// file that is named after what they do.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "backend.h"
+#include "cpu/candidates.h"
+#include "cpu/thread_pool.h"
+
+namespace lampfast::cpu {
+
+class HostBackend : public Backend {
+ public:
+  HostBackend(const Job& job, ThreadPool& pool);
+
+  // estimate.cpp
+  std::vector<std::uint64_t> largest_keys(const LayerIds& ids) override;
+  std::vector<LogHistogram> draw(const LayerIds& ids) override;
+  std::optional<Estimate> estimate(const std::vector<double>& scales, std::int64_t count) override;
+
+  // partition.cpp
+  std::vector<PartitionResult> partition(const LayerIds& ids,
+                                         const std::vector<PartitionRequest>& requests,
+                                         const MaskSink& masks, StoreLimit limit) override;
+  std::vector<Partition> narrow(const LayerIds& ids,
+                                const std::vector<PartitionRequest>& requests) override;
+  void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
+               const KeySink& sink) override;
+
+  // exact_sum.cpp
+  BigUint exact_sum_above(std::size_t id, std::uint64_t key) override;
+
+  // commit.cpp
+  void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
+               const MaskSink& masks) override;
+  void commit() override;
+
+  // layer_stats.cpp
+  std::vector<LayerStats> stats(const LayerIds& ids) override;
+  std::optional<ElementIndex> first_not_finite(const LayerIds& ids) override;
+
+  // scores.cpp
+  void score(const LayerIds& ids) override;
+
+  // packed_masks.cpp
+  void pack(const LayerIds& ids, const PackedMasks& masks) override;
+  void apply_packed_masks(const LayerIds& ids, const PackedMasks& masks) override;
+
+ private:
+  // What is known of a layer since it was last read.
+  struct Read {
+    Stored stored;
+    std::vector<CandidateSegment> candidates;  // by position
+  };
+
+  // What prepare has made ready.
+  struct Pending {
+    LayerIds ids;
+    const std::vector<LayerThreshold>* thresholds = nullptr;
+    MaskSink masks;
+    std::vector<std::int64_t> first_kept;  // of each layer, see tie_boundary.h
+  };
+
+  const Read* useful_read(std::size_t id, const LayerThreshold& threshold) const;
+
+  const std::vector<Layer>& layers_;
+  const std::vector<Layer>& targets_;
+  ThreadPool& pool_;
+  std::shared_ptr<CandidateBudget> budget_;
+  std::vector<Read> reads_;  // of each layer
+  Pending pending_;
+};
+
+std::unique_ptr<Backend> host_backend(const Job& job, ThreadPool& pool);
+
+}  // namespace lampfast::cpu

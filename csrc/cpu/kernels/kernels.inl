@@ -1,0 +1,450 @@
+// The kernels for one instruction set. Included by a translation unit with its own compiler flags,
+// which names the namespace LAMPFAST_ISA; nothing here may call a function that other units share,
+// or the linker could give them a version for the wrong processor.
+
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX2__)
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the deliberately undefined operands inside its own header for mistakes.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
+#define LAMPFAST_REGISTERS
+#endif
+
+#include "core/key_format.h"
+#include "cpu/kernels/kernels.h"
+
+namespace lampfast::cpu::LAMPFAST_ISA {
+namespace {
+
+#if defined(__AVX512BW__)
+#include "cpu/kernels/registers_avx512.inl"
+#elif defined(__AVX2__)
+#include "cpu/kernels/registers_avx2.inl"
+#endif
+
+constexpr int lane_count = 8;
+
+template <class T>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(lane_count * sizeof(T))));
+};
+template <class T>
+using Lanes = typename LanesOf<T>::type;
+
+// FloatFormat::value for several keys at once.
+template <class Format>
+inline void values(Lanes<double>& result, const Lanes<typename Format::Storage>& keys) {
+  using Key = typename Format::Storage;
+  if constexpr (sizeof(Key) == 8) {
+    std::memcpy(&result, &keys, sizeof(result));
+  } else if constexpr (sizeof(Key) == 4) {
+    Lanes<float> narrow;
+    std::memcpy(&narrow, &keys, sizeof(narrow));
+    result = __builtin_convertvector(narrow, Lanes<double>);
+  } else {
+    const auto wide = __builtin_convertvector(keys, Lanes<std::uint32_t>);
+    const Lanes<std::uint32_t> bits = wide << (23 - Format::mantissa_bits);
+    Lanes<float> narrow;
+    std::memcpy(&narrow, &bits, sizeof(narrow));
+    narrow *= Format::rebias;
+    const Lanes<float> nan = narrow * 0.0F + std::numeric_limits<float>::quiet_NaN();
+    narrow = wide < std::uint32_t{Format::not_finite} ? narrow : nan;
+    result = __builtin_convertvector(narrow, Lanes<double>);
+  }
+}
+
+// Short plain loops, each of a form that compilers vectorise.
+template <class Format>
+class Block {
+ public:
+  using Key = typename Format::Storage;
+
+  Block(const Key* elements, int count) : count_(count) {
+    for (int i = 0; i < count; ++i) {
+      keys_[i] = static_cast<Key>(elements[i] & Format::magnitude_mask);
+    }
+    // Zeros behind them, which are below every interval, make whole units.
+    for (padded_ = count; padded_ % unit != 0; ++padded_) keys_[padded_] = 0;
+  }
+
+  int count_below(Key bound) const {
+    int below = 0;
+    for (int i = 0; i < count_; ++i) below += keys_[i] < bound;
+    return below;
+  }
+
+  double sum_from(Key bound, double scale) const {
+    // Two sums for every lane, so that an addition need not wait for the one before it.
+    Lanes<double> sums[2] = {};
+    for (int i = 0; i < padded_; i += unit) {
+      for (int half = 0; half < 2; ++half) {
+        Lanes<Key> keys;
+        std::memcpy(&keys, keys_ + i + half * lane_count, sizeof(keys));
+        keys = keys >= bound ? keys : keys ^ keys;
+        Lanes<double> value;
+        values<Format>(value, keys);
+        if constexpr (sizeof(Key) == 8) value *= scale;
+        sums[half] += value * value;
+      }
+    }
+    const Lanes<double> both = sums[0] + sums[1];
+    double sum = 0.0;
+    for (int lane = 0; lane < lane_count; ++lane) sum += both[lane];
+    return sum;
+  }
+
+  int compact(Key low, Key high, Key* inside, std::uint8_t* kept) const {
+    alignas(64) std::uint8_t flags[classify_block];
+    const auto width = static_cast<Key>(high - low);
+    for (int i = 0; i < padded_; ++i) flags[i] = static_cast<Key>(keys_[i] - low) < width ? 1 : 0;
+    if (kept != nullptr) {
+      static_assert(undecided == 2);
+      for (int i = 0; i < count_; ++i) {
+        kept[i] = static_cast<std::uint8_t>((keys_[i] < low ? 0 : 1) + flags[i]);
+      }
+    }
+    int found = 0;
+    for (int i = 0; i < padded_; i += 8) {
+      std::uint64_t any;
+      std::memcpy(&any, flags + i, sizeof(any));
+      if (any == 0) continue;
+      for (int j = i; j < i + 8; ++j) {
+        inside[found] = keys_[j];
+        found += flags[j];
+      }
+    }
+    return found;
+  }
+
+ private:
+  static constexpr int unit = 2 * lane_count;
+
+  int count_;
+  int padded_;
+  alignas(64) Key keys_[classify_block];
+};
+
+#if defined(LAMPFAST_REGISTERS)
+// Calls body(elements, valid) for each unit, `valid` having a bit for each of its elements. The
+// last one may be a copy with zeros behind the valid elements.
+template <class Key, class Body>
+void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
+  std::int64_t i = 0;
+  for (; i + unit <= count; i += unit) body(i, elements + i, ~std::uint64_t{0});
+  if (i == count) return;
+  alignas(64) Key rest[unit] = {};
+  std::memcpy(rest, elements + i, static_cast<std::size_t>(count - i) * sizeof(Key));
+  body(i, static_cast<const Key*>(rest), (std::uint64_t{1} << (count - i)) - 1);
+}
+
+// Writes the magnitudes that are chosen from a unit, and perhaps some behind them; how many there
+// are. Mostly these are few, so that two are written whether they are there or not.
+template <class Format>
+int compact(const typename Format::Storage* elements, std::uint64_t chosen,
+            typename Format::Storage* to) {
+  using Key = typename Format::Storage;
+  using Keys = Register<Format>;
+  constexpr int few = 8;
+  const int found = __builtin_popcountll(chosen);
+  if constexpr (Keys::can_compress) {
+    if (found > few) {
+      for (int j = 0; j < unit; j += Keys::lanes) {
+        const auto here = static_cast<typename Keys::Flags>(chosen >> j);
+        Keys::compress(here, Keys::load(elements + j), to);
+        to += __builtin_popcount(here);
+      }
+      return found;
+    }
+  }
+  constexpr std::uint64_t last = std::uint64_t{1} << (unit - 1);
+  const auto next = [&] {
+    const Key element = elements[__builtin_ctzll(chosen | last)];
+    chosen &= chosen - 1;
+    return static_cast<Key>(element & Format::magnitude_mask);
+  };
+  to[0] = next();
+  to[1] = next();
+  for (int i = 2; i < found; ++i) to[i] = next();
+  return found;
+}
+
+// One pass, with the keys in registers.
+template <class Format>
+Classified classify_in_registers(const typename Format::Storage* elements, int count,
+                                 typename Format::Storage low, typename Format::Storage high,
+                                 double scale, typename Format::Storage* inside,
+                                 std::uint8_t* kept) {
+  using Key = typename Format::Storage;
+  using Keys = Register<Format>;
+  const auto lows = Keys::all(low);
+  const auto highs = Keys::all(high);
+  // Several sums, so that an addition need not wait for the one before it.
+  typename Keys::Sums sums[2] = {};
+  auto largest = Keys::all(0);
+  Classified result{};
+  for_each_unit(elements, count, [&](std::int64_t i, const Key* here, std::uint64_t valid) {
+    std::uint64_t below = 0;
+    std::uint64_t not_above = 0;
+    for (int j = 0; j < unit; j += Keys::lanes) {
+      const auto keys = Keys::load(here + j);
+      const auto is_not_above = Keys::less(keys, highs);
+      Keys::add_squares_unless(is_not_above, here + j, keys, scale, sums[j / Keys::lanes % 2]);
+      if constexpr (!Keys::sum_tells_not_finite) largest = Keys::larger(largest, keys);
+      below |= Keys::bits(Keys::less(keys, lows)) << j;
+      not_above |= Keys::bits(is_not_above) << j;
+    }
+    const std::uint64_t is_inside = valid & not_above & ~below;
+    result.below += __builtin_popcountll(valid & below);
+    result.above += __builtin_popcountll(valid & ~not_above);
+    result.inside += compact<Format>(here, is_inside, inside + result.inside);
+    if (kept != nullptr) store_kept(~not_above, is_inside, valid, kept + i);
+  });
+  result.above_sum = Keys::total(sums[0]) + Keys::total(sums[1]);
+  if constexpr (!Keys::sum_tells_not_finite) {
+    constexpr std::uint64_t all = (std::uint64_t{1} << Keys::lanes) - 1;
+    if (Keys::bits(Keys::less(largest, Keys::all(Format::not_finite))) != all) {
+      result.above_sum = std::numeric_limits<double>::quiet_NaN();
+    }
+  }
+  return result;
+}
+#endif
+
+template <class Format>
+Classified classify(const void* elements, int count, const KeyInterval& interval, double scale,
+                    void* inside, std::uint8_t* kept) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  auto* keys = static_cast<Key*>(inside);
+  const auto low = static_cast<Key>(interval.low);
+  const auto high = static_cast<Key>(interval.high);
+#if defined(LAMPFAST_REGISTERS)
+  return classify_in_registers<Format>(data, count, low, high, scale, keys, kept);
+#else
+  const Block<Format> block(data, count);
+  const int below = block.count_below(low);
+  return {below, count - block.count_below(high), block.compact(low, high, keys, kept),
+          block.sum_from(high, scale)};
+#endif
+}
+
+template <class Format>
+void mask(const void* elements, std::int64_t count, std::uint64_t threshold, std::uint8_t* kept) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  const auto bound = static_cast<Key>(threshold);
+  for (std::int64_t i = 0; i < count; ++i) {
+    kept[i] = static_cast<Key>(data[i] & Format::magnitude_mask) < bound ? 0 : 1;
+  }
+}
+
+template <class Format>
+std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidates,
+                    std::uint64_t threshold) {
+  using Key = typename Format::Storage;
+  const auto* keys = static_cast<const Key*>(candidates);
+  const auto bound = static_cast<Key>(threshold);
+#if defined(LAMPFAST_REGISTERS)
+  std::int64_t settled = 0;
+  for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* states, std::uint64_t valid) {
+    const std::uint64_t open = open_places(states);
+    if (open == 0) return;
+    settle_unit<Format>(states, open, keys + settled, bound, valid, kept + i);
+    settled += __builtin_popcountll(open);
+  });
+  return settled;
+#else
+  constexpr std::int64_t word = sizeof(std::uint64_t);
+  constexpr std::uint64_t undecided_bits = 0x0101010101010101 * undecided;
+  std::int64_t settled = 0;
+  for (std::int64_t i = 0; i < count; i += word) {
+    if (count - i >= word) {
+      std::uint64_t states;
+      std::memcpy(&states, kept + i, sizeof(states));
+      if ((states & undecided_bits) == 0) continue;
+    }
+    const std::int64_t end = count - i < word ? count : i + word;
+    for (std::int64_t j = i; j < end; ++j) {
+      const bool open = kept[j] == undecided;
+      const auto answer = static_cast<std::uint8_t>(keys[settled] < bound ? 0 : 1);
+      kept[j] = open ? answer : kept[j];
+      settled += open;
+    }
+  }
+  return settled;
+#endif
+}
+
+template <class Format>
+void zero(void* elements, std::int64_t count, std::uint64_t threshold) {
+  using Key = typename Format::Storage;
+  auto* data = static_cast<Key*>(elements);
+  const auto bound = static_cast<Key>(threshold);
+  for (std::int64_t i = 0; i < count; ++i) {
+    data[i] = static_cast<Key>(data[i] & Format::magnitude_mask) < bound ? Key{0} : data[i];
+  }
+}
+
+template <class Format>
+std::uint64_t largest(const void* elements, std::int64_t count) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  Key most = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto key = static_cast<Key>(data[i] & Format::magnitude_mask);
+    most = key > most ? key : most;
+  }
+  return most;
+}
+
+template <class Format>
+std::uint64_t smallest(const void* elements, std::int64_t count) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  auto least = std::numeric_limits<Key>::max();
+  for (std::int64_t i = 0; i < count; ++i) {
+    // One less, so that zero is the largest.
+    const auto before = static_cast<Key>((data[i] & Format::magnitude_mask) - 1);
+    least = before < least ? before : least;
+  }
+  return least < Format::not_finite ? std::uint64_t{least} + 1 : Format::not_finite;
+}
+
+template <class Format>
+std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t wanted) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  const auto key = static_cast<Key>(wanted);
+  constexpr std::int64_t most = std::numeric_limits<Key>::max() < 4096 ? 128 : 4096;
+  std::int64_t total = 0;
+  for (std::int64_t begin = 0; begin < count; begin += most) {
+    // Counted in the key's own type, so that a register of keys makes a register of counts.
+    const std::int64_t end = count - begin < most ? count : begin + most;
+    Key equal = 0;
+    for (std::int64_t i = begin; i < end; ++i) {
+      equal = static_cast<Key>(equal + (static_cast<Key>(data[i] & Format::magnitude_mask) == key));
+    }
+    total += static_cast<std::int64_t>(equal);
+  }
+  return total;
+}
+
+template <class Format>
+void pack(const void* elements, std::int64_t count, MaskWord* words) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+#if defined(LAMPFAST_REGISTERS)
+  static_assert(unit == word_weights);
+  using Keys = Register<Format>;
+  const auto zeros = Keys::all(0);
+  for_each_unit(data, count, [&](std::int64_t, const Key* here, std::uint64_t) {
+    MaskWord word = 0;
+    for (int j = 0; j < unit; j += Keys::lanes) {
+      word |= MaskWord{Keys::bits(Keys::less(zeros, Keys::load(here + j)))} << j;
+    }
+    *words++ = word;
+  });
+#else
+  for (std::int64_t i = 0; i < count; i += word_weights) {
+    const std::int64_t here = count - i < word_weights ? count - i : word_weights;
+    MaskWord word = 0;
+    for (std::int64_t j = 0; j < here; ++j) {
+      word |= MaskWord{(data[i + j] & Format::magnitude_mask) != 0} << j;
+    }
+    *words++ = word;
+  }
+#endif
+}
+
+#if !defined(LAMPFAST_REGISTERS)
+// Zeroes the elements of a word whose bit is clear.
+template <class Key>
+void zero_cleared(Key* elements, MaskWord bits) {
+  // Of the size that most processors have registers of: comparing larger ones, GCC looks at the
+  // lanes one by one.
+  typedef Key Vector __attribute__((vector_size(16)));
+  constexpr int lanes = 16 / static_cast<int>(sizeof(Key));
+  for (int j = 0; j < word_weights; j += lanes) {
+    Vector each;  // of the lanes looks at a bit of its own
+    Vector own;
+    for (int lane = 0; lane < lanes; ++lane) {
+      each[lane] = static_cast<Key>(bits >> (sizeof(Key) == 1 ? j + lane / 8 * 8 : j));
+      own[lane] = static_cast<Key>(1 << (sizeof(Key) == 1 ? lane % 8 : lane));
+    }
+    Vector kept;
+    std::memcpy(&kept, elements + j, sizeof(kept));
+    kept &= reinterpret_cast<Vector>((each & own) == own);
+    std::memcpy(elements + j, &kept, sizeof(kept));
+  }
+}
+#endif
+
+template <class Format>
+void apply_packed_mask(void* elements, std::int64_t count, const MaskWord* words) {
+  auto* data = static_cast<typename Format::Storage*>(elements);
+  for (; count >= word_weights; count -= word_weights, data += word_weights, ++words) {
+    if (~*words == 0) continue;
+    zero_cleared(data, *words);
+  }
+  if (count == 0) return;
+  const MaskWord valid = (MaskWord{1} << count) - 1;
+  for (MaskWord gone = ~*words & valid; gone != 0; gone &= gone - 1) {
+    data[__builtin_ctzll(gone)] = 0;
+  }
+}
+
+double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
+  constexpr int parts = 4;  // each addition waits for the one before it, so four chains of them
+  constexpr int part = score_block / parts;
+  double squares[score_block];
+  double sums[score_block];
+  for (int i = 0; i < score_block; ++i) {
+    float magnitude;
+    std::memcpy(&magnitude, &keys[i], sizeof(magnitude));
+    squares[i] = static_cast<double>(magnitude) * static_cast<double>(magnitude);
+  }
+  double chains[parts] = {};
+  for (int i = part; i-- > 0;) {
+    for (int p = 0; p < parts; ++p) sums[p * part + i] = chains[p] += squares[p * part + i];
+  }
+  double later = after;
+  for (int p = parts; p-- > 0;) {
+    for (int i = p * part; i < (p + 1) * part; ++i) {
+      // Zeros are divided by one rather than left out: a loop with a branch is not vectorised.
+      const double sum = later + sums[i];
+      scores[i] = static_cast<float>(squares[i] / (sum > 0.0 ? sum : 1.0));
+    }
+    later += chains[p];
+  }
+  return ((chains[3] + chains[2]) + chains[1]) + chains[0];
+}
+
+template <class Format>
+constexpr Kernels kernels_of() {
+  return {classify<Format>,    mask<Format>,    settle<Format>,
+          zero<Format>,        largest<Format>, smallest<Format>,
+          count_equal<Format>, pack<Format>,    apply_packed_mask<Format>};
+}
+
+}  // namespace
+
+extern const ScoreKeys score_keys;
+const ScoreKeys score_keys = score_keys_here;
+
+// By Dtype.
+extern const Kernels table[];
+const Kernels table[] = {
+    kernels_of<Float32>(), kernels_of<Float16>(),      kernels_of<BFloat16>(),
+    kernels_of<Float64>(), kernels_of<Float8E4M3FN>(), kernels_of<Float8E5M2>(),
+};
+
+}  // namespace lampfast::cpu::LAMPFAST_ISA

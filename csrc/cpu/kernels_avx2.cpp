@@ -1,2 +1,0 @@
-#define LAMPFAST_ISA avx2
-#include "cpu/kernels.inl"

@@ -1,2 +1,0 @@
-#define LAMPFAST_ISA avx512
-#include "cpu/kernels.inl"

@@ -1,2 +1,0 @@
-#define LAMPFAST_ISA baseline
-#include "cpu/kernels.inl"

@@ -1,0 +1,309 @@
+// Partition in host memory: chunks of all layers at once; what each finds is merged under a lock.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <utility>
+
+#include "core/error_bounds.h"
+#include "core/key_format.h"
+#include "core/test_sizes.h"
+#include "cpu/chunks.h"
+#include "cpu/classify.h"
+#include "cpu/host_backend.h"
+#include "cpu/large_pages.h"
+
+namespace lampfast::cpu {
+namespace {
+
+// Bins, and the intervals that they become (rank_bounds.h), take memory for every layer at once:
+// about 2% of the weights' bytes at most, and a little for the smallest layers.
+constexpr std::int64_t bytes_per_bin = test_sizes ? 1 << 6 : 1 << 12;
+constexpr std::int64_t least_bins = 4;
+constexpr std::int64_t most_bins = test_sizes ? 8 : 512;
+// Once the threshold is bounded only a few intervals near it are kept (rank_bounds.h).
+constexpr std::int64_t least_bins_of_candidates = test_sizes ? 4 : 64;
+
+std::int64_t bin_count(const Layer& layer, std::int64_t least) {
+  return std::clamp(layer.size * item_size(layer.dtype) / bytes_per_bin, least, most_bins);
+}
+
+// What one task finds.
+class Tally {
+ public:
+  // With the bins of `partition`, which it is merged into in the end.
+  Tally(const PartitionRequest& request, const Partition& partition)
+      : request_(request), bins_(partition.bins.size()), bin_bits_(partition.bin_bits) {
+    // Where every bin is a single key the sums follow from the counts; and as equal keys may come
+    // in rows, each then has several counters, or an addition would wait for the one before it.
+    counts_.resize(bins_ * (bin_bits_ == 0 ? counters_per_key : 1));
+    if (bin_bits_ > 0) sums_.resize(bins_);
+    if (bin_bits_ > 0 && request.track_min_max) min_max_.resize(bins_);
+  }
+
+  // Adds elements, and calls sink(keys, count) with those inside the interval. What the interval
+  // decides of each goes to `kept`, unless that is null.
+  template <class Format, class Sink>
+  void read(Dtype dtype, const typename Format::Storage* data, std::int64_t length,
+            std::uint8_t* kept, Sink&& sink) {
+    using Key = typename Format::Storage;
+    classify(dtype, data, length, request_.interval, request_.scale, kept,
+             [&](const Classified& block, const Key* inside) {
+               sides_.below += block.below;
+               sides_.above += block.above;
+               sides_.above_sum.add(block.above_sum);
+               if (block.inside == 0) return;
+               if (bin_bits_ == 0) {
+                 count_keys(inside, block.inside);
+               } else {
+                 fill_bins<Format>(inside, block.inside);
+               }
+               sink(inside, static_cast<std::int64_t>(block.inside));
+             });
+  }
+
+  void merge_into(Partition& partition) const {
+    partition.sides.add(sides_);
+    for (std::size_t i = 0; i < bins_; ++i) {
+      Bin& bin = partition.bins[i];
+      for (std::size_t c = i; c < counts_.size(); c += bins_) bin.count += counts_[c];
+      if (!sums_.empty()) bin.sum += sums_[i];
+      if (!min_max_.empty()) bin.widen(min_max_[i].smallest, min_max_[i].largest);
+    }
+  }
+
+ private:
+  static constexpr std::size_t counters_per_key = 4;
+
+  // Counted from the bin's first key.
+  struct MinMax {
+    std::uint64_t smallest = ~std::uint64_t{0};
+    std::uint64_t largest = 0;
+  };
+
+  template <class Key>
+  void count_keys(const Key* keys, int count) {
+    const auto low = static_cast<Key>(request_.interval.low);
+    std::uint32_t* counts = counts_.data();
+    int i = 0;
+    for (; i + 4 <= count; i += 4) {
+      ++counts[static_cast<Key>(keys[i] - low)];
+      ++counts[static_cast<Key>(keys[i + 1] - low) + bins_];
+      ++counts[static_cast<Key>(keys[i + 2] - low) + 2 * bins_];
+      ++counts[static_cast<Key>(keys[i + 3] - low) + 3 * bins_];
+    }
+    for (; i < count; ++i) ++counts[static_cast<Key>(keys[i] - low)];
+  }
+
+  template <class Format>
+  void fill_bins(const typename Format::Storage* keys, int count) {
+    const auto low = static_cast<typename Format::Storage>(request_.interval.low);
+    for (int i = 0; i < count; ++i) {
+      const auto bin = static_cast<std::size_t>((keys[i] - low) >> bin_bits_);
+      ++counts_[bin];
+      sums_[bin] += scaled_square<Format>(keys[i], request_.scale);
+    }
+    if (min_max_.empty()) return;
+    const std::uint64_t in_bin = (std::uint64_t{1} << bin_bits_) - 1;
+    for (int i = 0; i < count; ++i) {
+      const std::uint64_t above_low = keys[i] - low;
+      MinMax& bin = min_max_[above_low >> bin_bits_];
+      bin.smallest = std::min(bin.smallest, above_low & in_bin);
+      bin.largest = std::max(bin.largest, above_low & in_bin);
+    }
+  }
+
+  const PartitionRequest& request_;
+  std::size_t bins_;
+  int bin_bits_;
+  Sides sides_;
+  std::vector<std::uint32_t> counts_;
+  std::vector<double> sums_;
+  std::vector<MinMax> min_max_;
+};
+
+static_assert(classify_block <= error_bounds::most_plain_terms);
+static_assert(chunk_size <= error_bounds::most_bin_terms);
+static_assert(chunk_size < std::numeric_limits<std::uint32_t>::max());  // the counters' range
+
+// One call's read of the weights.
+class WeightsReader {
+ public:
+  WeightsReader(const std::vector<Layer>& layers, const LayerIds& ids,
+                const std::vector<PartitionRequest>& requests, const MaskSink& masks,
+                const std::shared_ptr<CandidateBudget>& budget, int threads)
+      : layers_(layers),
+        requests_(requests),
+        budget_(budget),
+        writers_(static_cast<std::size_t>(threads), CandidateWriter(budget)),
+        inside_(ids.size()),
+        is_incomplete_(ids.size()),
+        results(ids.size()),
+        candidates(ids.size()),
+        kept(ids.size()) {
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const Layer& layer = layers[ids[p]];
+      results[p].found = Partition(requests[p].interval, bin_count(layer, least_bins));
+      if (!masks.takes(ids[p], layer)) continue;
+      kept[p] = masks.bytes(ids[p]);
+      use_large_pages(kept[p], static_cast<std::size_t>(layer.size));
+    }
+  }
+
+  void read(const Chunk& chunk, int worker) {
+    const Layer& layer = layers_[chunk.layer];
+    const std::size_t p = chunk.position;
+    Tally tally(requests_[p], results[p].found);
+    std::vector<CandidateSegment> segments;
+    bool is_complete = !is_incomplete_[p] && inside_[p] <= budget_->share(layer.size);
+    with_format(layer.dtype, [&](auto format) {
+      is_complete =
+          read_elements<decltype(format)>(layer, chunk, worker, is_complete, tally, segments);
+    });
+    // A small layer is one task's alone.
+    std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+    if (chunk.end - chunk.begin < layer.size) lock.lock();
+    tally.merge_into(results[p].found);
+    if (!is_complete) {
+      // A part of a layer's candidates is of no use; others can have its room.
+      is_incomplete_[p] = true;
+      candidates[p].clear();
+    }
+    if (is_incomplete_[p]) return;
+    candidates[p].insert(candidates[p].end(), segments.begin(), segments.end());
+  }
+
+  // Throws NotFinite.
+  void finish() {
+    for (std::size_t p = 0; p < results.size(); ++p) {
+      if (!std::isfinite(results[p].found.sides.above_sum.value())) throw NotFinite();
+      results[p].is_stored = !is_incomplete_[p];
+      std::stable_sort(candidates[p].begin(), candidates[p].end(),
+                       [](const CandidateSegment& a, const CandidateSegment& b) {
+                         return a.chunk_begin < b.chunk_begin;
+                       });
+    }
+  }
+
+ private:
+  // Whether all of the chunk's candidates were stored.
+  template <class Format>
+  bool read_elements(const Layer& layer, const Chunk& chunk, int worker, bool is_complete,
+                     Tally& tally, std::vector<CandidateSegment>& segments) {
+    using Key = typename Format::Storage;
+    CandidateWriter& writer = writers_[static_cast<std::size_t>(worker)];
+    std::uint8_t* to = kept[chunk.position];
+    if (to != nullptr) to += chunk.begin;
+    std::int64_t inside = 0;
+    const auto store_keys = [&](const Key* keys, std::int64_t count) {
+      inside += count;
+      is_complete = is_complete && writer.append(keys, count, chunk.begin, segments);
+    };
+    for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                     [&](const Key* elements, std::int64_t length) {
+                       tally.read<Format>(layer.dtype, elements, length, to, store_keys);
+                       if (to != nullptr) to += length;
+                     });
+    inside_[chunk.position] += inside;
+    return is_complete;
+  }
+
+  const std::vector<Layer>& layers_;
+  const std::vector<PartitionRequest>& requests_;
+  const std::shared_ptr<CandidateBudget>& budget_;
+  std::vector<CandidateWriter> writers_;  // of each thread
+  std::vector<std::atomic<std::int64_t>> inside_;
+  std::vector<std::atomic<bool>> is_incomplete_;
+  std::mutex mutex_;
+
+ public:
+  // In the order of the ids:
+  std::vector<PartitionResult> results;
+  std::vector<std::vector<CandidateSegment>> candidates;
+  std::vector<std::uint8_t*> kept;  // the masks that are written on the way, or null
+};
+
+}  // namespace
+
+std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
+                                                    const std::vector<PartitionRequest>& requests,
+                                                    const MaskSink& masks, StoreLimit limit) {
+  const auto budget = limit == StoreLimit::budget
+                          ? budget_
+                          : std::make_shared<CandidateBudget>(CandidateBudget::no_limit);
+  for (const std::size_t id : ids) reads_[id] = {};  // gives the room of its candidates back
+  WeightsReader reader(layers_, ids, requests, masks, budget, pool_.size());
+  for_each_chunk(whole(layers_, ids), pool_,
+                 [&](const Chunk& chunk, int worker) { reader.read(chunk, worker); });
+  reader.finish();
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    const PartitionResult& result = reader.results[p];
+    reads_[ids[p]] = {{result.found.sides, result.is_stored, reader.kept[p] != nullptr},
+                      std::move(reader.candidates[p])};
+  }
+  return std::move(reader.results);
+}
+
+std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
+                                           const std::vector<PartitionRequest>& requests) {
+  struct Task {
+    std::size_t position;  // of the ids
+    const CandidateSegment* segment;
+  };
+  std::vector<Partition> found;
+  found.reserve(ids.size());
+  std::vector<Task> tasks;
+  std::int64_t total = 0;
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    const Read& read = reads_[ids[p]];
+    found.emplace_back(requests[p].interval, bin_count(layers_[ids[p]], least_bins_of_candidates));
+    found[p].sides.add(read.stored.sides);
+    for (const CandidateSegment& segment : read.candidates) {
+      tasks.push_back({p, &segment});
+      total += segment.count;
+    }
+  }
+  std::mutex mutex;
+  pool_.for_each(static_cast<std::int64_t>(tasks.size()), total, [&](std::int64_t t, int) {
+    const auto [p, segment] = tasks[static_cast<std::size_t>(t)];
+    const Dtype dtype = layers_[ids[p]].dtype;
+    Tally tally(requests[p], found[p]);
+    with_format(dtype, [&, keys = segment->keys, count = segment->count](auto format) {
+      using Format = decltype(format);
+      tally.read<Format>(dtype, reinterpret_cast<const typename Format::Storage*>(keys), count,
+                         nullptr, [](auto, auto) {});
+    });
+    std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
+    if (reads_[ids[p]].candidates.size() > 1) lock.lock();
+    tally.merge_into(found[p]);
+  });
+  return found;
+}
+
+void HostBackend::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
+                          const KeySink& sink) {
+  std::int64_t total = 0;
+  for (const std::size_t id : ids) {
+    for (const CandidateSegment& segment : reads_[id].candidates) total += segment.count;
+  }
+  pool_.for_each(static_cast<std::int64_t>(ids.size()), total, [&](std::int64_t task, int) {
+    const auto p = static_cast<std::size_t>(task);
+    const Dtype dtype = layers_[ids[p]].dtype;
+    std::vector<std::uint64_t> keys;
+    keys.reserve(static_cast<std::size_t>(requests[p].count));
+    with_format(dtype, [&](auto format) {
+      using Key = typename decltype(format)::Storage;
+      for (const CandidateSegment& segment : reads_[ids[p]].candidates) {
+        classify(dtype, reinterpret_cast<const Key*>(segment.keys), segment.count,
+                 requests[p].interval, 1.0, nullptr,
+                 [&](const Classified& block, const Key* inside) {
+                   keys.insert(keys.end(), inside, inside + block.inside);
+                 });
+      }
+    });
+    sink(ids[p], std::move(keys));
+  });
+}
+
+}  // namespace lampfast::cpu

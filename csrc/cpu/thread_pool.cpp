@@ -1,0 +1,138 @@
+// Helpers spin for a moment between stages, then sleep until the next one.
+#include "cpu/thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cpu/float_environment.h"
+
+namespace lampfast::cpu {
+namespace {
+
+// Looks again and again for a while, since the next stage of a call usually begins soon and waking
+// takes long, before it gives up its processor.
+template <class Ready>
+bool spin(Ready&& ready) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::microseconds(200);
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+    }
+    std::this_thread::yield();
+  } while (Clock::now() < end);
+  return false;
+}
+
+}  // namespace
+
+class ThreadPool::Helpers {
+ public:
+  explicit Helpers(int count) {
+    try {
+      threads_.reserve(static_cast<std::size_t>(count));
+      for (int worker = 1; worker <= count; ++worker) {
+        threads_.emplace_back([this, worker] { serve(worker); });
+      }
+    } catch (...) {
+      // A system short of threads or memory: those that did start, and the caller, do all the work.
+    }
+  }
+
+  ~Helpers() {
+    announce(nullptr);
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  // Calls work(worker) on every helper and, as worker 0, here.
+  void run(const std::function<void(int)>& work) {
+    busy_ = static_cast<int>(threads_.size());
+    announce(&work);
+    work(0);
+    const auto idle = [this] { return busy_.load() == 0; };
+    if (spin(idle)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    finished_.wait(lock, idle);
+  }
+
+ private:
+  void announce(const std::function<void(int)>* work) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      work_ = work;
+      ++round_;
+    }
+    started_.notify_all();
+  }
+
+  void serve(int worker) {
+    for (std::int64_t seen = 0;; ++seen) {
+      const auto next = [this, seen] { return round_.load() != seen; };
+      if (!spin(next)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        started_.wait(lock, next);
+      }
+      const std::function<void(int)>* work = work_;
+      if (work == nullptr) return;
+      (*work)(worker);
+      if (--busy_ == 0) {
+        // Under the lock, or the caller could miss it between its look and its wait.
+        const std::lock_guard<std::mutex> lock(mutex_);
+        finished_.notify_one();
+      }
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable started_;
+  std::condition_variable finished_;
+  std::atomic<std::int64_t> round_{0};
+  std::atomic<int> busy_{0};
+  const std::function<void(int)>* work_ = nullptr;
+  std::vector<std::thread> threads_;
+};
+
+ThreadPool::ThreadPool(int threads) : size_(std::max(threads, 1)) {}
+
+ThreadPool::~ThreadPool() = default;
+
+void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
+                          const std::function<void(std::int64_t task, int worker)>& body) {
+  // Small tasks are taken several at a time, so that taking them does not become the work.
+  constexpr std::int64_t weights_at_a_time = test_sizes ? 8 : 1 << 13;
+  const std::int64_t fair = std::max<std::int64_t>(tasks / (4 * size_), 1);
+  const std::int64_t grain =
+      std::clamp<std::int64_t>(weights > 0 ? weights_at_a_time * tasks / weights : fair, 1, fair);
+  std::atomic<std::int64_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const std::function<void(int)> work = [&](int worker) {
+    const FloatEnvironment environment;
+    try {
+      for (std::int64_t begin = next.fetch_add(grain); begin < tasks;
+           begin = next.fetch_add(grain)) {
+        const std::int64_t end = std::min(begin + grain, tasks);
+        for (std::int64_t task = begin; task < end; ++task) body(task, worker);
+      }
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+      next = tasks;
+    }
+  };
+  if (size_ == 1 || tasks < 2 || weights < least_parallel_size) {
+    work(0);
+  } else {
+    if (!helpers_) helpers_ = std::make_unique<Helpers>(size_ - 1);
+    helpers_->run(work);
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace lampfast::cpu

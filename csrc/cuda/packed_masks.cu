@@ -1,0 +1,219 @@
+// Masks of one bit a weight: which weights are not zero, and zeros again wherever the bit is clear.
+//
+// The kernels are told of the layers by their arguments, so that nothing is copied or waited for,
+// and a stream that is being captured into a graph can record them.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <type_traits>
+
+#include "core/key_format.h"
+#include "core/packed_mask.h"
+#include "core/strided_walk.h"
+#include "cuda/block.h"
+#include "cuda/kernels.h"
+#include "cuda/workspace.h"
+
+namespace lampfast::cuda {
+namespace {
+
+// A layer and its mask, in a launch.
+struct Masked {
+  std::byte* data;
+  MaskWord* words;
+  std::int64_t size;
+  std::int64_t first_block;  // of those that work on it
+};
+
+// Layers that are dense, in whatever order; what an argument has room for.
+struct DenseLayers {
+  static constexpr int most = test_sizes ? 2 : 100;
+
+  Masked at[most];
+  int count;
+
+  __device__ const Masked& of_block() const {
+    return owner(at, count, std::int64_t{blockIdx.x}, &Masked::first_block);
+  }
+  __device__ std::int64_t place(std::int64_t position) const { return position; }
+};
+
+// One layer with gaps. Tensors have 64 axes at most.
+struct StridedLayer {
+  static constexpr int most_axes = 64;
+  struct Dimension {
+    std::int64_t extent;
+    std::int64_t stride;
+  };
+
+  Masked layer;
+  Dimension axes[most_axes];  // outermost first
+  int axis_count;
+
+  __device__ const Masked& of_block() const { return layer; }
+  __device__ std::int64_t place(std::int64_t position) const {
+    std::int64_t place = 0;
+    for (int a = axis_count; a-- > 0;) {
+      const std::int64_t outer = position / axes[a].extent;
+      place += (position - outer * axes[a].extent) * axes[a].stride;
+      position = outer;
+    }
+    return place;
+  }
+};
+
+// Of whole words, as a word that is written has one writer.
+template <class Key>
+__device__ Span span_of(const Masked& layer) {
+  static_assert(span_bytes / sizeof(Key) % word_weights == 0);
+  constexpr std::int64_t size = span_bytes / static_cast<std::int64_t>(sizeof(Key));
+  const std::int64_t begin = (std::int64_t{blockIdx.x} - layer.first_block) * size;
+  return {begin, begin + size < layer.size ? begin + size : layer.size, 0};
+}
+
+// A warp votes on half a word at a time.
+template <class Key, class Layers>
+__global__ __launch_bounds__(block_threads) void pack_span(const Layers layers) {
+  const Masked& layer = layers.of_block();
+  const Span span = span_of<Key>(layer);
+  const auto* data = reinterpret_cast<const Key*>(layer.data);
+  auto* halves = reinterpret_cast<std::uint32_t*>(layer.words);
+  const std::int64_t end = words_of(span.end) * word_weights;
+  static_assert(block_threads % word_weights == 0);  // whole warps have something to do, or none
+  for (std::int64_t i = span.begin + threadIdx.x; i < end; i += block_threads) {
+    bool is_kept = false;
+    if (i < span.end)
+      is_kept = static_cast<Key>(data[layers.place(i)] << 1) != 0;  // sign is on top
+    const unsigned half = __ballot_sync(0xffffffff, is_kept);
+    if (threadIdx.x % 32 == 0) halves[i / 32] = half;
+  }
+}
+
+template <class Key>
+__global__ __launch_bounds__(block_threads) void apply_dense(const DenseLayers layers) {
+  const Masked& layer = layers.of_block();
+  const Span span = span_of<Key>(layer);
+  auto* data = reinterpret_cast<Key*>(layer.data);
+  constexpr int size = vector_size<Key>;
+  constexpr unsigned all = (1U << size) - 1;
+  const bool is_aligned = reinterpret_cast<std::uintptr_t>(data) % vector_bytes == 0;
+  for (std::int64_t i = span.begin + std::int64_t{threadIdx.x} * size; i < span.end;
+       i += std::int64_t{block_threads} * size) {
+    const auto kept = static_cast<unsigned>(layer.words[i / word_weights] >> (i % word_weights));
+    if ((kept & all) == all) continue;
+    const int count = vector_count<Key>(i, span.end);
+    if (!is_aligned || count < size) {
+      for (int e = 0; e < count; ++e) {
+        if ((kept >> e & 1) == 0) data[i + e] = 0;
+      }
+      continue;
+    }
+    auto* const there = reinterpret_cast<uint4*>(data + i);
+    Vector<Key> vector{};
+    if ((kept & all) != 0) memcpy(&vector, there, sizeof(vector));
+#pragma unroll
+    for (int e = 0; e < size; ++e) {
+      if ((kept >> e & 1) == 0) vector.at[e] = 0;
+    }
+    uint4 bits;
+    memcpy(&bits, &vector, sizeof(bits));
+    *there = bits;
+  }
+}
+
+template <class Key>
+__global__ __launch_bounds__(block_threads) void apply_strided(const StridedLayer strided) {
+  const Masked& layer = strided.layer;
+  const Span span = span_of<Key>(layer);
+  for (std::int64_t i = span.begin + threadIdx.x; i < span.end; i += block_threads) {
+    const MaskWord word = layer.words[i / word_weights];
+    if ((word >> (i % word_weights) & 1) != 0) continue;
+    reinterpret_cast<Key*>(layer.data)[strided.place(i)] = 0;
+  }
+}
+
+// Calls body(Key{}) for elements of so many bytes: no more of a dtype matters.
+template <class Body>
+void with_key(std::int64_t bytes, Body&& body) {
+  switch (bytes) {
+    case 1:
+      return body(std::uint8_t{});
+    case 2:
+      return body(std::uint16_t{});
+    case 4:
+      return body(std::uint32_t{});
+    default:
+      return body(std::uint64_t{});
+  }
+}
+
+// Calls visit(layers, blocks, bytes of an element) for the ids layers, many dense ones or one
+// with gaps at a time.
+template <class Visit>
+void for_each_launch(const std::vector<Layer>& layers, LayerIds ids, const PackedMasks& masks,
+                     Visit&& visit) {
+  const auto width = [&](std::size_t i) { return item_size(layers[i].dtype); };
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](std::size_t a, std::size_t b) { return width(a) < width(b); });
+  DenseLayers dense{};
+  std::int64_t blocks = 0;
+  std::int64_t bytes = 0;
+  const auto flush = [&] {
+    if (dense.count > 0) visit(dense, blocks, bytes);
+    dense.count = 0;
+    blocks = 0;
+  };
+  for (const std::size_t i : ids) {
+    const Layer& layer = layers[i];
+    if (layer.size == 0) continue;
+    const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+    if (!walk.is_one_run() || walk.step()[0] != 1) {
+      StridedLayer strided{};
+      strided.layer = {layer.data, masks[i], layer.size, 0};
+      for (const auto& axis : walk.axes()) {
+        if (strided.axis_count == StridedLayer::most_axes) {
+          throw std::invalid_argument("a layer has more axes than a tensor can");
+        }
+        strided.axes[strided.axis_count++] = {axis.extent, axis.stride[0]};
+      }
+      visit(strided, spans_of(layer), width(i));
+      continue;
+    }
+    if (dense.count == DenseLayers::most || width(i) != bytes) flush();
+    bytes = width(i);
+    dense.at[dense.count++] = {layer.data, masks[i], layer.size, blocks};
+    blocks += spans_of(layer);
+  }
+  flush();
+}
+
+}  // namespace
+
+void pack(const std::vector<Layer>& layers, const LayerIds& ids, const PackedMasks& masks,
+          cudaStream_t stream) {
+  for_each_launch(layers, ids, masks,
+                  [&](const auto& some, std::int64_t blocks, std::int64_t bytes) {
+                    with_key(bytes, [&](auto key) {
+                      using Layers = std::decay_t<decltype(some)>;
+                      launch("pack", pack_span<decltype(key), Layers>, blocks, stream, some);
+                    });
+                  });
+}
+
+void apply_packed_masks(const std::vector<Layer>& layers, const LayerIds& ids,
+                        const PackedMasks& masks, cudaStream_t stream) {
+  for_each_launch(layers, ids, masks,
+                  [&](const auto& some, std::int64_t blocks, std::int64_t bytes) {
+                    with_key(bytes, [&](auto key) {
+                      using Key = decltype(key);
+                      if constexpr (std::is_same_v<std::decay_t<decltype(some)>, DenseLayers>) {
+                        launch("apply_packed_masks", apply_dense<Key>, blocks, stream, some);
+                      } else {
+                        launch("apply_packed_masks", apply_strided<Key>, blocks, stream, some);
+                      }
+                    });
+                  });
+}
+
+}  // namespace lampfast::cuda

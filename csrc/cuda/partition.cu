@@ -1,0 +1,393 @@
+// Partition: one streaming read; what lies inside the intervals is put together and stored.
+#include <cub/block/block_reduce.cuh>
+
+#include "core/key_format.h"
+#include "cuda/block.h"
+#include "cuda/kernels.h"
+
+namespace lampfast::cuda {
+namespace {
+
+constexpr unsigned all_lanes = 0xffffffff;
+
+struct AddSums {
+  __device__ CompensatedSum operator()(CompensatedSum a, const CompensatedSum& b) const {
+    a.add(b);
+    return a;
+  }
+};
+
+using ReduceCount = cub::BlockReduce<std::uint32_t, block_threads>;
+using ReduceSum = cub::BlockReduce<CompensatedSum, block_threads>;
+
+// What a block's threads share, to count the candidates in bins.
+struct Bins {
+  std::uint32_t counts[Row::bins];
+  std::uint32_t firsts[Row::bins];
+  std::uint32_t lasts[Row::bins];
+  double sums[Row::bins];
+  union {
+    typename ReduceCount::TempStorage count;
+    typename ReduceSum::TempStorage sum;
+  } reduce;
+
+  __device__ void begin() {
+    for (int s = static_cast<int>(threadIdx.x); s < Row::bins; s += block_threads) {
+      counts[s] = 0;
+      firsts[s] = ~0U;
+      lasts[s] = 0;
+      sums[s] = 0.0;
+    }
+    __syncthreads();
+  }
+
+  // All lanes of a warp must call it, those that have a key with `is_there`.
+  template <class Format>
+  __device__ void add(const Work& work, bool is_there, typename Format::Storage key) {
+    const std::uint64_t place = is_there ? key - work.low : 0;
+    const auto bin = static_cast<int>(place >> work.bin_bits);
+    const std::uint64_t in_slot = place & ((std::uint64_t{1} << work.bin_bits) - 1);
+    const Entry own{1, static_cast<std::uint32_t>(in_slot >> key_shift(work.bin_bits)),
+                    static_cast<std::uint32_t>(in_slot >> key_shift(work.bin_bits)),
+                    work.bin_bits > 0 ? scaled_square<Format>(key, work.scale) : 0.0};
+    // Ties crowd into a few bins, where lanes would wait for each other: they go together.
+    unsigned open = __ballot_sync(all_lanes, is_there);
+    constexpr int crowds = 3;
+    constexpr int least_crowd = 8;
+    for (int i = 0; i < crowds && open != 0; ++i) {
+      const int crowded = __shfl_sync(all_lanes, bin, __ffs(static_cast<int>(open)) - 1);
+      const bool is_mine = is_there && bin == crowded;
+      const unsigned crowd = __ballot_sync(all_lanes, is_mine);
+      if (__popc(crowd) < least_crowd) break;
+      const Entry all = combined(is_mine ? own : Entry{0, ~0U, 0, 0.0});
+      if (threadIdx.x % 32 == 0) put(crowded, all);
+      if (is_mine) is_there = false;
+      open &= ~crowd;
+    }
+    if (is_there) put(bin, own);
+  }
+
+  // `below` and `above_sum` are this thread's.
+  __device__ void end(std::uint32_t below, double above_sum, Row& row) {
+    __syncthreads();
+    const std::uint32_t all_below = ReduceCount(reduce.count).Sum(below);
+    __syncthreads();
+    const CompensatedSum all_above =
+        ReduceSum(reduce.sum).Reduce(CompensatedSum{above_sum, 0.0}, AddSums{});
+    for (int s = static_cast<int>(threadIdx.x); s < Row::bins; s += block_threads) {
+      row.counts[s] = counts[s];
+      row.firsts[s] = firsts[s];
+      row.lasts[s] = lasts[s];
+      row.sums[s] = sums[s];
+    }
+    if (threadIdx.x != 0) return;
+    std::uint32_t inside = 0;
+    for (int s = 0; s < Row::bins; ++s) inside += counts[s];
+    row.below = all_below;
+    row.inside = inside;
+    row.above_sum = all_above;
+  }
+
+ private:
+  struct Entry {
+    std::uint32_t count;
+    std::uint32_t first;
+    std::uint32_t last;
+    double sum;
+  };
+
+  // Of all lanes; the first one has it.
+  __device__ static Entry combined(Entry own) {
+    for (unsigned distance = 16; distance > 0; distance /= 2) {
+      own.count += __shfl_down_sync(all_lanes, own.count, distance);
+      const std::uint32_t first = __shfl_down_sync(all_lanes, own.first, distance);
+      const std::uint32_t last = __shfl_down_sync(all_lanes, own.last, distance);
+      own.first = first < own.first ? first : own.first;
+      own.last = last > own.last ? last : own.last;
+      own.sum += __shfl_down_sync(all_lanes, own.sum, distance);
+    }
+    return own;
+  }
+
+  __device__ void put(int bin, const Entry& entry) {
+    atomicAdd(&counts[bin], entry.count);
+    atomicMin(&firsts[bin], entry.first);
+    atomicMax(&lasts[bin], entry.last);
+    // Of single keys the count tells the sum.
+    if (entry.sum > 0.0) atomicAdd(&sums[bin], entry.sum);
+  }
+};
+
+// The candidates of the last tiles, until there are enough to be counted and stored together.
+template <class Format>
+struct Staging {
+  using Key = typename Format::Storage;
+  static constexpr int room = tile_size<Key> + staged_reserve<Key>;
+
+  Key keys[room];
+  std::uint16_t places[stores<Key> ? room : 1];  // in the span
+  std::uint32_t count;
+  std::uint64_t offset;  // in the store
+  bool is_stored;
+
+  // All lanes of a warp must call it, those with `is_candidate` have one.
+  __device__ void add(bool is_candidate, Key key, std::int64_t place) {
+    const unsigned votes = __ballot_sync(all_lanes, is_candidate);
+    if (votes == 0) return;
+    const unsigned lane = threadIdx.x % 32;
+    const int leader = __ffs(static_cast<int>(votes)) - 1;
+    std::uint32_t first = 0;
+    if (lane == static_cast<unsigned>(leader)) {
+      first = atomicAdd(&count, static_cast<std::uint32_t>(__popc(votes)));
+    }
+    first = __shfl_sync(all_lanes, first, leader);
+    if (!is_candidate) return;
+    const auto at = first + static_cast<std::uint32_t>(__popc(votes & ((1U << lane) - 1)));
+    keys[at] = key;
+    if constexpr (stores<Key>) places[at] = static_cast<std::uint16_t>(place);
+  }
+
+  // All threads must call it, between barriers.
+  __device__ void flush(const Work& work, int layer, const Store& store, Bins& bins,
+                        std::uint32_t& chain) {
+    for (std::uint32_t begin = 0; begin < count; begin += block_threads) {
+      const std::uint32_t i = begin + threadIdx.x;
+      bins.add<Format>(work, i < count, i < count ? keys[i] : Key{0});
+    }
+    if constexpr (stores<Key>) {
+      if (threadIdx.x == 0) reserve(work, layer, store, chain);
+      __syncthreads();
+      if (is_stored) {
+        auto* to = reinterpret_cast<Key*>(store.keys + offset);
+        auto* to_places =
+            reinterpret_cast<std::uint16_t*>(store.keys + offset + rounded(count * sizeof(Key)));
+        for (std::uint32_t i = threadIdx.x; i < count; i += block_threads) {
+          to[i] = keys[i];
+          to_places[i] = places[i];
+        }
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+  }
+
+ private:
+  // Takes room in the store; a layer that gets none is incomplete, and stores no more.
+  __device__ void reserve(const Work& work, int layer, const Store& store, std::uint32_t& chain) {
+    is_stored = false;
+    if (count == 0) return;
+    const auto share = static_cast<unsigned long long>(work.share);
+    if (atomicAdd(&store.taken[layer], static_cast<unsigned long long>(count)) + count <= share) {
+      const unsigned long long bytes = segment_bytes<Key>(count);
+      offset = atomicAdd(store.used_bytes, bytes);
+      const std::uint32_t segment = atomicAdd(store.used_segments, 1U);
+      is_stored = offset + bytes <= store.bytes && segment < store.segment_limit;
+      if (is_stored) {
+        store.segments[segment] = {offset, count, chain};
+        chain = segment;
+      }
+    }
+    if (!is_stored) atomicExch(&store.incomplete[layer], 1U);
+  }
+};
+
+template <class Format>
+__global__ __launch_bounds__(block_threads) void partition_span(const Work* __restrict__ works,
+                                                                int first_work, int work_count,
+                                                                bool writes_masks, Store store,
+                                                                Row* rows) {
+  using Key = typename Format::Storage;
+  __shared__ Staging<Format> staging;
+  __shared__ Bins bins;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  const int layer = first_work + static_cast<int>(&work - works);
+  const Span span = Span::of_block<Key>(work);
+  const Key low = static_cast<Key>(work.low);
+  const auto width = static_cast<Key>(work.high - work.low);
+  const bool is_mask_wanted = stores<Key> && writes_masks && work.dense;
+  std::uint32_t chain = no_segment;  // thread 0's
+  std::uint32_t below = 0;
+  double above_sum = 0.0;
+  if (threadIdx.x == 0) staging.count = 0;
+  bins.begin();
+  for (std::int64_t tile = span.begin; tile < span.end; tile += tile_size<Key>) {
+    Vector<Key> vectors[vectors_in_flight];
+#pragma unroll
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const std::int64_t position = vector_position<Key>(tile, v);
+      vectors[v] = load_vector<Key>(work, position, vector_count<Key>(position, span.end));
+    }
+#pragma unroll
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const std::int64_t position = vector_position<Key>(tile, v);
+      const int count = vector_count<Key>(position, span.end);
+      Kept<Key> kept{};
+#pragma unroll
+      for (int e = 0; e < vector_size<Key>; ++e) {
+        const Key key = Format::key(vectors[v].at[e]);
+        const bool is_there = e < count;
+        const bool is_below = key < low;
+        const bool is_inside = !is_below && static_cast<Key>(key - low) < width;
+        if (is_there && is_below) ++below;
+        if (is_there && !is_below && !is_inside) {
+          above_sum += scaled_square<Format>(key, work.scale);
+          kept.at[e] = true;
+        }
+        staging.add(is_there && is_inside, key, position + e - span.begin);
+      }
+      if (is_mask_wanted) kept.store(work, position, count);
+    }
+    __syncthreads();
+    const bool is_full = staging.count > static_cast<std::uint32_t>(staged_reserve<Key>);
+    __syncthreads();
+    if (is_full) staging.flush(work, layer, store, bins, chain);
+  }
+  __syncthreads();
+  staging.flush(work, layer, store, bins, chain);
+  if (threadIdx.x == 0) store.chains[span.number] = chain;
+  bins.end(below, above_sum, rows[span.number]);
+}
+
+template <class Format>
+__device__ const typename Format::Storage* keys_of(const Store& store, const Segment& segment) {
+  return reinterpret_cast<const typename Format::Storage*>(store.keys + segment.offset);
+}
+
+template <class Format>
+__global__ __launch_bounds__(block_threads) void partition_stored(const Work* __restrict__ works,
+                                                                  int work_count, Store store,
+                                                                  Row* rows) {
+  using Key = typename Format::Storage;
+  __shared__ Bins bins;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  const Span span = Span::of_block<Key>(work);
+  std::uint32_t below = 0;
+  double above_sum = 0.0;
+  bins.begin();
+  for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
+    const Segment segment = store.segments[s];
+    const Key* keys = keys_of<Format>(store, segment);
+    for (std::uint32_t begin = 0; begin < segment.count; begin += block_threads) {
+      const std::uint32_t i = begin + threadIdx.x;
+      const bool is_there = i < segment.count;
+      const Key key = is_there ? keys[i] : Key{0};
+      if (is_there && key < work.low) ++below;
+      if (is_there && key >= work.high) above_sum += scaled_square<Format>(key, work.scale);
+      bins.add<Format>(work, is_there && key >= work.low && key < work.high, key);
+    }
+  }
+  bins.end(below, above_sum, rows[span.number]);
+}
+
+__global__ __launch_bounds__(block_threads) void sum_part(const Work* __restrict__ works,
+                                                          int work_count, std::int64_t item_size,
+                                                          const Row* rows, Row* parts) {
+  constexpr int groups = block_threads / Row::bins;
+  __shared__ union {
+    typename ReduceCount::TempStorage count;
+    typename ReduceSum::TempStorage sum;
+  } reduce;
+  struct Bin {
+    std::uint32_t count;
+    std::uint32_t first;
+    std::uint32_t last;
+    double sum;
+
+    __device__ void add(const Bin& other) {
+      count += other.count;
+      first = other.first < first ? other.first : first;
+      last = other.last > last ? other.last : last;
+      sum += other.sum;
+    }
+  };
+  __shared__ Bin bins[groups][Row::bins];
+  const std::int64_t number = works[0].first_part + blockIdx.x;
+  const Work& work = owner(works, work_count, number, &Work::first_part);
+  const std::int64_t all = spans_of(work.size, item_size);
+  const std::int64_t begin = (number - work.first_part) * rows_in_part;
+  const std::int64_t end = begin + rows_in_part < all ? begin + rows_in_part : all;
+  const Row* from = rows + work.first_span;
+  Row& part = parts[number];
+
+  const std::int64_t own = begin + threadIdx.x;
+  const bool has_own = own < end;
+  const std::uint32_t below = ReduceCount(reduce.count).Sum(has_own ? from[own].below : 0U);
+  __syncthreads();
+  const std::uint32_t inside = ReduceCount(reduce.count).Sum(has_own ? from[own].inside : 0U);
+  __syncthreads();
+  const CompensatedSum above =
+      ReduceSum(reduce.sum).Reduce(has_own ? from[own].above_sum : CompensatedSum{}, AddSums{});
+  if (threadIdx.x == 0) {
+    part.below = below;
+    part.inside = inside;
+    part.above_sum = above;
+  }
+  const int s = static_cast<int>(threadIdx.x) % Row::bins;
+  const int group = static_cast<int>(threadIdx.x) / Row::bins;
+  Bin bin{0, ~0U, 0, 0.0};
+  for (std::int64_t r = begin + group; r < end; r += groups) {
+    bin.add({from[r].counts[s], from[r].firsts[s], from[r].lasts[s], from[r].sums[s]});
+  }
+  bins[group][s] = bin;
+  __syncthreads();
+  if (group != 0) return;
+  for (int other = 1; other < groups; ++other) bin.add(bins[other][s]);
+  part.counts[s] = bin.count;
+  part.firsts[s] = bin.first;
+  part.lasts[s] = bin.last;
+  part.sums[s] = bin.sum;
+}
+
+template <class Format>
+__global__ __launch_bounds__(block_threads) void collect_span(const Work* __restrict__ works,
+                                                              int first_work, int work_count,
+                                                              Store store,
+                                                              unsigned long long* found,
+                                                              std::uint64_t* out) {
+  using Key = typename Format::Storage;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  const Span span = Span::of_block<Key>(work);
+  unsigned long long& taken = found[first_work + static_cast<int>(&work - works)];
+  for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
+    const Segment segment = store.segments[s];
+    const Key* keys = keys_of<Format>(store, segment);
+    for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
+      const Key key = keys[i];
+      if (key < work.low || key >= work.high) continue;
+      out[work.out + static_cast<std::int64_t>(atomicAdd(&taken, 1ULL))] = key;
+    }
+  }
+}
+
+}  // namespace
+
+void partition_weights(const Launch& with, bool writes_masks, const Store& store, Row* rows) {
+  with_format(with.dtype, [&](auto format) {
+    launch("partition_weights", partition_span<decltype(format)>, with.blocks, with.stream,
+           with.works, with.first, with.count, writes_masks, store, rows);
+  });
+}
+
+void partition_candidates(const Launch& with, const Store& store, Row* rows) {
+  with_stored_format(with.dtype, [&](auto format) {
+    launch("partition_candidates", partition_stored<decltype(format)>, with.blocks, with.stream,
+           with.works, with.count, store, rows);
+  });
+}
+
+void sum_rows(const Launch& with, const Row* rows, Row* parts) {
+  const std::int64_t item_size = lampfast::item_size(with.dtype);
+  launch("sum_rows", sum_part, with.blocks, with.stream, with.works, with.count, item_size, rows,
+         parts);
+}
+
+void collect_candidates(const Launch& with, const Store& store, unsigned long long* found,
+                        std::uint64_t* keys) {
+  with_stored_format(with.dtype, [&](auto format) {
+    launch("collect_candidates", collect_span<decltype(format)>, with.blocks, with.stream,
+           with.works, with.first, with.count, store, found, keys);
+  });
+}
+
+}  // namespace lampfast::cuda

@@ -1,0 +1,38 @@
+// From each float64 layer's largest weight.
+#include "estimate/scales.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/key_format.h"
+#include "core/not_finite.h"
+
+namespace lampfast {
+namespace {
+
+// Brings the layer's largest weight near 1. Within +-1000 the scale and its inverse are normal
+// numbers; the squares stay far from overflow, and what underflows is below 2^-700 of the layer's
+// sum.
+double scale_for(std::uint64_t largest_key) {
+  if (largest_key >= Float64::not_finite) throw NotFinite();
+  if (largest_key == 0) return 1.0;
+  return std::ldexp(1.0, -std::clamp(std::ilogb(Float64::value(largest_key)), -1000, 1000));
+}
+
+}  // namespace
+
+std::vector<double> find_scales(Backends& backends) {
+  const std::vector<Layer>& layers = backends.layers();
+  LayerIds wide;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].dtype == Dtype::float64) wide.push_back(i);
+  }
+  std::vector<double> scales(layers.size(), 1.0);
+  const std::vector<std::uint64_t> largest = backends.largest_keys(wide);
+  for (std::size_t w = 0; w < wide.size(); ++w) scales[wide[w]] = scale_for(largest[w]);
+  return scales;
+}
+
+}  // namespace lampfast

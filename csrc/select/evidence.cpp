@@ -1,0 +1,120 @@
+// Turns what reads find into rank bounds: bins while they are many, keys once they are few.
+#include "select/evidence.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <utility>
+
+#include "core/test_sizes.h"
+
+namespace lampfast {
+namespace {
+
+// As many candidates of a layer are sorted rather than narrowed further.
+constexpr std::int64_t most_sorted_candidates = test_sizes ? 4 : 256;
+
+std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
+  std::sort(keys.begin(), keys.end());
+  std::vector<KeyCount> counts;
+  counts.reserve(keys.size());
+  for (const std::uint64_t key : keys) {
+    if (counts.empty() || counts.back().key != key) counts.push_back({key, 0});
+    ++counts.back().count;
+  }
+  return counts;
+}
+
+}  // namespace
+
+Evidence::Evidence(std::vector<double> layer_scales)
+    : scales(std::move(layer_scales)),
+      rank_bounds(scales.size()),
+      sides(scales.size()),
+      stored(scales.size(), KeyInterval{0, 0}),
+      tracks_min_max(scales.size(), false),
+      misses(scales.size(), 0) {}
+
+void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
+  std::vector<PartitionResult> results =
+      backends_.partition(reads.ids, requests(reads), masks, limit);
+  std::vector<Partition> found;
+  found.reserve(results.size());
+  for (std::size_t r = 0; r < results.size(); ++r) {
+    evidence_.stored[reads.ids[r]] = results[r].is_stored ? reads.intervals[r] : KeyInterval{0, 0};
+    found.push_back(std::move(results[r].found));
+  }
+  learn(reads.ids, found,
+        limit == StoreLimit::budget ? most_sorted_candidates
+                                    : std::numeric_limits<std::int64_t>::max());
+}
+
+void Reader::read_candidates(const Reads& reads) {
+  learn(reads.ids, backends_.narrow(reads.ids, requests(reads)), most_sorted_candidates);
+}
+
+std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
+  std::vector<PartitionRequest> requests;
+  requests.reserve(reads.ids.size());
+  for (std::size_t r = 0; r < reads.ids.size(); ++r) {
+    const std::size_t id = reads.ids[r];
+    requests.push_back({reads.intervals[r], evidence_.scales[id], evidence_.tracks_min_max[id]});
+  }
+  return requests;
+}
+
+void Reader::learn(const LayerIds& ids, const std::vector<Partition>& found,
+                   std::int64_t most_sorted) {
+  LayerIds sorted;
+  std::vector<KeyRequest> keys;
+  LayerIds binned;
+  std::vector<const Partition*> bins;
+  for (std::size_t r = 0; r < ids.size(); ++r) {
+    const std::size_t id = ids[r];
+    const KeyInterval& interval = found[r].sides.interval;
+    const std::int64_t inside = found[r].inside();
+    evidence_.sides[id] = found[r].sides;
+    if (evidence_.stored[id].contains(interval) && inside <= most_sorted) {
+      sorted.push_back(id);
+      keys.push_back({interval, inside});
+    } else {
+      binned.push_back(id);
+      bins.push_back(&found[r]);
+    }
+  }
+  learn_from_keys(sorted, keys);
+  learn_from_bins(binned, bins);
+}
+
+void Reader::learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests) {
+  const auto learn_keys = [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
+    evidence_.rank_bounds[id] =
+        RankBounds(backends_.layers()[id].dtype, ranking_, evidence_.scales[id],
+                   evidence_.sides[id], count_keys(std::move(keys)), scores_);
+  };
+  backends_.collect(ids, requests, learn_keys);
+}
+
+void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found) {
+  constexpr std::int64_t weights_per_bin = 32;  // that take as long
+  std::int64_t bins = 0;
+  for (const Partition* partition : found)
+    bins += static_cast<std::int64_t>(partition->bins.size());
+  backends_.pool().for_each(
+      static_cast<std::int64_t>(ids.size()), bins * weights_per_bin, [&](std::int64_t task, int) {
+        const auto r = static_cast<std::size_t>(task);
+        const std::size_t id = ids[r];
+        evidence_.rank_bounds[id] = RankBounds(backends_.layers()[id].dtype, ranking_,
+                                               evidence_.scales[id], *found[r], scores_);
+      });
+}
+
+Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,
+                   std::vector<double> scales, const MaskSink& masks) {
+  Evidence evidence(std::move(scales));
+  Reader(backends, spec.ranking, estimate.scores, evidence)
+      .read_weights({backends.all(), estimate.intervals}, StoreLimit::budget, masks);
+  return evidence;
+}
+
+}  // namespace lampfast

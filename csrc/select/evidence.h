@@ -1,0 +1,70 @@
+// Evidence: what the reads so far tell of each layer, and the reads that bring it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backends.h"
+#include "core/intervals.h"
+#include "core/layer.h"
+#include "core/mask_sink.h"
+#include "core/partition.h"
+#include "core/selection_spec.h"
+#include "select/rank_bounds.h"
+
+namespace lampfast {
+
+// By layer.
+struct Evidence {
+  std::vector<double> scales;           // for scaled_square (key_format.h)
+  std::vector<RankBounds> rank_bounds;  // from the narrowest interval yet,
+  std::vector<Sides> sides;             // which is this one, with what lies on either side
+  std::vector<KeyInterval> stored;      // whose candidates are all stored; empty where some are not
+  std::vector<bool> tracks_min_max;  // whether bins were asked for their smallest and largest keys
+  std::vector<int> misses;           // how often an interval did not hold the threshold
+
+  explicit Evidence(std::vector<double> scales);
+};
+
+// Which layers to read, and in what interval each.
+struct Reads {
+  LayerIds ids;
+  std::vector<KeyInterval> intervals;
+
+  bool empty() const { return ids.empty(); }
+  void add(std::size_t id, const KeyInterval& interval) {
+    ids.push_back(id);
+    intervals.push_back(interval);
+  }
+};
+
+// Reads layers for the scores that matter, and adds what it learns to the evidence.
+class Reader {
+ public:
+  Reader(Backends& backends, Ranking ranking, const ScoreInterval& scores, Evidence& evidence)
+      : backends_(backends), ranking_(ranking), scores_(scores), evidence_(evidence) {}
+
+  // The weights; masks are written on the way. Where storing is not limited, all candidates are
+  // sorted, whatever memory it takes.
+  void read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks);
+
+  // The stored candidates.
+  void read_candidates(const Reads& reads);
+
+ private:
+  std::vector<PartitionRequest> requests(const Reads& reads) const;
+  void learn(const LayerIds& ids, const std::vector<Partition>& found, std::int64_t most_sorted);
+  void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);
+  void learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests);
+
+  Backends& backends_;
+  Ranking ranking_;
+  ScoreInterval scores_;
+  Evidence& evidence_;
+};
+
+// The first read of all layers.
+Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,
+                   std::vector<double> scales, const MaskSink& masks);
+
+}  // namespace lampfast

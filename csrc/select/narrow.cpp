@@ -1,0 +1,133 @@
+// Decides for every open layer what to read next, and in what interval.
+#include "select/narrow.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "core/key_format.h"
+
+namespace lampfast {
+namespace {
+
+// What is read next, for the bounds by which layers are open.
+class NextReads {
+ public:
+  NextReads(const std::vector<Layer>& layers, Ranking ranking, const ThresholdBounds& bounds,
+            Evidence& evidence)
+      : layers_(layers), ranking_(ranking), bounds_(bounds), evidence_(evidence) {}
+
+  Reads candidates;
+  Reads weights;
+  // Layers that are open in the interval of their last read, whose bins' smallest and largest keys
+  // are known: reading it once more would tell nothing new.
+  Reads unresolved;
+
+  // As long as an interval misses its layer's threshold it keeps the bounds wide for all layers, so
+  // that layers with such intervals are read first, by themselves.
+  void plan(std::vector<OpenLayer> open) {
+    std::vector<OpenLayer> missed;
+    for (const OpenLayer& layer : open) {
+      const ScoredInterval& likely = likely_interval(layer.id);
+      if (is_missed(layer.id, likely)) missed.push_back({layer.id, retry_interval(layer, likely)});
+    }
+    for (const OpenLayer& layer : missed.empty() ? open : missed) add(layer);
+  }
+
+ private:
+  void add(const OpenLayer& layer) {
+    // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
+    // the bins' smallest and largest keys, so that we can tell.
+    const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
+    const bool is_unresolved = is_same && evidence_.tracks_min_max[layer.id];
+    if (is_same) evidence_.tracks_min_max[layer.id] = true;
+    const bool is_stored = evidence_.stored[layer.id].contains(layer.needed);
+    (is_unresolved ? unresolved : is_stored ? candidates : weights).add(layer.id, layer.needed);
+  }
+
+  // The interval of a layer in which its pruned elements probably end.
+  const ScoredInterval& likely_interval(std::size_t id) const {
+    const RankBounds& rank_bounds = evidence_.rank_bounds[id];
+    if (ranking_ != Ranking::per_layer) return *rank_bounds.reaching(bounds_.likely_score);
+    return *rank_bounds.at_rank(std::min(bounds_.ranges[id].begin, layers_[id].size - 1));
+  }
+
+  // Whether the elements that probably are next to the threshold lie outside the interval that was
+  // read.
+  bool is_missed(std::size_t id, const ScoredInterval& likely) const {
+    const KeyInterval& read = evidence_.sides[id].interval;
+    return !likely.is_one_key() && (likely.first >= read.high || likely.last < read.low);
+  }
+
+  // Where to read a layer whose interval has missed: twice where the threshold probably is, then
+  // where it surely is.
+  KeyInterval retry_interval(const OpenLayer& layer, const ScoredInterval& likely) {
+    const bool is_estimate = evidence_.misses[layer.id]++ < 2 && ranking_ != Ranking::per_layer;
+    return is_estimate ? likely_part(layer, likely) : layer.needed;
+  }
+
+  // The log score grows at least twice as fast as log |w|. So from the end of the interval that
+  // missed to the likely score's magnitude, |log t - log end| <= log(ratio of the scores) / 2. As
+  // the likely score is an estimate, log(ratio) is allowed; and so is twice the distance where the
+  // likely score is a magnitude itself.
+  KeyInterval likely_part(const OpenLayer& layer, const ScoredInterval& likely) const {
+    const Dtype dtype = layers_[layer.id].dtype;
+    const Sides& sides = evidence_.sides[layer.id];
+    const bool is_above = likely.first >= sides.interval.high;
+    const std::uint64_t end = is_above ? sides.interval.high : sides.interval.low;
+    const double sum_from = is_above ? sides.above_sum.value() : likely.after;
+    const double at = magnitude_of(dtype, end);
+    const bool by_magnitude = ranking_ == Ranking::magnitude;
+    const double score =
+        by_magnitude ? at : scaled_square_of(dtype, end, evidence_.scales[layer.id]) / sum_from;
+    constexpr double least_ratio = 1.0 + 0x1p-7;
+    const double likely_score = bounds_.likely_score;
+    const double ratio = std::max(is_above ? likely_score / score : score / likely_score, 1.0);
+    const double reach = (by_magnitude ? ratio * ratio : ratio) * least_ratio;
+    const KeyInterval part{
+        std::max(is_above ? end : nearest_key(dtype, at / reach), layer.needed.low),
+        std::min(is_above ? nearest_key(dtype, at * reach) + 1 : end, layer.needed.high)};
+    return part.low < part.high ? part : layer.needed;
+  }
+
+  const std::vector<Layer>& layers_;
+  Ranking ranking_;
+  const ThresholdBounds& bounds_;
+  Evidence& evidence_;
+};
+
+}  // namespace
+
+std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
+                                 const std::vector<RankBounds>& rank_bounds,
+                                 const std::vector<RankRange>& ranges) {
+  std::vector<OpenLayer> open;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const RankRange& range = ranges[i];
+    if (range.begin == layers[i].size) continue;  // all elements are pruned, or there are none
+    const std::int64_t last = std::min(range.end, layers[i].size - 1);
+    const ScoredInterval* from = rank_bounds[i].at_rank(std::min(range.begin, last));
+    const ScoredInterval* to = rank_bounds[i].at_rank(last);
+    const auto is_one_key = [](const ScoredInterval& interval) { return interval.is_one_key(); };
+    if (std::all_of(from, to + 1, is_one_key)) continue;
+    open.push_back({i, {std::max<std::uint64_t>(from->first, 1), to->last + 1}});
+  }
+  return open;
+}
+
+Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
+                const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
+  NextReads next(backends.layers(), spec.ranking, bounds, evidence);
+  next.plan(open);
+  Reader reader(backends, spec.ranking, bounds.scores, evidence);
+  if (next.candidates.empty() && next.weights.empty()) {
+    // The scores are too close or too small for the bounds to tell apart.
+    reader.read_weights(next.unresolved, StoreLimit::none, masks);
+    return evidence;
+  }
+  if (!next.candidates.empty()) reader.read_candidates(next.candidates);
+  if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
+  return evidence;
+}
+
+}  // namespace lampfast

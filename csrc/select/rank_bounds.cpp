@@ -1,0 +1,214 @@
+// Bounds on scores and ranks: rounding may widen them, but never lets the truth lie outside.
+#include "select/rank_bounds.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "core/error_bounds.h"
+#include "core/key_format.h"
+
+namespace lampfast {
+namespace {
+
+// How many elements of an interval of one key score at most t, where `inverse` is 1/t. The
+// interval's elements, last to first, have the suffix sums after + q, after + 2q, ..., where q is
+// the key's square: 1/score = after/q + 1, after/q + 2, ... So those score at most t whose number,
+// counted from the last, is at least 1/t - after/q.
+std::int64_t count_at_most(const ScoredInterval& interval, double inverse,
+                           double after_over_square) {
+  const double least = std::ceil(inverse - after_over_square);
+  if (!(least > 1.0)) return interval.count;
+  if (least > static_cast<double>(interval.count)) return 0;
+  return interval.count - static_cast<std::int64_t>(least) + 1;
+}
+
+}  // namespace
+
+// Makes the intervals from the top down, since each needs the sum of all that come later.
+class RankBounds::Builder {
+ public:
+  Builder(RankBounds& bounds, std::size_t intervals) : bounds_(bounds) {
+    bounds_.intervals_.reserve(intervals);
+  }
+
+  void push_key(std::uint64_t key, std::int64_t count) {
+    push(key, key, count, CompensatedSum{static_cast<double>(count) * bounds_.square(key)});
+  }
+
+  void push_bin(std::uint64_t first, std::uint64_t last, const Bin& bin) {
+    if (first == last) {
+      push_key(first, bin.count);
+    } else {
+      push(first, last, bin.count, CompensatedSum{bin.sum});
+    }
+  }
+
+  void push_above(const Sides& sides) {
+    push(sides.interval.high, not_finite_key(bounds_.dtype_) - 1, sides.above, sides.above_sum);
+  }
+
+  // The least score of what lies below is bounded by 0, so that its sum is not needed.
+  void push_below(const Sides& sides) {
+    push(0, sides.interval.low - 1, sides.below, CompensatedSum{});
+  }
+
+  void finish() {
+    auto& intervals = bounds_.intervals_;
+    std::reverse(intervals.begin(), intervals.end());
+    std::int64_t before = 0;
+    for (ScoredInterval& interval : intervals) {
+      interval.before = before;
+      before += interval.count;
+    }
+  }
+
+ private:
+  void push(std::uint64_t first, std::uint64_t last, std::int64_t count,
+            const CompensatedSum& own) {
+    if (count == 0) return;
+    const double after = sum_.value();
+    sum_.add(own);
+    ScoredInterval interval{first, last, 0, count, after, 0.0, 0.0};
+    if (bounds_.ranking_ == Ranking::magnitude) {
+      interval.least_score = bounds_.magnitude(first);
+      interval.most_score = bounds_.magnitude(last);
+    } else {
+      bound_scores(interval);
+    }
+    bounds_.intervals_.push_back(interval);
+  }
+
+  // The score of an interval's first element is least, with all of the interval in its sum; that of
+  // its last one is most, with only itself in it.
+  void bound_scores(ScoredInterval& interval) const {
+    const double first = bounds_.square(interval.first);
+    const double last = interval.is_one_key() ? first : bounds_.square(interval.last);
+    // The last key may be above all of the layer's, and its square infinite; a score is at most 1.
+    const double ratio = last / (last + interval.after);
+    const double least = first > 0.0 ? first / sum_.value() : 0.0;
+    const double most = last > 0.0 ? std::fmin(ratio, 1.0) : 0.0;
+    interval.least_score = least * (1.0 - bounds_.margin_);
+    interval.most_score = most * (1.0 + bounds_.margin_);
+  }
+
+  RankBounds& bounds_;
+  CompensatedSum sum_;  // of the intervals so far
+};
+
+RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Partition& partition,
+                       const ScoreInterval& scores)
+    : dtype_(dtype),
+      ranking_(ranking),
+      scale_(scale),
+      margin_(partition.bin_bits == 0 ? error_bounds::score_from_counts
+                                      : error_bounds::score_from_bins) {
+  const auto& [low, high] = partition.sides.interval;
+  const std::uint64_t width = std::uint64_t{1} << partition.bin_bits;
+  Builder builder(*this, partition.bins.size() + 2);
+  builder.push_above(partition.sides);
+  for (std::size_t i = partition.bins.size(); i-- > 0;) {
+    const Bin& bin = partition.bins[i];
+    const std::uint64_t begin = low + i * width;
+    const std::uint64_t last = std::min(begin + std::min(bin.last, width - 1), high - 1);
+    builder.push_bin(begin + bin.first, last, bin);
+  }
+  builder.push_below(partition.sides);
+  builder.finish();
+  drop_irrelevant(partition.sides, scores);
+}
+
+RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& sides,
+                       const std::vector<KeyCount>& counts, const ScoreInterval& scores)
+    : dtype_(dtype), ranking_(ranking), scale_(scale), margin_(error_bounds::score_from_counts) {
+  Builder builder(*this, counts.size() + 2);
+  builder.push_above(sides);
+  for (std::size_t i = counts.size(); i-- > 0;) builder.push_key(counts[i].key, counts[i].count);
+  builder.push_below(sides);
+  builder.finish();
+  drop_irrelevant(sides, scores);
+}
+
+// Merges the intervals whose elements surely all score more, or less, than those that matter. What
+// lies outside the partition's interval stays apart: only the weights, not the candidates, tell
+// more of it.
+void RankBounds::drop_irrelevant(const Sides& sides, const ScoreInterval& scores) {
+  const std::size_t first_inside = sides.below > 0 ? 1 : 0;
+  const auto end_inside = [&] { return intervals_.size() - (sides.above > 0 ? 1 : 0); };
+  const auto position = [&](auto found) {
+    return static_cast<std::size_t>(found - intervals_.begin());
+  };
+  const auto end_of_high = std::partition_point(
+      intervals_.begin(), intervals_.end(),
+      [&](const ScoredInterval& interval) { return interval.least_score <= scores.high; });
+  merge(std::max(first_inside, position(end_of_high) + 1), end_inside());
+  if (scores.has_low()) {
+    const auto end_of_low = std::partition_point(
+        intervals_.begin(), intervals_.end(),
+        [&](const ScoredInterval& interval) { return interval.most_score <= scores.low; });
+    merge(first_inside, std::min(end_inside(), position(end_of_low)));
+  }
+  intervals_.shrink_to_fit();
+}
+
+// Makes one interval of the intervals [begin, end).
+void RankBounds::merge(std::size_t begin, std::size_t end) {
+  if (begin + 1 >= end) return;
+  ScoredInterval& first = intervals_[begin];
+  const ScoredInterval& last = intervals_[end - 1];
+  first.last = last.last;
+  first.count = last.end() - first.before;
+  first.after = last.after;
+  first.most_score = last.most_score;
+  const auto at = [this](std::size_t i) {
+    return intervals_.begin() + static_cast<std::ptrdiff_t>(i);
+  };
+  intervals_.erase(at(begin + 1), at(end));
+}
+
+double RankBounds::magnitude(std::uint64_t key) const { return magnitude_of(dtype_, key); }
+
+double RankBounds::square(std::uint64_t key) const { return scaled_square_of(dtype_, key, scale_); }
+
+// Whether t can lie between the scores of an interval's elements and divide it: of equal
+// magnitudes, each has its own score but not its own magnitude.
+bool RankBounds::is_divided(const ScoredInterval& interval) const {
+  return interval.is_one_key() && ranking_ != Ranking::magnitude;
+}
+
+std::int64_t RankBounds::rank_lower_bound(double t) const {
+  const auto next = std::partition_point(
+      intervals_.begin(), intervals_.end(),
+      [&](const ScoredInterval& interval) { return interval.most_score <= t; });
+  if (next == intervals_.end()) return intervals_.empty() ? 0 : intervals_.back().end();
+  if (!is_divided(*next)) return next->before;
+  const double ratio = next->after / square(next->first);
+  return next->before + count_at_most(*next, (1.0 + margin_) / t, ratio * (1.0 - margin_));
+}
+
+std::int64_t RankBounds::rank_upper_bound(double t) const {
+  const auto next = std::partition_point(
+      intervals_.begin(), intervals_.end(),
+      [&](const ScoredInterval& interval) { return interval.least_score <= t; });
+  if (next == intervals_.begin()) return 0;
+  const ScoredInterval& interval = *(next - 1);
+  if (!is_divided(interval)) return interval.end();
+  const double ratio = interval.after / square(interval.first);
+  return interval.before + count_at_most(interval, (1.0 - margin_) / t, ratio * (1.0 + margin_));
+}
+
+const ScoredInterval* RankBounds::at_rank(std::int64_t position) const {
+  const auto next = std::partition_point(
+      intervals_.begin(), intervals_.end(),
+      [&](const ScoredInterval& interval) { return interval.end() <= position; });
+  return &*next;
+}
+
+const ScoredInterval* RankBounds::reaching(double t) const {
+  const auto next =
+      std::partition_point(intervals_.begin(), intervals_.end() - 1,
+                           [&](const ScoredInterval& interval) { return interval.most_score < t; });
+  return &*next;
+}
+
+}  // namespace lampfast

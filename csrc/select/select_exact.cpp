@@ -1,0 +1,246 @@
+// A quickselect over layers that are each in order already. Scores are compared in doubles where
+// their error bounds allow it, else in exact integers (Shewchuk, Adaptive precision floating-point
+// arithmetic and fast robust geometric predicates, 1997).
+#include "select/select_exact.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "core/big_uint.h"
+#include "core/error_bounds.h"
+#include "core/key_format.h"
+#include "core/test_sizes.h"
+
+namespace lampfast {
+namespace {
+
+// One layer's open elements in their order, with their scores: in doubles, and exactly when asked.
+class OpenElements {
+ public:
+  OpenElements(Backends& backends, std::size_t layer, const RankBounds& rank_bounds,
+               const RankRange& range)
+      : backends_(&backends),
+        layer_(layer),
+        dtype_(backends.layers()[layer].dtype),
+        rank_bounds_(&rank_bounds),
+        first_(rank_bounds.at_rank(range.begin)),
+        last_(rank_bounds.at_rank(range.end - 1)) {}
+
+  struct Element {
+    std::uint64_t key;
+    double square;
+    double sum_from;  // of the squares of this element and all later ones
+    const ScoredInterval* interval;
+    std::int64_t remaining;  // elements of the interval from this one on
+  };
+
+  Element at(std::int64_t position) const {
+    const ScoredInterval* interval = rank_bounds_->at_rank(position);
+    const std::int64_t remaining = interval->end() - position;
+    const double square = rank_bounds_->square(interval->first);
+    return {interval->first, square, interval->after + static_cast<double>(remaining) * square,
+            interval, remaining};
+  }
+
+  const RankBounds& rank_bounds() const { return *rank_bounds_; }
+
+  // sum_from in units of 2^(2 * least_exponent).
+  BigUint exact_sum_from(const Element& element) {
+    if (exact_after_.empty()) sum_exactly();
+    const std::ptrdiff_t checkpoint = (last_ - element.interval) / spacing;
+    BigUint sum = exact_after_[static_cast<std::size_t>(checkpoint)];
+    add_intervals(sum, last_ - checkpoint * spacing, element.interval);
+    sum += exact_squares(element.key, element.remaining);
+    return sum;
+  }
+
+  // The exact square of a magnitude times `other`, in the same units as `other` times those of
+  // exact_sum_from.
+  BigUint times_square(const BigUint& other, std::uint64_t key) const {
+    const Decomposed magnitude = decompose(dtype_, key);
+    const int least =
+        with_format(dtype_, [](auto format) { return int{decltype(format)::least_exponent}; });
+    return other.times(magnitude.mantissa)
+        .times(magnitude.mantissa)
+        .shifted(2 * (magnitude.exponent - least));
+  }
+
+ private:
+  BigUint exact_squares(std::uint64_t key, std::int64_t count) const {
+    return times_square(BigUint(static_cast<std::uint64_t>(count)), key);
+  }
+
+  // Adds the squares of the intervals from `last` down to the one above `end`.
+  void add_intervals(BigUint& sum, const ScoredInterval* last, const ScoredInterval* end) const {
+    for (const auto* each = last; each > end; --each)
+      sum += exact_squares(each->first, each->count);
+  }
+
+  // One more read of the layer, for what lies above the open intervals; these are then added up.
+  void sum_exactly() {
+    const std::vector<ScoredInterval>& all = rank_bounds_->intervals();
+    BigUint sum;
+    if (last_ + 1 != all.data() + all.size()) sum = backends_->exact_sum_above(layer_, last_->last);
+    const ScoredInterval* interval = last_;
+    for (; interval - first_ >= spacing; interval -= spacing) {
+      exact_after_.push_back(sum);
+      add_intervals(sum, interval, interval - spacing);
+    }
+    exact_after_.push_back(sum);
+  }
+
+  static constexpr std::ptrdiff_t spacing = test_sizes ? 2 : 64;
+
+  Backends* backends_;
+  std::size_t layer_;
+  Dtype dtype_;
+  const RankBounds* rank_bounds_;
+  const ScoredInterval* first_;
+  const ScoredInterval* last_;
+  std::vector<BigUint> exact_after_;  // what lies above every spacing-th interval, from last_ down
+};
+
+// Negative, zero or positive as the score of x, an element of a, is less than, equal to or greater
+// than that of y, one of b. x.square / x.sum_from < y.square / y.sum_from is asked without
+// division.
+int compare_scores(OpenElements& a, const OpenElements::Element& x, OpenElements& b,
+                   const OpenElements::Element& y) {
+  if (x.key == 0 || y.key == 0) return (x.key != 0) - (y.key != 0);
+  const double left = x.square * y.sum_from;
+  const double right = y.square * x.sum_from;
+  const double margin = std::max(a.rank_bounds().margin(), b.rank_bounds().margin());
+  const double smallest = std::min({x.square, y.square, left, right});
+  if (std::abs(left - right) > margin * std::max(left, right) &&
+      smallest > error_bounds::least_product) {
+    return left < right ? -1 : 1;
+  }
+  return BigUint::compare(a.times_square(b.exact_sum_from(y), x.key),
+                          b.times_square(a.exact_sum_from(x), y.key));
+}
+
+int compare_magnitudes(double a, double b) { return (a > b) - (a < b); }
+
+// The open elements of all layers.
+class OpenRanks {
+ public:
+  OpenRanks(Backends& backends, Ranking ranking, const std::vector<RankBounds>& rank_bounds,
+            const std::vector<RankRange>& ranges)
+      : ranking_(ranking) {
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      const RankRange& range = ranges[i];
+      if (range.is_empty()) continue;
+      layers_.push_back({i, {backends, i, rank_bounds[i], range}, range, 0});
+      total_ += range.end - range.begin;
+    }
+  }
+
+  // Moves the beginnings of the ranges in `ranges` to behind the first `count` elements.
+  void take_first(std::int64_t count, std::vector<RankRange>& ranges) {
+    // A pivot halves every range at once, as each is in order.
+    while (count > 0 && count < total_) {
+      OpenLayer& pivot = layers_[choose_pivot()];
+      const std::int64_t smaller = divide(pivot);
+      const bool is_beyond = count > smaller;
+      total_ = 0;
+      for (OpenLayer& layer : layers_)
+        (is_beyond ? layer.open.begin : layer.open.end) = layer.smaller;
+      if (is_beyond) {
+        count -= smaller + 1;
+        ++pivot.open.begin;
+      }
+      for (const OpenLayer& layer : layers_) total_ += layer.open.end - layer.open.begin;
+    }
+    for (const OpenLayer& layer : layers_) {
+      ranges[layer.id].begin = count > 0 ? layer.open.end : layer.open.begin;
+    }
+  }
+
+ private:
+  struct OpenLayer {
+    std::size_t id;
+    OpenElements elements;
+    RankRange open;
+    std::int64_t smaller;  // positions before this one come before the pivot
+  };
+
+  // The layer and the position of a pseudo-random open element.
+  std::size_t choose_pivot() {
+    random_ = random_ * 6364136223846793005U + 1442695040888963407U;
+    auto skip = static_cast<std::int64_t>((random_ >> 33) % static_cast<std::uint64_t>(total_));
+    std::size_t layer = 0;
+    const auto size = [&] { return layers_[layer].open.end - layers_[layer].open.begin; };
+    for (; skip >= size(); ++layer) skip -= size();
+    pivot_position_ = layers_[layer].open.begin + skip;
+    return layer;
+  }
+
+  // Finds in every range what comes before the pivot; how many that are.
+  std::int64_t divide(OpenLayer& pivot) {
+    const OpenElements::Element element = pivot.elements.at(pivot_position_);
+    std::int64_t smaller = 0;
+    for (OpenLayer& layer : layers_) {
+      layer.smaller = &layer == &pivot ? pivot_position_ : first_not_before(layer, pivot, element);
+      smaller += layer.smaller - layer.open.begin;
+    }
+    return smaller;
+  }
+
+  std::int64_t first_not_before(OpenLayer& layer, OpenLayer& pivot,
+                                const OpenElements::Element& element) {
+    std::int64_t low = layer.open.begin;
+    for (std::int64_t high = layer.open.end; low < high;) {
+      const std::int64_t middle = low + (high - low) / 2;
+      const int order = compare(layer, layer.elements.at(middle), pivot, element);
+      const bool is_earlier = order < 0 || (order == 0 && layer.id < pivot.id);
+      (is_earlier ? low : high) = is_earlier ? middle + 1 : middle;
+    }
+    return low;
+  }
+
+  int compare(OpenLayer& a, const OpenElements::Element& x, OpenLayer& b,
+              const OpenElements::Element& y) {
+    if (ranking_ != Ranking::magnitude) return compare_scores(a.elements, x, b.elements, y);
+    return compare_magnitudes(a.elements.rank_bounds().magnitude(x.key),
+                              b.elements.rank_bounds().magnitude(y.key));
+  }
+
+  Ranking ranking_;
+  std::vector<OpenLayer> layers_;
+  std::int64_t total_ = 0;  // open elements
+  std::uint64_t random_ = 1;
+  std::int64_t pivot_position_ = 0;
+};
+
+// The answer of a layer whose first elements, as many as `pruned`, are pruned.
+LayerThreshold threshold_after(const Layer& layer, const RankBounds& rank_bounds,
+                               std::int64_t pruned) {
+  LayerThreshold threshold{not_finite_key(layer.dtype), 0, pruned, 0.0};
+  if (pruned < layer.size) {
+    const ScoredInterval* kept = rank_bounds.at_rank(pruned);
+    threshold.key = kept->first;
+    threshold.ties = pruned - kept->before;
+  }
+  threshold.magnitude = magnitude_of(layer.dtype, threshold.key);
+  return threshold;
+}
+
+}  // namespace
+
+std::vector<LayerThreshold> select_exact(Backends& backends, const SelectionSpec& spec,
+                                         const std::vector<RankBounds>& rank_bounds,
+                                         const std::vector<RankRange>& ranges) {
+  std::vector<RankRange> open = ranges;
+  std::int64_t count = spec.count();
+  for (const RankRange& range : open) count -= range.begin;
+  OpenRanks(backends, spec.ranking, rank_bounds, open).take_first(count, open);
+  const std::vector<Layer>& layers = backends.layers();
+  std::vector<LayerThreshold> thresholds;
+  thresholds.reserve(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    thresholds.push_back(threshold_after(layers[i], rank_bounds[i], open[i].begin));
+  }
+  return thresholds;
+}
+
+}  // namespace lampfast
