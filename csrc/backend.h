@@ -55,7 +55,8 @@ class Backend {
 
   // --- partition ---
 
-  // One read of the layers. Candidates are stored until the layer is read again. Throws NotFinite.
+  // One read of the layers. Candidates are stored until the layer is read again. Where an element is
+  // not finite, the sum above its interval is not finite either.
   virtual std::vector<PartitionResult> partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  const MaskSink& masks, StoreLimit limit) = 0;

@@ -21,7 +21,7 @@ class Float64Score {
   using Score = double;
 
   LAMPFAST_HOST_DEVICE explicit Float64Score(std::uint64_t largest_key)
-      : largest_exponent_(std::ilogb(Float64::value(std::max<std::uint64_t>(largest_key, 1)))) {}
+      : largest_exponent_(exponent_of(std::max<std::uint64_t>(largest_key, 1))) {}
 
   class Total {
    public:
@@ -85,10 +85,16 @@ class Float64Score {
   }
 
  private:
+  // Within the range of finite numbers also for NaN and infinity, which another thread may have
+  // written since the layer was checked: sums of exponents must not overflow.
+  LAMPFAST_HOST_DEVICE static int exponent_of(std::uint64_t key) {
+    const int exponent = std::ilogb(Float64::value(key));
+    return exponent < -1074 ? -1074 : exponent > 1023 ? 1023 : exponent;
+  }
+
   struct Magnitude {
     LAMPFAST_HOST_DEVICE explicit Magnitude(std::uint64_t key)
-        : exponent(std::ilogb(Float64::value(key))),
-          value(std::ldexp(Float64::value(key), -exponent)) {}
+        : exponent(exponent_of(key)), value(std::ldexp(Float64::value(key), -exponent)) {}
 
     int exponent;
     double value;

@@ -8,6 +8,16 @@
 
 namespace lampfast::cpu {
 
+// A kernel may read an element twice: to compare it, and to store its key. Another thread that
+// trains meanwhile may change it in between, so a key is taken for one inside only if it still is:
+// indices of bins follow from it.
+template <class Key>
+void keep_inside(Key* keys, int count, const KeyInterval& interval) {
+  const auto low = static_cast<Key>(interval.low);
+  const auto width = static_cast<Key>(interval.high - interval.low);
+  for (int i = 0; i < count; ++i) keys[i] = static_cast<Key>(keys[i] - low) < width ? keys[i] : low;
+}
+
 // Calls body(block, inside) for each block: what it has on either side of the interval, and its
 // keys inside. What the interval says of each element goes to `kept`, unless that is null
 // (kernels.h).
@@ -19,7 +29,10 @@ void classify(Dtype dtype, const Key* elements, std::int64_t length, const KeyIn
   for (std::int64_t begin = 0; begin < length; begin += classify_block) {
     const auto count = static_cast<int>(std::min<std::int64_t>(classify_block, length - begin));
     std::uint8_t* kept_here = kept == nullptr ? nullptr : kept + begin;
-    body(kernel.classify(elements + begin, count, interval, scale, inside, kept_here), inside);
+    const Classified block =
+        kernel.classify(elements + begin, count, interval, scale, inside, kept_here);
+    keep_inside(inside, block.inside, interval);
+    body(block, inside);
   }
 }
 

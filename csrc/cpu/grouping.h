@@ -51,10 +51,13 @@ class Grouping {
   // Calls body(index, key, place) for every element.
   template <class Visit, class Body>
   void for_each(Visit&& visit, Body&& body) {
+    // Keys that another thread has changed since they were counted could lead beyond the last
+    // place.
+    const auto last = static_cast<Index>(size_ - 1);
     for_each_part([&](std::size_t part, std::int64_t begin, std::int64_t end) {
       Index* next = places_[part].data();
-      visit(begin, end, [&, next, rest_bits = rest_bits_](std::int64_t index, auto key) {
-        body(index, key, next[key >> rest_bits]++);
+      visit(begin, end, [&, next, last, rest_bits = rest_bits_](std::int64_t index, auto key) {
+        body(index, key, std::min(next[key >> rest_bits]++, last));
       });
     });
     // Each part ended where the next one begins.

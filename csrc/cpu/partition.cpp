@@ -1,7 +1,6 @@
 // Partition in host memory: chunks of all layers at once; what each finds is merged under a lock.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <limits>
 #include <mutex>
 #include <utility>
@@ -174,10 +173,8 @@ class WeightsReader {
     candidates[p].insert(candidates[p].end(), segments.begin(), segments.end());
   }
 
-  // Throws NotFinite.
   void finish() {
     for (std::size_t p = 0; p < results.size(); ++p) {
-      if (!std::isfinite(results[p].found.sides.above_sum.value())) throw NotFinite();
       results[p].is_stored = !is_incomplete_[p];
       std::stable_sort(candidates[p].begin(), candidates[p].end(),
                        [](const CandidateSegment& a, const CandidateSegment& b) {

@@ -51,9 +51,10 @@ std::int64_t find_in_row_major(const Ties& ties, const std::vector<CandidateSegm
   return with_format(layer.dtype, [&, wanted, begin](auto format) mutable {
     using Format = decltype(format);
     const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
-    for (std::int64_t i = begin;; ++i) {
+    for (std::int64_t i = begin; i < layer.size; ++i) {
       if (Format::key(data[i]) == threshold.key && wanted-- == 0) return i;
     }
+    return layer.size;  // there are fewer ties now: another thread has changed them
   });
 }
 

@@ -2,10 +2,13 @@
 #include "select/evidence.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <utility>
 
+#include "core/key_format.h"
+#include "core/not_finite.h"
 #include "core/test_sizes.h"
 
 namespace lampfast {
@@ -25,6 +28,18 @@ std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
   return counts;
 }
 
+// Of all layers in their estimated intervals, within the keys of finite magnitudes but 0, which is
+// below every interval.
+Reads first_reads(const std::vector<Layer>& layers, const Estimate& estimate) {
+  Reads reads;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::uint64_t end = not_finite_key(layers[i].dtype);
+    const std::uint64_t low = std::clamp<std::uint64_t>(estimate.intervals[i].low, 1, end);
+    reads.add(i, {low, std::clamp(estimate.intervals[i].high, low, end)});
+  }
+  return reads;
+}
+
 }  // namespace
 
 Evidence::Evidence(std::vector<double> layer_scales)
@@ -33,7 +48,8 @@ Evidence::Evidence(std::vector<double> layer_scales)
       sides(scales.size()),
       stored(scales.size(), KeyInterval{0, 0}),
       tracks_min_max(scales.size(), false),
-      misses(scales.size(), 0) {}
+      misses(scales.size(), 0),
+      reads(scales.size(), 0) {}
 
 void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
   std::vector<PartitionResult> results =
@@ -73,7 +89,9 @@ void Reader::learn(const LayerIds& ids, const std::vector<Partition>& found,
     const std::size_t id = ids[r];
     const KeyInterval& interval = found[r].sides.interval;
     const std::int64_t inside = found[r].inside();
+    if (!std::isfinite(found[r].sides.above_sum.value())) throw NotFinite();
     evidence_.sides[id] = found[r].sides;
+    ++evidence_.reads[id];
     if (evidence_.stored[id].contains(interval) && inside <= most_sorted) {
       sorted.push_back(id);
       keys.push_back({interval, inside});
@@ -113,7 +131,7 @@ Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate
                    std::vector<double> scales, const MaskSink& masks) {
   Evidence evidence(std::move(scales));
   Reader(backends, spec.ranking, estimate.scores, evidence)
-      .read_weights({backends.all(), estimate.intervals}, StoreLimit::budget, masks);
+      .read_weights(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
   return evidence;
 }
 

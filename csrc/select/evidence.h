@@ -22,6 +22,7 @@ struct Evidence {
   std::vector<KeyInterval> stored;      // whose candidates are all stored; empty where some are not
   std::vector<bool> tracks_min_max;  // whether bins were asked for their smallest and largest keys
   std::vector<int> misses;           // how often an interval did not hold the threshold
+  std::vector<int> reads;            // of weights or candidates
 
   explicit Evidence(std::vector<double> scales);
 };
@@ -44,11 +45,11 @@ class Reader {
   Reader(Backends& backends, Ranking ranking, const ScoreInterval& scores, Evidence& evidence)
       : backends_(backends), ranking_(ranking), scores_(scores), evidence_(evidence) {}
 
-  // The weights; masks are written on the way. Where storing is not limited, all candidates are
-  // sorted, whatever memory it takes.
+  // The weights; masks are written on the way. Throws NotFinite. Where storing is not limited, all
+  // candidates are sorted, whatever memory it takes.
   void read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks);
 
-  // The stored candidates.
+  // The stored candidates. Throws NotFinite, as another thread may have made one such.
   void read_candidates(const Reads& reads);
 
  private:

@@ -10,6 +10,10 @@
 namespace lampfast {
 namespace {
 
+// A read divides an interval by at least two, so that none of the weights that hold still needs as
+// many. A layer that another thread changes all the while might need them for ever: it is sorted.
+constexpr int most_reads = 100;
+
 // What is read next, for the bounds by which layers are open.
 class NextReads {
  public:
@@ -19,8 +23,9 @@ class NextReads {
 
   Reads candidates;
   Reads weights;
-  // Layers that are open in the interval of their last read, whose bins' smallest and largest keys
-  // are known: reading it once more would tell nothing new.
+  // Layers of which all keys inside an interval must be sorted. They are open in the interval of
+  // their last read, whose bins' smallest and largest keys are known: reading it once more would
+  // tell nothing new.
   Reads unresolved;
 
   // As long as an interval misses its layer's threshold it keeps the bounds wide for all layers, so
@@ -36,6 +41,10 @@ class NextReads {
 
  private:
   void add(const OpenLayer& layer) {
+    if (evidence_.reads[layer.id] >= most_reads) {
+      unresolved.add(layer.id, {1, not_finite_key(layers_[layer.id].dtype)});
+      return;
+    }
     // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
     // the bins' smallest and largest keys, so that we can tell.
     const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
