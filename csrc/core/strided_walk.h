@@ -164,4 +164,17 @@ class StridedWalk {
   Axis run_{1, unit()};
 };
 
+// Whether positions in the memory's order are row-major indices: the memory may have gaps, but its
+// strides fall from the first axis to the last.
+inline bool positions_are_indices(const std::vector<std::int64_t>& shape, const Strides& strides) {
+  const Strides indices = row_major_strides(shape);
+  const auto axes = StridedWalk<2, 0>(shape, {&strides, &indices}, Order::memory).axes();
+  std::int64_t stride = 1;
+  for (std::size_t a = axes.size(); a-- > 0;) {
+    if (axes[a].extent > 1 && axes[a].stride[1] != stride) return false;
+    stride *= axes[a].extent;
+  }
+  return true;
+}
+
 }  // namespace lampfast

@@ -184,8 +184,9 @@ void HostBackend::commit() {
       return;
     }
     const Read* read = useful_read(id, threshold);
-    // Where elements do not lie in row-major order their positions do not tell which ties go.
-    const bool positions_tell = threshold.ties == 0 || is_row_major(source.shape, source.strides);
+    // Where positions are not row-major indices they do not tell which ties go.
+    const bool positions_tell =
+        threshold.ties == 0 || positions_are_indices(source.shape, source.strides);
     if (read != nullptr && read->stored.is_mask_written && positions_tell) {
       settle_chunk(source, pending_.masks.bytes(id), read->candidates, threshold, first_kept,
                    chunk);

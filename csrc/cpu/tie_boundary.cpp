@@ -21,41 +21,68 @@ struct Ties {
   ThreadPool& pool;
 };
 
-// Counted for each chunk of a layer whose elements lie in row-major order, from its candidates or
-// else from the weights; then the chunk in which the wanted one lies is searched.
-std::int64_t find_in_row_major(const Ties& ties, const std::vector<CandidateSegment>* candidates) {
+// How many ties each chunk of a layer has, from its candidates or else from the weights.
+std::vector<std::int64_t> count_by_chunk(const Ties& ties,
+                                         const std::vector<CandidateSegment>* candidates) {
   const Layer& layer = ties.layer;
-  const LayerThreshold& threshold = ties.threshold;
   const Kernels& kernels = kernels_for(layer.dtype);
-  const std::int64_t width = item_size(layer.dtype);
   std::vector<std::int64_t> counts(static_cast<std::size_t>((layer.size - 1) / chunk_size + 1), 0);
+  const auto count_of = [&](std::int64_t chunk_begin) -> std::int64_t& {
+    return counts[static_cast<std::size_t>(chunk_begin / chunk_size)];
+  };
   if (candidates != nullptr) {
     for (const CandidateSegment& segment : *candidates) {
-      counts[static_cast<std::size_t>(segment.chunk_begin / chunk_size)] +=
-          kernels.count_equal(segment.keys, segment.count, threshold.key);
+      count_of(segment.chunk_begin) +=
+          kernels.count_equal(segment.keys, segment.count, ties.threshold.key);
     }
-  } else {
-    for_each_chunk(whole(layer), ties.pool, [&](const Chunk& chunk, int) {
-      counts[static_cast<std::size_t>(chunk.begin / chunk_size)] = kernels.count_equal(
-          layer.data + chunk.begin * width, chunk.end - chunk.begin, threshold.key);
-    });
+    return counts;
   }
-  std::int64_t wanted = threshold.ties;  // the wanted-th from here on is the first one kept
+  with_format(layer.dtype, [&](auto format) {
+    using Key = typename decltype(format)::Storage;
+    for_each_chunk(whole(layer), ties.pool, [&](const Chunk& chunk, int) {
+      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                       [&](const Key* elements, std::int64_t length) {
+                         count_of(chunk.begin) +=
+                             kernels.count_equal(elements, length, ties.threshold.key);
+                       });
+    });
+  });
+  return counts;
+}
+
+// The index of the wanted-th tie from `begin` on, counted from 0; the layer's size if there are
+// fewer, as another thread has changed them.
+template <class Format>
+std::int64_t find_from(const Ties& ties, std::int64_t begin, std::int64_t wanted) {
+  using Key = typename Format::Storage;
+  const Layer& layer = ties.layer;
+  std::int64_t found = layer.size;
+  std::int64_t position = begin;
+  const Chunk chunk{0, 0, begin, std::min(begin + chunk_size, layer.size)};
+  for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                   [&](const Key* elements, std::int64_t length) {
+                     for (std::int64_t i = 0; i < length && found == layer.size; ++i) {
+                       const bool is_tie = Format::key(elements[i]) == ties.threshold.key;
+                       if (is_tie && wanted-- == 0) found = position + i;
+                     }
+                     position += length;
+                   });
+  return found;
+}
+
+// In a layer whose positions are row-major indices: first the chunk in which the wanted tie lies,
+// then the tie.
+std::int64_t find_by_chunks(const Ties& ties, const std::vector<CandidateSegment>* candidates) {
+  std::int64_t wanted = ties.threshold.ties;  // the wanted-th from here on is the first one kept
   std::int64_t begin = 0;
-  for (const std::int64_t count : counts) {
+  for (const std::int64_t count : count_by_chunk(ties, candidates)) {
     if (wanted < count) break;
     wanted -= count;
     begin += chunk_size;
   }
-  if (begin >= layer.size) return layer.size;
-  return with_format(layer.dtype, [&, wanted, begin](auto format) mutable {
-    using Format = decltype(format);
-    const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
-    for (std::int64_t i = begin; i < layer.size; ++i) {
-      if (Format::key(data[i]) == threshold.key && wanted-- == 0) return i;
-    }
-    return layer.size;  // there are fewer ties now: another thread has changed them
-  });
+  if (begin >= ties.layer.size) return ties.layer.size;
+  return with_format(ties.layer.dtype,
+                     [&](auto format) { return find_from<decltype(format)>(ties, begin, wanted); });
 }
 
 // For any other layer a few bits of the index at a time, so that no list of the ties is needed.
@@ -131,9 +158,8 @@ std::int64_t first_kept_tie(const Layer& layer, const LayerThreshold& threshold,
                             const std::vector<CandidateSegment>* candidates, ThreadPool& pool) {
   if (threshold.ties == 0) return 0;
   const Ties ties{layer, threshold, pool};
-  const Strides indices = row_major_strides(layer.shape);
-  const StridedWalk<2> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
-  return walk.is_one_run() ? find_in_row_major(ties, candidates) : DigitSearch(ties).find();
+  const bool by_chunks = positions_are_indices(layer.shape, layer.strides);
+  return by_chunks ? find_by_chunks(ties, candidates) : DigitSearch(ties).find();
 }
 
 }  // namespace lampfast::cpu
