@@ -1,4 +1,4 @@
-// Classifies any number of keys, a block that fits the first-level cache at a time.
+// Classifies any number of elements, in blocks that fit the first-level cache.
 #pragma once
 
 #include <algorithm>
@@ -8,9 +8,9 @@
 
 namespace lampfast::cpu {
 
-// Calls body(block, inside) for each block: what it has on either side of the interval, and its
-// keys inside. What the interval says of each element goes to `kept`, unless that is null
-// (kernels.h).
+// Calls body(block, inside) for each block: what it has on either side of the interval, and the
+// keys that it has inside. Writes every element's mask byte (kernels.h) to `kept`, unless that is
+// null.
 template <class Key, class Body>
 void classify(Dtype dtype, const Key* elements, std::int64_t length, const KeyInterval& interval,
               double scale, std::uint8_t* kept, Body&& body) {
