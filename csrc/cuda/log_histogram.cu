@@ -1,4 +1,4 @@
-// Sketches (histogram.h), a block for each layer.
+// Histograms of samples (core/log_histogram.h), one layer per block.
 #include <cub/block/block_reduce.cuh>
 
 #include "core/key_format.h"
