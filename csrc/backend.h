@@ -1,5 +1,5 @@
-// Backend: where layers live (host memory, or one GPU), and what the stages ask of it, one call
-// each.
+// Backend: the memory that layers live in (the host's or one GPU's), and what the stages ask of it,
+// one call each.
 #pragma once
 
 #include <cstdint>
@@ -20,27 +20,28 @@
 
 namespace lampfast {
 
-// A call's layers, and what is written for each: its pruned weights, its mask or its scores.
+// The layers of one call and, for each, the tensor that the call writes: the weights to prune, a
+// mask, or scores.
 struct Job {
   const std::vector<Layer>& layers;
-  const std::vector<Layer>& targets;  // as many, or none
+  const std::vector<Layer>& targets;  // one per layer, or none
 };
 
-// The candidates that a partition stores: as many as the budget of memory allows, or all of them,
-// whatever memory it takes.
+// Whether a partition stores candidates within the memory budget (core/candidate_budget.h), or all
+// of them, whatever memory that takes.
 enum class StoreLimit : std::uint8_t { budget, none };
 
 struct PartitionResult {
   Partition found;
-  bool is_stored;  // whether all keys inside the interval were
+  bool is_stored;  // whether all keys inside the interval were stored
 };
 
-// Takes the keys of a layer's candidates, in any order. Called by many threads at once, for each
-// layer once.
+// Receives the keys of one layer's candidates, in any order. Called once per layer, possibly by
+// many threads at once.
 using KeySink = std::function<void(std::size_t id, std::vector<std::uint64_t>&& keys)>;
 
-// All ids are those of layers that live there. Results are in the order of the ids; everything that
-// is returned can be merged with what others find of the same layers, in any order.
+// Every id names a layer that lives here, and results are in the order of the ids. All results
+// merge, in any order, with those found in other parts of the same layers.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -49,49 +50,53 @@ class Backend {
 
   virtual std::vector<std::uint64_t> largest_keys(const LayerIds& ids) = 0;
   virtual std::vector<LogHistogram> draw(const LayerIds& ids) = 0;
-  // An estimate by means of its own, where it has any, for the LAMP score if all layers live there.
+  // The backend's own estimate for pruning `count` elements by LAMP score, if it has one. Only
+  // asked for if all layers live here.
   virtual std::optional<Estimate> estimate(const std::vector<double>& scales,
                                            std::int64_t count) = 0;
 
   // --- partition ---
 
-  // One read of the layers. Candidates are stored until the layer is read again. Where an element is
-  // not finite, the sum above its interval is not finite either.
+  // Reads the layers once. A layer's candidates stay stored until it is read again. Where an element
+  // is not finite, the sum above its interval is not finite either.
   virtual std::vector<PartitionResult> partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  const MaskSink& masks, StoreLimit limit) = 0;
-  // The same of stored candidates, for intervals within those that they were stored for.
+  // Partitions the stored candidates instead of the weights. Every interval must lie within the one
+  // that its layer's candidates were stored for.
   virtual std::vector<Partition> narrow(const LayerIds& ids,
                                         const std::vector<PartitionRequest>& requests) = 0;
-  // The keys of stored candidates.
+  // Passes the keys of the stored candidates inside the requested intervals to the sink.
   virtual void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
                        const KeySink& sink) = 0;
 
   // --- select ---
 
-  // The exact sum of the squares of a layer's magnitudes above a key, by one more read of it.
+  // The exact sum of the squares of all magnitudes of a layer whose keys are above `key`, in units
+  // of 2^(2 * least_exponent) (core/key_format.h). Reads the layer again.
   virtual BigUint exact_sum_above(std::size_t id, std::uint64_t key) = 0;
 
   // --- commit ---
 
-  // What may fail comes in prepare, on all backends, before any of them commits. The thresholds are
-  // those of all layers, and stay where they are until the commit. Zeroes the targets' pruned
-  // weights or, where masks are wanted, completes them.
+  // Everything that may fail happens in prepare, on all backends, before any of them commits.
+  // `thresholds` are those of all layers and must stay where they are until the commit, which
+  // zeroes the targets' pruned weights or, if masks are wanted, completes the masks.
   virtual void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                        const MaskSink& masks) = 0;
   virtual void commit() = 0;
 
-  // --- other verbs ---
+  // --- outside of pruning ---
 
   virtual std::vector<LayerStats> stats(const LayerIds& ids) = 0;  // throws NotFinite
   virtual std::optional<ElementIndex> first_not_finite(const LayerIds& ids) = 0;
-  // Writes the LAMP score of every element to the targets, which are row-major, float64 for float64
-  // layers and float32 for all others; each within one unit in the last place. Throws NotFinite.
+  // Writes the LAMP score of every element to the targets, which are row-major: float64 for float64
+  // layers and float32 for all others. Every score is within one unit in the last place. Throws
+  // NotFinite.
   virtual void score(const LayerIds& ids) = 0;
-  // Sets a mask's bits where weights are neither 0 nor -0; subnormals, infinities and NaN are not
-  // zero.
+  // Sets the bits of the weights that are neither 0 nor -0 (subnormals, infinities and NaN are not
+  // zero) and clears the others.
   virtual void pack(const LayerIds& ids, const PackedMasks& masks) = 0;
-  // Weights whose bit is clear become +0; no other byte is changed.
+  // Sets the weights whose bits are clear to +0; changes no other byte.
   virtual void apply_packed_masks(const LayerIds& ids, const PackedMasks& masks) = 0;
 };
 

@@ -1,4 +1,4 @@
-// Divides what a call asks among the backends, and puts together what they answer.
+// Divides each request among the backends and merges their answers.
 #include "backends.h"
 
 #include <algorithm>
@@ -22,7 +22,7 @@ const cuda::Gpu& gpu_of(const Machine& machine, int device) {
                               ", which the call was not lent");
 }
 
-// Those of the values that belong to a share, by their positions.
+// The values at these positions.
 template <class T>
 std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>& positions) {
   std::vector<T> picked;
@@ -31,9 +31,9 @@ std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>
   return picked;
 }
 
-// Calls body(task) for every task at the same time: the first one on this thread, each other on one
-// of its own, or here where the system has none left. Throws the exception of the first that
-// failed.
+// Runs body(task) for all tasks concurrently: the first on this thread, every other on a thread of
+// its own or, if the system has none left, on this one. Rethrows the exception of the first task,
+// in their order, that failed.
 template <class Body>
 void run_together(std::size_t tasks, Body&& body) {
   std::vector<std::exception_ptr> failures(tasks);
@@ -100,7 +100,7 @@ std::vector<Backends::Share> Backends::divide(const LayerIds& ids) const {
   return shares;
 }
 
-// Calls body(share) for every backend that has some of the layers, at the same time.
+// Calls body(share) concurrently for every backend that has any of the layers.
 template <class Body>
 void Backends::for_each(const LayerIds& ids, Body&& body) {
   std::vector<Share> shares = divide(ids);
@@ -111,8 +111,8 @@ void Backends::for_each(const LayerIds& ids, Body&& body) {
   }
 }
 
-// ask(share) is what one backend finds of its share; the result is in the order of the ids. Every
-// layer lives in one backend: there is nothing to merge but the order.
+// ask(share) returns one backend's results for its share; gather returns all of them in the order
+// of the ids. Every layer lives in one backend, so there is nothing to merge but the order.
 template <class Result, class Ask>
 std::vector<Result> Backends::gather(const LayerIds& ids, Ask&& ask) {
   std::vector<Result> results(ids.size());

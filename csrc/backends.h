@@ -1,5 +1,5 @@
-// All backends of a call, and which layer lives where. What crosses from a backend to a stage is
-// put together here, and only here: a communicator between processes will stand in this place.
+// All backends of one call, and which layer lives in which. Results of several backends are merged
+// here and nowhere else, so a communicator between processes would plug in here.
 #pragma once
 
 #include <cstddef>
@@ -15,23 +15,24 @@
 
 namespace lampfast {
 
-// What of the machine a call may use.
+// The part of the machine that a call may use.
 struct Machine {
   int threads;
   std::vector<cuda::Gpu> gpus;
 };
 
-// Made at the beginning of a call, and for all of it arithmetic is as everywhere
-// (float_environment.h). The methods are those of Backend, each for all backends at once, which
-// then work at the same time.
+// Lives for the length of one call, and for that long fixes the calling thread's floating-point
+// environment (cpu/float_environment.h). The methods are those of Backend; each asks all backends
+// at once, and these work concurrently.
 class Backends {
  public:
-  // Throws std::invalid_argument where a layer's device is not the machine's, or not its target's.
+  // Throws std::invalid_argument if a layer's device is not one of the machine's or differs from
+  // its target's.
   Backends(const Job& job, const Machine& machine);
 
   const std::vector<Layer>& layers() const { return job_.layers; }
   const LayerIds& all() const { return all_; }
-  // For what is done in the host with what the backends found.
+  // For work in the host on what the backends found.
   cpu::ThreadPool& pool() { return pool_; }
 
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids);
@@ -57,7 +58,7 @@ class Backends {
     std::unique_ptr<Backend> backend;
   };
 
-  // Some of a call's ids, those that live in one home, and their positions among the ids.
+  // The requested layers that live in one backend, and their positions in the request.
   struct Share {
     Backend* backend;
     LayerIds ids;
@@ -75,7 +76,7 @@ class Backends {
   cpu::ThreadPool pool_;
   LayerIds all_;
   std::vector<Home> homes_;
-  std::vector<std::size_t> home_of_;  // of each layer
+  std::vector<std::size_t> home_of_;  // by layer: which of the homes it lives in
 };
 
 }  // namespace lampfast

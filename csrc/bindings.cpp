@@ -1,4 +1,5 @@
-// The only file that knows Python: addresses in, the GIL released, decisions out. No logic is here.
+// The Python module, and the only file that knows Python: converts arguments, releases the GIL and
+// calls prune.h. It contains no logic.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -20,8 +21,8 @@
 namespace py = pybind11;
 using namespace lampfast;
 
-// A layer is a tuple (address, dtype, shape, strides, device): many are made for every call, and an
-// object of a class of its own would take several times as long to make.
+// Python passes a layer as a tuple (address, dtype, shape, strides, device). Every call passes many
+// of them, and instances of a bound class would take several times as long to create.
 template <>
 struct py::detail::type_caster<Layer> {
   PYBIND11_TYPE_CASTER(Layer, const_name("Layer"));
@@ -52,7 +53,7 @@ struct py::detail::type_caster<Layer> {
   }
 };
 
-// A GPU is a tuple of the fields of cuda::Gpu.
+// Python passes a GPU as a tuple of the fields of cuda::Gpu.
 template <>
 struct py::detail::type_caster<cuda::Gpu> {
   PYBIND11_TYPE_CASTER(cuda::Gpu, const_name("Gpu"));
@@ -71,7 +72,7 @@ struct py::detail::type_caster<cuda::Gpu> {
   }
 };
 
-// What of the machine a call may use is a tuple (threads, GPUs).
+// Python passes the machine as a tuple (threads, GPUs).
 template <>
 struct py::detail::type_caster<Machine> {
   PYBIND11_TYPE_CASTER(Machine, const_name("Machine"));
@@ -83,7 +84,7 @@ struct py::detail::type_caster<Machine> {
   }
 };
 
-// Packed masks are the addresses of their words.
+// Python passes packed masks as the addresses of their first words.
 template <>
 struct py::detail::type_caster<PackedMasks> {
   PYBIND11_TYPE_CASTER(PackedMasks, const_name("Sequence[int]"));
@@ -98,8 +99,8 @@ struct py::detail::type_caster<PackedMasks> {
 
 namespace {
 
-// The Python type of NotFinite. Its instances have an attribute `element`: where the first element
-// that is not finite lies, or None where it has changed meanwhile.
+// The Python type of NotFinite. The attribute `element` of an instance is the index of the first
+// element that is not finite, or None if that element has changed in the meantime.
 PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<py::object> not_finite_error;
 
 void translate_not_finite(std::exception_ptr thrown) {

@@ -1,5 +1,5 @@
 // The algorithm on one screen: Floyd and Rivest's SELECT over the scores of all layers (sample,
-// partition around an interval, go on with what is left), with Shewchuk's adaptive exactness
+// partition around an interval, recurse on what is left), with Shewchuk's adaptive exactness
 // (bounds in doubles first, big integers last).
 #include "prune.h"
 
@@ -20,7 +20,7 @@ namespace {
 
 const std::vector<Layer> no_targets;
 
-// Runs a call. Where it met an element that is not finite, looks for the first such one and throws
+// Runs body(). If it meets an element that is not finite, finds the first such element and throws
 // again with its index.
 template <class Body>
 auto naming_not_finite(Backends& backends, Body&& body) {
@@ -31,11 +31,13 @@ auto naming_not_finite(Backends& backends, Body&& body) {
   }
 }
 
-// Why a wrong estimate costs a read and never the answer: an interval only decides where a read
-// stores keys, counts them in bins, or adds them up. Whatever it is, what is found on either side
-// and inside is the truth, and so are the bounds that follow from it. Why the loop ends: each turn
-// reads every open layer, or those that missed, in a smaller interval, asks for the keys of the
-// same interval's bins more closely, or sorts all keys inside, after which nothing is open.
+// A wrong estimate costs a read but never the answer. An interval only decides where a read stores
+// keys, counts them in bins or adds them up: whichever interval it is, the counts and sums found
+// below, inside and above it are true, and so are the bounds that follow from them.
+//
+// The loop ends: every turn reads all open layers, or those whose interval missed, in a smaller
+// interval; or reads the same interval again and also records each bin's smallest and largest key;
+// or sorts all keys inside, after which nothing is open.
 std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec,
                                    const MaskSink& masks, StageClock& clock) {
   spec.check(backends.layers());
@@ -56,7 +58,7 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   return select_exact(backends, spec, evidence.rank_bounds, bounds.ranges);
 }
 
-void check_one_each(const std::vector<Layer>& layers, const PackedMasks& masks) {
+void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks) {
   if (masks.size() == layers.size()) return;
   throw std::invalid_argument(std::to_string(layers.size()) + " layers need as many masks, not " +
                               std::to_string(masks.size()));
@@ -121,13 +123,13 @@ std::optional<ElementIndex> first_not_finite(const std::vector<Layer>& layers,
 }
 
 void pack(const std::vector<Layer>& layers, const PackedMasks& masks, const Machine& machine) {
-  check_one_each(layers, masks);
+  check_mask_count(layers, masks);
   Backends({layers, no_targets}, machine).pack(masks);
 }
 
 void apply_packed_masks(const std::vector<Layer>& layers, const PackedMasks& masks,
                         const Machine& machine) {
-  check_one_each(layers, masks);
+  check_mask_count(layers, masks);
   Backends({layers, no_targets}, machine).apply_packed_masks(masks);
 }
 

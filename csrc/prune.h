@@ -1,5 +1,6 @@
-// The engine's calls. All of them throw NotFinite, with the first such element's index, where a
-// layer has NaN or infinity, and then have changed nothing.
+// The engine's functions. Those that rank weights (all but first_not_finite, pack and
+// apply_packed_masks) throw NotFinite, with the index of the first such element, if a layer has NaN
+// or infinity. No weight has changed then; masks and scores may be partly written.
 #pragma once
 
 #include <cstdint>
@@ -16,33 +17,34 @@
 
 namespace lampfast {
 
-// Zeroes the targets' weights that the spec selects by the magnitudes of the layers, which may be
-// the targets themselves.
+// Selects elements by the magnitudes in `layers` and zeroes the elements with the same indices in
+// `targets`, which may be the layers themselves.
 std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
                                   const std::vector<Layer>& targets, const SelectionSpec& spec,
                                   const Machine& machine, StageTimes* times);
 
-// Writes masks: true where a weight is kept.
+// Writes one mask per layer: true where a weight is kept.
 std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                                   const SelectionSpec& spec, const Machine& machine,
                                   StageTimes* times);
 
-// What prune would answer; writes nothing.
+// Returns what prune would return; writes nothing.
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,
                                        const Machine& machine);
 
-// The layers' answers as if their zeros were what is pruned.
+// The thresholds that prune exactly the elements that are zero now.
 std::vector<LayerThreshold> zero_thresholds(const std::vector<Layer>& layers,
                                             const Machine& machine);
 
-// Writes the LAMP score of every element, as Backend::score says.
+// Writes the LAMP score of every element; see Backend::score.
 void score(const std::vector<Layer>& layers, const std::vector<Layer>& scores,
            const Machine& machine);
 
 std::optional<ElementIndex> first_not_finite(const std::vector<Layer>& layers,
                                              const Machine& machine);
 
-// Masks of one bit a weight (packed_mask.h): of what is not zero, and back to zeros.
+// Packed masks have one bit per weight (core/packed_mask.h). pack sets the bits of the weights that
+// are not zero; apply_packed_masks zeroes the weights whose bits are clear.
 void pack(const std::vector<Layer>& layers, const PackedMasks& masks, const Machine& machine);
 void apply_packed_masks(const std::vector<Layer>& layers, const PackedMasks& masks,
                         const Machine& machine);

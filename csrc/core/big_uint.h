@@ -1,4 +1,4 @@
-// Unsigned integers of any size, for the few comparisons that doubles cannot decide.
+// Arbitrary-precision unsigned integers, for the few comparisons that doubles cannot decide.
 #pragma once
 
 #include <algorithm>
@@ -66,7 +66,7 @@ class BigUint {
     while (!limbs_.empty() && limbs_.back() == 0) limbs_.pop_back();
   }
 
-  std::vector<std::uint64_t> limbs_;  // least significant first, the last one not zero
+  std::vector<std::uint64_t> limbs_;  // least significant first; the last one is not zero
 };
 
 }  // namespace lampfast

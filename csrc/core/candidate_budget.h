@@ -1,4 +1,5 @@
-// How many candidates a call may store, in host memory or a GPU's.
+// How many candidates (stored keys inside the intervals) a call may keep, in host memory or a
+// GPU's.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +8,13 @@
 
 namespace lampfast {
 
-// Bytes for the candidates of layers that take so many bytes: of the 5% that a call may take beyond
-// its output, 3% are for candidates.
+// The bytes that the candidates of layers of this total size may take. A call may use 5% of the
+// weights' bytes beyond its output; 3% are for candidates.
 constexpr std::int64_t candidate_bytes(std::int64_t layer_bytes) { return layer_bytes / 100 * 3; }
 
-// How many candidates a layer of this size may store. One with more inside its interval than an
-// estimate ever leaves there by chance has ties, which would take the room of all other layers'.
+// The most candidates that a layer of this size may store. An estimate leaves far fewer inside an
+// interval unless many elements are equal; such a layer's ties would use up the budget of all the
+// others.
 constexpr std::int64_t candidate_share(std::int64_t layer_size) {
   return layer_size / 16 + (test_sizes ? 16 : 1 << 13);
 }

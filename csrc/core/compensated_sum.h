@@ -1,4 +1,5 @@
-// A sum of non-negative doubles that keeps what its additions lose, whatever the order of merging.
+// A compensated sum of non-negative doubles; its error bound holds for any order of adding and
+// merging.
 #pragma once
 
 #include "core/host_device.h"
@@ -7,8 +8,8 @@ namespace lampfast {
 
 // Each addition's rounding error is found exactly by TwoSum (Knuth, The Art of Computer
 // Programming, volume 2, section 4.2.2) and added up in `low` (Sum2 of Ogita, Rump and Oishi,
-// 2005). The relative error stays below error_bounds::compensated_sum, also where each term is
-// itself the plain sum of at most error_bounds::most_plain_terms squares.
+// 2005). The relative error stays below error_bounds::compensated_sum even if each term is itself
+// an uncompensated sum of up to error_bounds::most_plain_terms squares.
 struct CompensatedSum {
   double high = 0.0;
   double low = 0.0;

@@ -1,10 +1,10 @@
 // The error bounds that exactness rests on. Each is derived here from the sizes of the sums that it
-// covers; those who make these sums assert that they stay within the sizes.
+// covers; the code that computes these sums asserts that they stay within those sizes.
 //
 // A comparison of scores is decided in doubles where the bounds allow it and in exact integers
 // where they do not, so a bound that is too small could give a wrong mask, and one that is too
 // large sends more comparisons than necessary to the exact path. Each bound is therefore asserted
-// from both sides: it covers what is derived, and by no more than a factor of eight.
+// from both sides: it is at least the derived error, and at most eight times that.
 #pragma once
 
 #include <cstdint>
@@ -25,16 +25,16 @@ constexpr bool covers(double bound, double derived) {
 // section 4.2). Squares of all dtypes but float64 are exact in a double: a mantissa has at most 24
 // bits.
 
-// The most squares that may be added plainly before the result goes into a CompensatedSum: those of
-// one block on the CPU (cpu/kernels/kernels.h), of one thread's share of a span on a GPU
-// (cuda/work.h).
+// The most squares that are added without compensation before the result goes into a
+// CompensatedSum: those of one block on the CPU (cpu/kernels/kernels.h), or of one thread's share
+// of a span on a GPU (cuda/work.h).
 constexpr std::int64_t most_plain_terms = std::int64_t{1} << 12;
 
-// The most terms that go into a CompensatedSum, one after the other.
+// The most terms that are added to one CompensatedSum.
 constexpr std::int64_t most_compensated_terms = std::int64_t{1} << 32;
 
 // The relative error of a CompensatedSum of squares. It has four sources:
-// - the plain sums that are its terms: most_plain_terms * u;
+// - the uncompensated sums that are its terms: most_plain_terms * u;
 // - the rounding of float64's squares, u, and of high + low at the end, u;
 // - the compensation itself: the errors of n additions are added up in `low`, with an error that is
 //   (n * u)^2 relative to the sum (Ogita, Rump, Oishi, Accurate Sum and Dot Product, 2005, theorem
@@ -46,56 +46,52 @@ static_assert(covers(compensated_sum, static_cast<double>(most_plain_terms) * un
                                           2.0 * unit_roundoff +
                                           compensation_error * compensation_error));
 
-// The most squares that one task adds plainly to a bin: a chunk's on the CPU (cpu/chunks.h), a
-// span's on a GPU (cuda/work.h); and the most such partial sums of a bin that are then added,
-// plainly too.
+// A bin's sum is added up without compensation, in two steps. One task (a chunk on the CPU,
+// cpu/chunks.h; a span on a GPU, cuda/work.h) adds at most most_bin_terms squares, and then at most
+// most_bin_merges such partial sums are added.
 constexpr std::int64_t most_bin_terms = std::int64_t{1} << 17;
-constexpr std::int64_t most_bin_merges = std::int64_t{1} << 18;
+constexpr std::int64_t most_bin_merges = std::int64_t{1} << 19;
 
-// The relative error of a bin's sum of squares: the plain additions, and the rounding of float64's
-// squares.
-constexpr double bin_sum = 0x1p-34;
+// The relative error of a bin's sum of squares: from these additions, and from rounding the squares
+// of float64.
+constexpr double bin_sum = 0x1p-33;
 static_assert(covers(bin_sum,
                      static_cast<double>(most_bin_terms + most_bin_merges + 1) * unit_roundoff));
 
-// A layer may have as many elements as its chunks and the candidates that it stores, a slab of at
-// least 2^12 keys or the rest of a chunk each, make at most that many partial sums.
-constexpr std::int64_t most_layer_elements = std::int64_t{1} << 34;
-static_assert(most_layer_elements / most_bin_terms                           // chunks
-                  + most_layer_elements / 100 * 3 / (std::int64_t{1} << 12)  // full slabs
-              <= most_bin_merges);
+// The most elements that a layer may have, so that a bin has at most most_bin_merges partial sums.
+// Those who make the sums assert it (cpu/partition.cpp, cuda/work.h).
+constexpr std::int64_t most_layer_elements = std::int64_t{1} << 33;
 
 // --- Scores ---
-//
-// A score is q / S: a square over a sum of squares. Comparing two of them, or one with a number,
-// adds a few roundings to the errors of the sums: of the square, of a count times a square, of the
-// addition of that to a sum, of a division or product, and of the product with 1 + margin.
+// A score is q / S: a square over a sum of squares. Comparing two scores, or a score with a number,
+// adds a few roundings to the errors of the sums: in the square, in a count times a square, in
+// adding that to a sum, in a division or product, and in the product with 1 + margin.
 constexpr double roundings_of_a_score = 8.0 * unit_roundoff;
 
-// The relative error of the scores that follow from sums of this relative error, with both sides of
-// a comparison counted.
+// The relative margin within which a comparison of two scores is undecided if their sums have this
+// relative error; both sides count.
 constexpr double score_margin(double sum_error) { return 2.0 * (sum_error + roundings_of_a_score); }
 
-// Where all elements that score more are known by CompensatedSums and counts of equal keys ...
+// The margin if all elements that score more are known from CompensatedSums and key counts ...
 constexpr double score_from_counts = 0x1p-38;
 static_assert(covers(score_from_counts, score_margin(compensated_sum)));
 
-// ... and where some of them are known by the sums of bins.
-constexpr double score_from_bins = 0x1p-32;
+// ... and if some of them are known only from the sums of bins.
+constexpr double score_from_bins = 0x1p-31;
 static_assert(covers(score_from_bins, score_margin(bin_sum + compensated_sum)));
 
 // --- The range of doubles ---
 
-// Scores are bounded in doubles from here on; smaller ones count as 0 from below. Every score of a
-// dtype with up to 32 bits is larger: squares are at least 2^-298, and a sum of up to 2^34 squares
-// is below 2^(2 * 128 + 34). In a float64 layer, whose scale brings its largest weight near 1 and
-// the sum of its squares to at least 1/4, a square whose score is as large as this is far from
-// underflow.
+// The smallest score that the bounds in doubles tell from others; smaller ones are only known to be
+// at least 0. Every score above 0 of a dtype with up to 32 bits is larger than this: squares are at
+// least 2^-298, and a sum of up to 2^34 squares is below 2^(2 * 128 + 34). A float64 layer is
+// scaled so that its largest weight is near 1 and the sum of its squares at least 1/4; a square
+// with this score is then far from underflow.
 constexpr double least_score = 0x1p-800;
 static_assert(least_score < 0x1p-298 / 0x1p290);
 
-// Products of a square and a sum are compared in doubles if all of them are larger than this: far
-// enough above 2^-1022 that none of their digits is lost to underflow.
+// A square times a sum is compared with another in doubles only if the squares and the products are
+// all larger than this: so far above 2^-1022 that underflow takes none of their digits.
 constexpr double least_product = 0x1p-900;
 static_assert(least_product > 0x1p-1022 / unit_roundoff);
 

@@ -1,4 +1,4 @@
-// How the scores of float64 magnitudes are computed, on the host and on GPUs.
+// LAMP scores of float64 magnitudes, on the host and on GPUs.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 
 namespace lampfast {
 
-// float64: in twice the precision, so that a score rounds only once. Magnitudes are a double in
-// [1, 2) and an exponent relative to the largest one's: whatever underflows in the sum is too small
-// to matter there, and no score does.
+// Computes in double-double arithmetic, so that a score is rounded only once. A magnitude is a
+// double in [1, 2) and an exponent relative to the largest magnitude's: a square that underflows is
+// too small to matter in the sum, and the exponent is applied to a score last.
 class Float64Score {
  public:
   using Format = Float64;
@@ -76,7 +76,7 @@ class Float64Score {
     if (key != 0) add(total, Magnitude(key));
   }
 
-  // The score of a magnitude that is followed by others with this total, which then includes it.
+  // The score of a magnitude. `total` is that of all later elements, and then includes this one.
   LAMPFAST_HOST_DEVICE double add_and_score(Total& total, std::uint64_t key) const {
     if (key == 0) return 0.0;
     const Magnitude magnitude(key);

@@ -1,4 +1,5 @@
-// Intervals in which a layer's threshold, or the score at which pruning ends, is looked for.
+// Intervals of keys and of scores, in which a layer's threshold and the score of the last pruned
+// element are sought.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +20,13 @@ struct KeyInterval {
   bool operator==(const KeyInterval& other) const { return low == other.low && high == other.high; }
 };
 
-// Scores between which the last pruned element lies: for certain, where fewer elements than are to
-// be pruned score at most `low`, and at least as many at most `high`; or, as an estimate, probably.
-// Nothing is known of what lies below `least`: scores that small, which only a float64 layer may
-// have, are not told apart by the bounds. Where magnitudes rank, the interval is one of magnitudes,
-// and all of them are told apart.
+// The interval (low, high] of scores in which the last of the k pruned elements lies. Where it
+// bounds that score, it certainly does: fewer than k elements score at most `low`, and at least k
+// score at most `high`. Where it estimates the score, it probably does.
+//
+// The bounds do not tell apart scores below `least`, which only float64 layers have, and `low` is
+// never smaller. If magnitudes rank the elements, this is an interval of magnitudes, and all of
+// them are told apart.
 struct ScoreInterval {
   double low = error_bounds::least_score;
   double high = 2.0;  // above all scores
@@ -34,15 +37,15 @@ struct ScoreInterval {
   static ScoreInterval of_magnitudes() { return {0.0, std::numeric_limits<double>::max(), 0.0}; }
 };
 
-// Where the thresholds and the score probably lie. Where an estimate misses, its layer is read
-// again; the answer is the same.
+// Where each layer's threshold and the score of the last pruned element probably lie. A layer whose
+// interval misses its threshold is read again; the answer is the same.
 struct Estimate {
   std::vector<KeyInterval> intervals;  // one for each layer
   ScoreInterval scores;
 };
 
-// Half of an estimated interval, in standard deviations of the estimate. A wider one stores more
-// candidates of every layer, a narrower one has more layers read again.
+// Half the width of an estimated interval, in standard deviations of the estimate. If it is larger,
+// every layer stores more candidates; if it is smaller, more layers are read again.
 constexpr double interval_deviations = test_sizes ? 0.5 : 3.5;
 
 }  // namespace lampfast

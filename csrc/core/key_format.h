@@ -1,7 +1,7 @@
 // A float's magnitude as an ordered integer key, and the key's value and square.
 //
-// Clearing the sign bit of an IEEE float leaves an integer that orders as the magnitude does, with
-// zero at 0 and every NaN and infinity at or above `not_finite`.
+// Clearing the sign bit of an IEEE float leaves an integer that orders as the magnitude does: zero
+// is 0, and every NaN and infinity is at or above `not_finite`.
 #pragma once
 
 #include <algorithm>
@@ -45,17 +45,18 @@ struct FloatFormat {
   static constexpr Storage not_finite = static_cast<Storage>(NotFiniteKey);
   static constexpr Storage magnitude_mask =
       static_cast<Storage>((Storage{1} << (ExponentBits + MantissaBits)) - 1);
-  // The weight of the last mantissa bit of the smallest normal number, and of all subnormals.
+  // The exponent of the last mantissa bit of subnormals, and of the smallest normal numbers.
   static constexpr int least_exponent = 1 - bias - MantissaBits;
 
-  // 2^(127 - bias): from a narrow format's exponent to float32's. (float64 has no use for it.)
+  // 2^(127 - bias). A narrow format's bits, moved to the places that float32 has for them, stand
+  // for its value divided by this. (float64 has no use for it.)
   static constexpr float rebias = bias > 127 ? 0.0F : power_of_two(127 - bias);
 
   LAMPFAST_HOST_DEVICE static Storage key(Storage bits) {
     return static_cast<Storage>(bits & magnitude_mask);
   }
 
-  // Which power of two the mantissa is counted in, from 0 for subnormals on.
+  // The exponent of the last mantissa bit, counted from least_exponent: 0 for subnormals.
   LAMPFAST_HOST_DEVICE static int exponent_index(Storage key) {
     const int field = static_cast<int>(key >> MantissaBits);
     return field > 0 ? field - 1 : 0;
@@ -71,8 +72,9 @@ struct FloatFormat {
     return {mantissa(key), exponent_index(key) + least_exponent};
   }
 
-  // NaN or infinity for a key that is not finite: a sum of squares is then not finite either, and
-  // that is how a partition notices. Subnormals count because every worker clears FTZ and DAZ.
+  // NaN or infinity for a key that is not finite: a sum of squares is then not finite either, which
+  // is how a partition notices. Subnormals keep their value, as every thread clears FTZ and DAZ
+  // (cpu/float_environment.h).
   LAMPFAST_HOST_DEVICE static double value(Storage key) {
     if constexpr (sizeof(Storage) == 8) {
       return bit_cast<double>(key);
@@ -116,8 +118,8 @@ decltype(auto) with_format(Dtype dtype, Body&& body) {
   throw std::invalid_argument("a layer to prune must have a floating dtype");
 }
 
-// The square of a magnitude, times scale^2: exact but for float64, where the scale (a power of two)
-// keeps the layer's largest square within range. Other dtypes have scale 1.
+// The square of a magnitude, times scale^2. It is exact but for float64, where the scale (a power
+// of two) keeps the layer's largest square within range; other dtypes have scale 1.
 template <class Format>
 LAMPFAST_HOST_DEVICE double scaled_square(typename Format::Storage key, double scale) {
   double value = Format::value(key);
@@ -125,7 +127,7 @@ LAMPFAST_HOST_DEVICE double scaled_square(typename Format::Storage key, double s
   return value * value;
 }
 
-// Bytes an element.
+// Bytes per element.
 inline std::int64_t item_size(Dtype dtype) {
   if (dtype == Dtype::boolean) return 1;
   return with_format(
@@ -152,8 +154,8 @@ inline double scaled_square_of(Dtype dtype, std::uint64_t key, double scale) {
   });
 }
 
-// The key of about this magnitude, which must not be negative: for estimates only, as it is
-// rounded.
+// A finite key of about this magnitude, which must not be negative. It is rounded down, so it is
+// for estimates only.
 inline std::uint64_t nearest_key(Dtype dtype, double magnitude) {
   return with_format(dtype, [magnitude](auto format) -> std::uint64_t {
     using Format = decltype(format);

@@ -1,4 +1,4 @@
-// A layer: a strided tensor by its address, as every stage sees it.
+// A layer, as every stage sees it: a strided tensor, given by its address.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ struct Layer {
   std::int64_t size;  // the product of the shape
 };
 
-// Positions of layers in the call's list of layers.
+// Layer ids: positions in the call's list of layers.
 using LayerIds = std::vector<std::size_t>;
 
 }  // namespace lampfast

@@ -1,4 +1,5 @@
-// What is in a layer now: how many zeros, and its smallest other magnitude.
+// Statistics of the weights that a layer has now: how many are zero, and the smallest other
+// magnitude.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +13,14 @@ namespace lampfast {
 
 struct LayerStats {
   std::int64_t zeros = 0;
-  std::uint64_t smallest = ~std::uint64_t{0};  // key that is not zero, if there is one
+  std::uint64_t smallest = ~std::uint64_t{0};  // key above 0, if there is one
 
   void merge(const LayerStats& other) {
     zeros += other.zeros;
     smallest = std::min(smallest, other.smallest);
   }
 
-  // The layer's answer if its zeros were what is pruned.
+  // The threshold that prunes exactly the zeros.
   LayerThreshold threshold(Dtype dtype) const {
     const std::uint64_t key = std::min(smallest, not_finite_key(dtype));
     return {key, 0, zeros, magnitude_of(dtype, key)};

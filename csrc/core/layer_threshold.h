@@ -1,18 +1,18 @@
-// A layer's answer: which of its elements are pruned.
+// A layer's threshold: which of its elements are pruned.
 #pragma once
 
 #include <cstdint>
 
 namespace lampfast {
 
-// Elements whose magnitude key (key_format.h) is smaller than `key` are pruned, and of those equal
-// to it the first `ties` in row-major order. `key` is that of the smallest kept element, or the
-// first key that is not finite where none is kept.
+// Prunes the elements whose key (key_format.h) is smaller than `key` and, of those equal to it (the
+// ties), the first `ties` in row-major order. `key` is that of the smallest kept element, or the
+// first key that is not finite if none is kept.
 struct LayerThreshold {
   std::uint64_t key;
   std::int64_t ties;
   std::int64_t pruned;
-  double magnitude;  // that the key stands for; infinity where none is kept
+  double magnitude;  // of the key; infinity if no element is kept
 };
 
 }  // namespace lampfast

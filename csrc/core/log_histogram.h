@@ -1,5 +1,5 @@
-// A coarse histogram of the magnitudes of some of a layer's elements, by their leading bits: little
-// to make where the layer lives, and little to copy from there.
+// A coarse histogram of a sample of a layer's magnitudes, by the leading bits of their keys: cheap
+// to make where the layer lives, and cheap to copy from there.
 #pragma once
 
 #include <array>
@@ -13,15 +13,15 @@
 
 namespace lampfast {
 
-// How many of the drawn elements have which leading bits of the key: bins of equal width on each
-// octave of magnitudes, for the 32 octaves below the largest drawn one.
+// Every octave (factor of two) of magnitudes is divided into up to 16 bins of equal width. The bins
+// cover at least the 32 octaves below the largest drawn magnitude.
 struct LogHistogram {
   static constexpr int bins = 512;
   static constexpr int bits_per_octave = 4;
 
-  std::uint64_t first = 0;                   // the key >> histogram_shift of counts[0], which also
-  std::int64_t drawn = 0;                    // has all that is smaller
-  std::array<std::uint16_t, bins> counts{};  // as few are drawn as fit
+  std::uint64_t first = 0;  // the key >> histogram_shift of counts[0], which also has all below it
+  std::int64_t drawn = 0;
+  std::array<std::uint16_t, bins> counts{};  // 16 bits, as at most most_histogram_draws are drawn
 };
 
 template <class Format>
@@ -40,9 +40,9 @@ LAMPFAST_HOST_DEVICE constexpr std::int64_t histogram_draws(std::int64_t size) {
   return size < most_histogram_draws ? size : most_histogram_draws;
 }
 
-// The position of a draw, in the visiting order of strided_walk.h: at a scrambled place in one of
-// equal parts of the layer, so that no period of the weights can hide. Parts need not begin where
-// elements do, or those in parts with an element more would be drawn less often.
+// The position (strided_walk.h) of a draw: one from each of `draws` equal strata of the layer, at a
+// scrambled place in it, so that no period of the weights can hide. Strata begin at fractions of an
+// element: were they rounded, elements of longer strata would be drawn less often.
 LAMPFAST_HOST_DEVICE inline std::int64_t drawn_position(std::int64_t size, std::int64_t draws,
                                                         std::int64_t draw) {
   return (draw * size + scramble(static_cast<std::uint64_t>(draw), size)) / draws;

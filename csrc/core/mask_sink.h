@@ -1,4 +1,4 @@
-// Where a partition writes masks on its way: it has decided every element outside of its interval.
+// Where a partition writes masks while it reads: every element outside its interval is decided.
 #pragma once
 
 #include <cstddef>
@@ -10,17 +10,17 @@
 
 namespace lampfast {
 
-// Whether the positions of a layer's elements (strided_walk.h) are places in its memory and in its
-// target's.
+// Whether an element's position (strided_walk.h) is its offset in the layer's memory and in its
+// target's: both are dense, and in the same order.
 inline bool same_memory_order(const Layer& layer, const Layer& target) {
   return StridedWalk<2>(layer.shape, {&layer.strides, &target.strides}, Order::memory).is_one_run();
 }
 
 class MaskSink {
  public:
-  // Takes nothing: no masks are wanted.
+  // No masks are wanted.
   MaskSink() = default;
-  // One mask for each layer; they outlive the sink.
+  // One mask per layer; they must outlive the sink.
   explicit MaskSink(const std::vector<Layer>& masks) : masks_(&masks) {}
 
   bool wants_masks() const { return masks_ != nullptr; }

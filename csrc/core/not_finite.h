@@ -18,8 +18,8 @@ struct ElementIndex {
   }
 };
 
-// A stage that meets such a value in a sum or a maximum does not know where it lies. The call that
-// runs the stage looks for the first one, and throws again with its index (prune.cpp).
+// A stage that meets such a value in a sum or a maximum does not know where it is. prune.cpp then
+// looks for the first one, and throws again with its index.
 struct NotFinite : std::invalid_argument {
   explicit NotFinite(std::optional<ElementIndex> where = std::nullopt)
       : std::invalid_argument("a layer has an element that is NaN or infinite"),

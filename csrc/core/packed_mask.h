@@ -1,4 +1,4 @@
-// A mask of one bit a weight.
+// Packed masks: one bit per weight.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace lampfast {
 
-// Bit i % 64 of word i / 64 is for the weight at position i, in the order in which walk.h visits
-// the layer's memory, so that a dense layer of any memory format is one run; it is set where the
-// weight is kept. What the last word has bits for beyond the layer means nothing.
+// Bit i % 64 of word i / 64 belongs to the weight at position i, in the order of memory
+// (strided_walk.h), so that a dense layer of any memory format is one run. It is set if the weight
+// is kept. Bits of the last word beyond the layer mean nothing.
 using MaskWord = std::uint64_t;
 constexpr int word_weights = 64;
 
@@ -18,6 +18,6 @@ LAMPFAST_HOST_DEVICE constexpr std::int64_t words_of(std::int64_t weights) {
   return (weights + word_weights - 1) / word_weights;
 }
 
-using PackedMasks = std::vector<MaskWord*>;  // one for each layer, where the layer lives
+using PackedMasks = std::vector<MaskWord*>;  // one per layer, in the memory that the layer lives in
 
 }  // namespace lampfast

@@ -1,5 +1,5 @@
-// Partition: what one read of a layer is asked, what it finds on either side of and inside an
-// interval of keys, and what it stores. What is found merges in any order.
+// Partition: what one read of a layer is asked, what it finds below, inside and above an interval
+// of keys, and what it stores. Findings merge in any order.
 #pragma once
 
 #include <algorithm>
@@ -13,22 +13,22 @@
 
 namespace lampfast {
 
-// What a read is asked.
+// What one read of a layer is asked.
 struct PartitionRequest {
   KeyInterval interval;
   double scale;        // for scaled_square (key_format.h)
-  bool track_min_max;  // whether bins are to know their smallest and largest keys (on GPUs all do)
+  bool track_min_max;  // whether bins record their smallest and largest keys (on GPUs all do)
 };
 
-// Which stored keys are asked for, and how many of them a partition has found.
+// The interval whose stored keys are wanted, and how many of them a partition has found there.
 struct KeyRequest {
   KeyInterval interval;
   std::int64_t count;
 };
 
-// An equal share of an interval's keys. Its elements' keys lie in [first, last], counted from the
-// bin's first key, where that is closer than the whole bin. The sum of their scaled squares has the
-// relative error error_bounds::bin_sum.
+// One of the equally wide parts of an interval of keys. The keys of its elements lie in [first,
+// last], relative to the bin's own first key; unless smallest and largest keys are tracked, that is
+// the whole bin. The sum of the scaled squares has the relative error error_bounds::bin_sum.
 struct Bin {
   static constexpr std::uint64_t unbounded = ~std::uint64_t{0};
 
@@ -37,16 +37,16 @@ struct Bin {
   std::uint64_t first = 0;
   std::uint64_t last = unbounded;
 
-  // To elements with these smallest and largest keys; what was there before has been bounded by its
-  // own.
+  // Merges the smallest and largest keys of further elements. Either all of a bin's elements are
+  // tracked or none is.
   void widen(std::uint64_t smallest, std::uint64_t largest) {
-    const bool is_new = first == 0 && last == unbounded;
-    first = is_new ? smallest : std::min(first, smallest);
-    last = is_new ? largest : std::max(last, largest);
+    const bool is_first = first == 0 && last == unbounded;
+    first = is_first ? smallest : std::min(first, smallest);
+    last = is_first ? largest : std::max(last, largest);
   }
 };
 
-// What lies on either side of an interval.
+// What lies on either side of an interval of keys.
 struct Sides {
   KeyInterval interval{};
   std::int64_t below = 0;
@@ -60,7 +60,7 @@ struct Sides {
   }
 };
 
-// What a read finds.
+// What one read of a layer finds.
 struct Partition {
   Sides sides;
   int bin_bits = 0;  // log2 of the number of keys in a bin
@@ -68,7 +68,7 @@ struct Partition {
 
   Partition() = default;
 
-  // Nothing yet, with as many bins as wanted or somewhat fewer, each a power of two of keys wide.
+  // Nothing found yet, with at most `wanted_bins` bins, each 2^bin_bits keys wide.
   Partition(const KeyInterval& interval, std::int64_t wanted_bins) {
     sides.interval = interval;
     const std::uint64_t keys = interval.high - interval.low;
@@ -83,14 +83,15 @@ struct Partition {
   }
 };
 
-// What a read stores: the keys inside its interval, the candidates, where the layer lives.
+// What the last read of a layer has stored where the layer lives: the candidates, which are the
+// keys inside its interval.
 struct Stored {
-  Sides sides;                   // of that interval
-  bool is_complete = false;      // whether all of them are stored
-  bool is_mask_written = false;  // whether the mask was written then, the candidates left undecided
+  Sides sides;                   // of the interval of that read
+  bool is_complete = false;      // whether all candidates are stored
+  bool is_mask_written = false;  // whether that read wrote the mask, candidates left undecided
 
-  // Whether every element outside the interval is on the same side of the threshold as of the
-  // interval, in a layer of this size.
+  // Whether the interval decides every element outside it: the threshold, of a layer of this size,
+  // prunes all elements below the interval and keeps all above it.
   bool decides(const LayerThreshold& threshold, std::int64_t size) const {
     const KeyInterval& interval = sides.interval;
     return threshold.key >= interval.low &&

@@ -1,4 +1,5 @@
-// What is selected: how the layers' elements are ranked, and how many of the first are pruned.
+// The selection that a call asks for: how elements are ranked, and how many of the first are
+// pruned.
 #pragma once
 
 #include <cstddef>
@@ -17,12 +18,12 @@ namespace lampfast {
 enum class Ranking : std::uint8_t {
   lamp,       // all layers together by the LAMP score
   magnitude,  // all layers together by the magnitude
-  per_layer,  // each layer by itself, where the LAMP score and the magnitude rank alike
+  per_layer,  // each layer by itself: LAMP score and magnitude give the same order
 };
 
 struct SelectionSpec {
   Ranking ranking;
-  std::vector<std::int64_t> counts;  // one for each layer where the ranking is per_layer, else one
+  std::vector<std::int64_t> counts;  // one per layer if the ranking is per_layer, else one
 
   SelectionSpec(Ranking how, std::vector<std::int64_t> how_many)
       : ranking(how), counts(std::move(how_many)) {}
@@ -31,7 +32,7 @@ struct SelectionSpec {
     return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
   }
 
-  // Throws std::invalid_argument where the counts do not fit the layers.
+  // Throws std::invalid_argument if a layer is too large or the counts do not fit the layers.
   void check(const std::vector<Layer>& layers) const {
     std::vector<std::int64_t> sizes;
     for (const Layer& layer : layers) {

@@ -1,4 +1,4 @@
-// How long each stage of a call took, for those who ask.
+// How long each stage of a call took.
 #pragma once
 
 #include <chrono>
@@ -14,8 +14,8 @@ struct StageTimes {
   double commit = 0.0;
 };
 
-// Adds the time from one start() to the next, or to its end, to the stage that was started; does
-// nothing where nobody asks.
+// Adds the time from one start() to the next, or to the clock's end, to the stage that was started.
+// Does nothing if `times` is null.
 class StageClock {
  public:
   explicit StageClock(StageTimes* times) : times_(times) {}

@@ -1,4 +1,4 @@
-// Equal parts of a whole, and scrambled places in them: where a small draw from a layer reads.
+// Equal parts of a range, and scrambled places in them: a sample is drawn from one place in each.
 #pragma once
 
 #include <algorithm>
@@ -9,13 +9,14 @@
 
 namespace lampfast {
 
-// Where the part begins, or the last one ends, of `parts` equal parts of a whole.
+// Where one of `parts` nearly equal parts of [0, size) begins; part = parts gives the end of the
+// last.
 LAMPFAST_HOST_DEVICE inline std::int64_t part_begin(std::int64_t size, std::int64_t parts,
                                                     std::int64_t part) {
   return size / parts * part + std::min(size % parts, part);
 }
 
-// A number below `end` that looks random but depends on `seed` alone (a splitmix64 step).
+// A number in [0, end) that looks random but depends only on `seed` (one SplitMix64 step).
 LAMPFAST_HOST_DEVICE inline std::int64_t scramble(std::uint64_t seed, std::int64_t end) {
   seed += 0x9e3779b97f4a7c15;
   seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9;

@@ -1,9 +1,9 @@
-// Visits the elements of one or several equally shaped tensors as runs: contiguous in the first
-// `Dense` of them, and evenly spaced in the rest.
+// Visits the elements of one or several tensors of the same shape in runs, which are contiguous in
+// the first `Dense` tensors and evenly spaced in the others.
 //
-// A position counts elements in visiting order, which may follow the memory of the first tensor, so
-// that a channels_last or transposed layer is one run. Row-major indices are one more "tensor",
-// with row-major strides.
+// The position of an element is its number in visiting order. Order::memory follows the memory of
+// the first tensor, so that a channels_last or transposed layer is one run. For row-major indices,
+// add a "tensor" with row-major strides: its offsets are the indices.
 #pragma once
 
 #include <algorithm>
@@ -66,10 +66,10 @@ class StridedWalk {
     }
   }
 
-  // One run through all elements.
+  // Whether one run covers all elements.
   bool is_one_run() const { return axes_.empty(); }
 
-  // From one element of a run to the next; 1 in the dense tensors.
+  // The distance from one element of a run to the next, in every tensor; 1 in the dense ones.
   const Offsets& step() const { return run_.stride; }
 
   // Calls body(position, offsets, length) for each run within the positions [begin, end).
@@ -104,7 +104,7 @@ class StridedWalk {
     std::array<std::int64_t, Tensors> stride;
   };
 
-  // The axes that make up the positions, outermost first; the last one is the run.
+  // The axes of the visiting order, outermost first; the last one is the run.
   std::vector<Axis> axes() const {
     std::vector<Axis> all = axes_;
     all.push_back(run_);
@@ -118,7 +118,7 @@ class StridedWalk {
     return ones;
   }
 
-  // Expanded axes (stride 0) go outermost: inside they would break every run.
+  // Expanded axes (stride 0) go outermost: further in they would break every run.
   static std::int64_t rank(std::int64_t stride) {
     return stride == 0 ? std::numeric_limits<std::int64_t>::max() : std::abs(stride);
   }

@@ -1,5 +1,5 @@
-// The exact sum of squared magnitudes, in whatever order they come (a superaccumulator: Kulisch,
-// Computer Arithmetic and Validity, 2013).
+// A superaccumulator: the exact sum of squared magnitudes, added in any order (Kulisch, Computer
+// Arithmetic and Validity, 2013).
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,8 @@
 namespace lampfast {
 
 // The exact sum of up to 2^64 squared magnitudes of one format: for every exponent the sum of the
-// squared mantissas, in two halves so that neither can overflow.
+// squared mantissas, whose low and high 64 bits are added up separately so that neither sum can
+// overflow.
 template <class Format>
 class Superaccumulator {
  public:

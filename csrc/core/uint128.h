@@ -1,4 +1,4 @@
-// The compilers' 128-bit integer, whose name pedantic warnings do not accept.
+// The compiler's unsigned 128-bit integer, whose own name -Wpedantic rejects.
 #pragma once
 
 namespace lampfast {

@@ -1,4 +1,5 @@
-// Where a partition keeps the keys inside the intervals, within a fixed budget of memory.
+// Where a partition stores candidates (the keys inside its intervals), within a fixed budget of
+// memory.
 #pragma once
 
 #include <algorithm>
@@ -16,16 +17,16 @@
 
 namespace lampfast::cpu {
 
-// How many bytes of candidates there may be at a time.
+// The bytes that candidates may still take.
 class CandidateBudget {
  public:
   static constexpr std::int64_t no_limit = std::numeric_limits<std::int64_t>::max();
 
-  explicit CandidateBudget(std::int64_t bytes) : limited_(bytes != no_limit), left_(bytes) {}
+  explicit CandidateBudget(std::int64_t bytes) : is_limited_(bytes != no_limit), left_(bytes) {}
 
   // How many keys a layer may store.
   std::int64_t share(std::int64_t layer_size) const {
-    return limited_ ? candidate_share(layer_size) : no_limit;
+    return is_limited_ ? candidate_share(layer_size) : no_limit;
   }
 
   bool take(std::int64_t bytes) {
@@ -36,11 +37,11 @@ class CandidateBudget {
   void give_back(std::int64_t bytes) { left_.fetch_add(bytes); }
 
  private:
-  bool limited_;
+  bool is_limited_;
   std::atomic<std::int64_t> left_;
 };
 
-// Memory for the candidates of one or several chunks, taken from a budget for as long as it lives.
+// Memory for the candidates of one or several chunks, taken from the budget until it is freed.
 using Slab = std::shared_ptr<std::byte[]>;
 constexpr std::int64_t slab_bytes = test_sizes ? 64 : 1 << 14;
 
@@ -61,7 +62,7 @@ struct CandidateSegment {
   std::int64_t chunk_begin;
 };
 
-// Appends keys, chunk after chunk, to slabs; one for each thread.
+// Appends keys to slabs, chunk after chunk. Every thread has a writer of its own.
 class CandidateWriter {
  public:
   explicit CandidateWriter(std::shared_ptr<CandidateBudget> budget) : budget_(std::move(budget)) {}
@@ -82,7 +83,8 @@ class CandidateWriter {
       }
       std::byte* to = slab_.get() + used_;
       std::memcpy(to, keys, static_cast<std::size_t>(taken * size));
-      // Slabs may lie next to each other, but a segment keeps only one of them alive.
+      // Two slabs may happen to be adjacent in memory, but a segment keeps only one of them alive
+      // and must not reach into the other.
       const bool continues = !segments.empty() && segments.back().slab == slab_ &&
                              segments.back().chunk_begin == chunk_begin &&
                              segments.back().keys + segments.back().count * size == to;

@@ -19,14 +19,14 @@ namespace lampfast::cpu {
 // The positions [begin, end) of a layer, in the visiting order of strided_walk.h.
 struct Chunk {
   std::size_t layer;
-  std::size_t position;  // of the layer among those that are cut into chunks together
+  std::size_t position;  // of the layer in the list of ids that is cut into chunks
   std::int64_t begin;
   std::int64_t end;
 };
 
 constexpr std::int64_t chunk_size = test_sizes ? 20 : 1 << 17;
 
-// Whole layers, each as one chunk.
+// Whole layers, one chunk each.
 inline std::vector<Chunk> whole(const std::vector<Layer>& layers, const LayerIds& ids) {
   std::vector<Chunk> chunks;
   chunks.reserve(ids.size());
@@ -35,10 +35,11 @@ inline std::vector<Chunk> whole(const std::vector<Layer>& layers, const LayerIds
   return chunks;
 }
 
-// One layer, which is not among others.
+// A single layer, as one chunk.
 inline std::vector<Chunk> whole(const Layer& layer) { return {{0, 0, 0, layer.size}}; }
 
-// Calls body(chunk, worker) for chunks that make up others, each of at most `size` weights.
+// Cuts the given chunks into chunks of at most `size` elements, and calls body(chunk, worker) for
+// each, on the threads of the pool.
 inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
                            const std::function<void(const Chunk&, int)>& body,
                            std::int64_t size = chunk_size) {
@@ -56,11 +57,11 @@ inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
                 });
 }
 
-// Calls body(elements, count) for stretches that make up the chunk: its runs where these are long
-// and dense, else copies of many runs together.
+// Calls body(elements, count) for contiguous stretches that make up the chunk, in the order of
+// positions: its own memory where runs are long and dense, else copies that gather many runs.
 template <class Element, class Body>
 void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
-  if (is_row_major(layer.shape, layer.strides)) {  // spares a small layer the walk's memory
+  if (is_row_major(layer.shape, layer.strides)) {  // spares small layers the walk's allocations
     body(data + chunk.begin, chunk.end - chunk.begin);
     return;
   }

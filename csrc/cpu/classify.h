@@ -1,4 +1,4 @@
-// Classifies any number of keys, a block that fits the first-level cache at a time.
+// Classifies any number of elements, in blocks that fit the first-level cache.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 namespace lampfast::cpu {
 
 // A kernel may read an element twice: to compare it, and to store its key. Another thread that
-// trains meanwhile may change it in between, so a key is taken for one inside only if it still is:
-// indices of bins follow from it.
+// trains meanwhile may change it in between. Because bins are indexed by these keys, one that has
+// left the interval is replaced by its low end.
 template <class Key>
 void keep_inside(Key* keys, int count, const KeyInterval& interval) {
   const auto low = static_cast<Key>(interval.low);
@@ -18,9 +18,9 @@ void keep_inside(Key* keys, int count, const KeyInterval& interval) {
   for (int i = 0; i < count; ++i) keys[i] = static_cast<Key>(keys[i] - low) < width ? keys[i] : low;
 }
 
-// Calls body(block, inside) for each block: what it has on either side of the interval, and its
-// keys inside. What the interval says of each element goes to `kept`, unless that is null
-// (kernels.h).
+// Calls body(block, inside) for each block: what it has on either side of the interval, and the
+// keys that it has inside. Writes every element's mask byte (kernels.h) to `kept`, unless that is
+// null.
 template <class Key, class Body>
 void classify(Dtype dtype, const Key* elements, std::int64_t length, const KeyInterval& interval,
               double scale, std::uint8_t* kept, Body&& body) {

@@ -1,4 +1,5 @@
-// Commit: one streaming pass that zeroes the pruned weights, or completes the masks of those kept.
+// Commit in host memory: one streaming pass that zeroes the pruned weights or writes their masks,
+// or that only completes the masks that a partition has written.
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -31,8 +32,8 @@ struct PairedRun {
   }
 };
 
-// Calls body(run, bound) for runs that make up the chunk: their elements with a key below the
-// bound are pruned.
+// Calls body(run, bound) for runs that make up the chunk, in each of which exactly the elements
+// with keys below `bound` are pruned.
 template <class Body>
 void for_each_run(const Layer& source, const Layer& target, const LayerThreshold& threshold,
                   std::int64_t first_kept, const Chunk& chunk, Body&& body) {
@@ -44,21 +45,23 @@ void for_each_run(const Layer& source, const Layer& target, const LayerThreshold
     });
     return;
   }
-  // Indices rise along a run, so that the ties that go are at its beginning.
+  // Row-major indices rise along a run, so the ties that are pruned are at its beginning: the run
+  // is split behind them.
   const Strides indices = row_major_strides(source.shape);
   const StridedWalk<3, 0> walk(source.shape, {&source.strides, &target.strides, &indices},
                                Order::memory);
   const auto& step = walk.step();
   walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
-    const std::int64_t ties_go =
+    const std::int64_t split =
         std::clamp<std::int64_t>((first_kept - at[2] + step[2] - 1) / step[2], 0, length);
     const PairedRun run{at[0], step[0], at[1], step[1], length};
-    if (ties_go > 0) body(run.part(0, ties_go), threshold.key + 1);
-    if (ties_go < length) body(run.part(ties_go, length), threshold.key);
+    if (split > 0) body(run.part(0, split), threshold.key + 1);
+    if (split < length) body(run.part(split, length), threshold.key);
   });
 }
 
-// Zeroes weights by the magnitudes of their importances, which they may be themselves.
+// Zeroes the weights whose importances have a key below the bound. Weights may be their own
+// importances.
 template <class Format, class Element>
 void zero_run(const typename Format::Storage* importance, Element* weights, const PairedRun& run,
               std::uint64_t bound) {
@@ -70,7 +73,7 @@ void zero_run(const typename Format::Storage* importance, Element* weights, cons
   }
 }
 
-// Masks any run, by way of dense copies.
+// Writes the mask of a run that is not dense, by way of dense copies.
 template <class Key>
 void mask_run(const Kernels& kernels, const Key* source, std::uint8_t* target, const PairedRun& run,
               std::uint64_t bound) {
@@ -106,7 +109,8 @@ void mask_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
   });
 }
 
-// Completes a chunk of a mask that a partition has written, with the candidates of its layer.
+// Completes a chunk of a mask that a partition has written: the candidates are the keys of its
+// undecided elements.
 void settle_chunk(const Layer& source, std::uint8_t* kept,
                   const std::vector<CandidateSegment>& candidates, const LayerThreshold& threshold,
                   std::int64_t first_kept, const Chunk& chunk) {
@@ -122,7 +126,8 @@ void settle_chunk(const Layer& source, std::uint8_t* kept,
   }
   keys.resize(keys.size() + static_cast<std::size_t>(classify_slack * width));
   const Kernels& kernels = kernels_for(source.dtype);
-  // Positions are row-major indices where there are ties: those before the first kept one go.
+  // If the threshold has ties, positions are row-major indices (see HostBackend::commit), and ties
+  // before the first kept one are pruned.
   const std::int64_t ties_end = std::clamp(first_kept, chunk.begin, chunk.end);
   const std::int64_t settled =
       kernels.settle(kept + chunk.begin, ties_end - chunk.begin, keys.data(), threshold.key + 1);
@@ -153,8 +158,8 @@ void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
 
 }  // namespace
 
-// What the last read of a layer stored, if its threshold can make use of it: then every element
-// that equals the threshold's key is a candidate.
+// The last read of a layer, if it stored all candidates and its interval decides all other
+// elements. If the threshold has ties, all elements equal to its key are then candidates.
 const HostBackend::Read* HostBackend::useful_read(std::size_t id,
                                                   const LayerThreshold& threshold) const {
   const Read& read = reads_[id];
@@ -184,7 +189,7 @@ void HostBackend::commit() {
       return;
     }
     const Read* read = useful_read(id, threshold);
-    // Where positions are not row-major indices they do not tell which ties go.
+    // Unless positions are row-major indices, they do not tell which ties are pruned.
     const bool positions_tell =
         threshold.ties == 0 || positions_are_indices(source.shape, source.strides);
     if (read != nullptr && read->stored.is_mask_written && positions_tell) {

@@ -1,4 +1,4 @@
-// What an estimate asks of layers in host memory.
+// The host backend's part in the estimate: largest keys, and histograms of small samples.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -15,8 +15,8 @@
 namespace lampfast::cpu {
 namespace {
 
-// Every draw waits for the memory: they are of as few elements as take a small part of the time
-// that the partition does.
+// Every draw is likely to miss the cache, so there are only as many as take a small part of the
+// partition's time.
 std::int64_t draws_of(const Layer& layer) {
   constexpr std::int64_t least = test_sizes ? 16 : 1 << 11;
   constexpr std::int64_t bytes_per_draw = 512;
@@ -24,7 +24,8 @@ std::int64_t draws_of(const Layer& layer) {
   return std::min(histogram_draws(layer.size), std::max(share, least));
 }
 
-// The leading bits of the drawn elements' keys. What is not finite is the partition's to report.
+// The leading bits of the drawn elements' keys. Keys that are not finite become the largest finite
+// one: reporting them is left to the partition.
 template <class Format>
 std::vector<std::uint16_t> leading_bits(const Layer& layer, std::int64_t draws) {
   using Key = typename Format::Storage;

@@ -1,4 +1,4 @@
-// How the scores of a bucket's magnitudes, in ascending order, are computed on a processor.
+// LAMP scores of float32 magnitudes, in host memory.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace lampfast::cpu {
 
-// float32: squares are exact in a double, and sums of a few of them nearly so.
+// Squares of float32 magnitudes are exact in a double, and sums of a few of them nearly so.
 class Float32Score {
  public:
   using Format = Float32;
@@ -22,10 +22,11 @@ class Float32Score {
 
   explicit Float32Score(std::uint32_t) {}
 
-  // The squares of magnitudes in any order.
+  // The sum of the squares of magnitudes in any order.
   Total total(const std::uint32_t* keys, std::size_t count) const {
     constexpr std::size_t leaf = error_bounds::most_plain_terms;
-    constexpr std::size_t chains = 8;  // an addition waits for the one before it
+    // Independent sums, as an addition waits for the one before it.
+    constexpr std::size_t chains = 8;
     CompensatedSum sum;
     for (std::size_t begin = 0; begin < count; begin += leaf) {
       const std::size_t end = std::min(begin + leaf, count);
@@ -43,8 +44,8 @@ class Float32Score {
     return sum;
   }
 
-  // Writes the scores of magnitudes that are followed by others with this total of squares, which
-  // then includes theirs; bit by bit, each to its place.
+  // Writes the bits of the scores of sorted magnitudes, each to its place. `after` is the sum of
+  // the squares of all larger magnitudes, and then includes these.
   template <class Sorted>
   void write(const Sorted& sorted, Total& after, std::uint32_t* to) const {
     for (std::size_t end = sorted.count; end > 0;) {

@@ -5,7 +5,7 @@
 
 namespace lampfast::cpu {
 
-// While it lives, this thread rounds to nearest and its subnormals count.
+// While one exists, its thread rounds to nearest and does not flush subnormals to zero.
 class FloatEnvironment {
  public:
   // FE_DFL_ENV also clears flush-to-zero and denormals-are-zero, which threads inherit from the one

@@ -1,5 +1,6 @@
-// The places that elements take when they are put together by group, in each group in the order
-// that they come in; told as often as asked, so that what was dealt can be collected again.
+// Counting sort: tells the place that each element takes when elements are put together by group,
+// in each group in the order in which they are visited. Places can be asked for again, so that what
+// was dealt to them can be collected.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +15,12 @@
 
 namespace lampfast::cpu {
 
-// `Index` can count all elements. They are visited in parts, each on one thread:
+// `Index` must be able to count all elements. They are visited in parts, one thread each:
 // visit(begin, end, body) calls body(index, key) for the elements [begin, end) in order.
 template <class Index>
 class Grouping {
  public:
-  // An element's group is its key without the lowest `rest_bits`.
+  // An element's group is key >> rest_bits.
   template <class Visit>
   Grouping(std::int64_t size, std::size_t groups, int rest_bits, ThreadPool& pool, Visit&& visit)
       : size_(size),
@@ -60,7 +61,8 @@ class Grouping {
         body(index, key, std::min(next[key >> rest_bits]++, last));
       });
     });
-    // Each part ended where the next one begins.
+    // Every part's place in a group is now where the next part's was at first, so moving all by one
+    // part restores them.
     std::rotate(places_.begin(), places_.end() - 1, places_.end());
     std::copy(starts_.begin(), starts_.end() - 1, places_[0].begin());
   }
@@ -81,7 +83,7 @@ class Grouping {
   ThreadPool& pool_;
   std::int64_t parts_;
   std::vector<Index> starts_;
-  std::vector<std::vector<Index>> places_;  // where each part's next element of each group goes
+  std::vector<std::vector<Index>> places_;  // by part and group: where its next element goes
 };
 
 }  // namespace lampfast::cpu

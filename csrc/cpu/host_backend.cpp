@@ -1,4 +1,4 @@
-// What a host backend begins with; its methods are in the files that host_backend.h names.
+// Constructs the host backend; its methods are in the files that host_backend.h names.
 #include "cpu/host_backend.h"
 
 #include "core/candidate_budget.h"

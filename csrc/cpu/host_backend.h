@@ -1,5 +1,5 @@
-// Host memory as a backend: every stage by the threads of a pool. The methods are defined in the
-// file that is named after what they do.
+// The host backend: layers in host memory, read by the threads of a pool. The comments above the
+// methods name the files that define them.
 #pragma once
 
 #include <cstddef>
@@ -52,18 +52,18 @@ class HostBackend : public Backend {
   void apply_packed_masks(const LayerIds& ids, const PackedMasks& masks) override;
 
  private:
-  // What is known of a layer since it was last read.
+  // What the last read of a layer has left.
   struct Read {
     Stored stored;
-    std::vector<CandidateSegment> candidates;  // by position
+    std::vector<CandidateSegment> candidates;  // in the order of positions
   };
 
-  // What prepare has made ready.
+  // What prepare has found out for commit.
   struct Pending {
     LayerIds ids;
     const std::vector<LayerThreshold>* thresholds = nullptr;
     MaskSink masks;
-    std::vector<std::int64_t> first_kept;  // of each layer, see tie_boundary.h
+    std::vector<std::int64_t> first_kept;  // by layer id; see tie_boundary.h
   };
 
   const Read* useful_read(std::size_t id, const LayerThreshold& threshold) const;
@@ -72,7 +72,7 @@ class HostBackend : public Backend {
   const std::vector<Layer>& targets_;
   ThreadPool& pool_;
   std::shared_ptr<CandidateBudget> budget_;
-  std::vector<Read> reads_;  // of each layer
+  std::vector<Read> reads_;  // by layer id
   Pending pending_;
 };
 

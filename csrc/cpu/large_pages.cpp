@@ -1,4 +1,4 @@
-// The hint to the system: Linux's MADV_HUGEPAGE.
+// Gives the hint to Linux, as MADV_HUGEPAGE.
 #include "cpu/large_pages.h"
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Memory in large pages, where the system has them: first writes and far jumps then cost less.
+// Memory in large pages, where the system has them: first touches and scattered accesses then cost
+// less.
 #pragma once
 
 #include <cstddef>
@@ -6,14 +7,13 @@
 
 namespace lampfast::cpu {
 
-// Asks for large pages for memory that is about to be written. A hint: without it, or where there
-// are none, all works as well.
+// Asks for large pages for memory that is about to be written. It is only a hint.
 void use_large_pages(void* memory, std::size_t bytes);
 
-// Memory that is used again and again, since new memory costs time at its first touch.
+// A buffer that is used again and again, since the first touch of new memory is slow.
 class ReusedBuffer {
  public:
-  // Uninitialised memory for a number of trivial items; what was there before is lost.
+  // Uninitialised memory for `count` trivial items; what was there before is lost.
   template <class Item>
   Item* of(std::size_t count) {
     const std::size_t bytes = count * sizeof(Item);

@@ -1,4 +1,4 @@
-// What is in layers in host memory now: zeros, smallest magnitudes, and what is not finite.
+// Statistics of layers in host memory, and the first element that is not finite.
 #include <algorithm>
 #include <mutex>
 

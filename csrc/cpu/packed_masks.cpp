@@ -1,5 +1,5 @@
-// Masks of one bit a weight, of layers in host memory: which weights are not zero, and zeros again
-// wherever the bit is clear.
+// Packed masks of layers in host memory: sets the bits of the weights that are not zero, and zeroes
+// the weights whose bits are clear.
 #include <algorithm>
 
 #include "core/key_format.h"
@@ -12,7 +12,7 @@
 namespace lampfast::cpu {
 namespace {
 
-// Of whole words, so that no two threads share one.
+// Chunks are of whole words, so that no two threads share one.
 constexpr std::int64_t packed_chunk_size = test_sizes ? word_weights : chunk_size;
 static_assert(packed_chunk_size % word_weights == 0);
 
@@ -26,8 +26,8 @@ void for_each_packed_chunk(const std::vector<Layer>& layers, const LayerIds& ids
   for_each_chunk(whole(layers, ids), pool, visit, packed_chunk_size);
 }
 
-// Visits a chunk's elements: dense(elements, count) where they are one run, else each of them in
-// turn: single(element, which bit of which word).
+// Calls dense(elements, count) if the chunk is contiguous, else single(element, word, bit) for each
+// of its elements, with the index of its word and of its bit.
 template <class Element, class Dense, class Single>
 void visit(const Layer& layer, const Chunk& chunk, Dense&& dense, Single&& single) {
   auto* data = reinterpret_cast<Element*>(layer.data);

@@ -1,10 +1,12 @@
-// Partition in host memory: chunks of all layers at once; what each finds is merged under a lock.
+// Partition in host memory: chunks of all layers are read at once, and what each finds is merged
+// under a lock.
 #include <algorithm>
 #include <atomic>
 #include <limits>
 #include <mutex>
 #include <utility>
 
+#include "core/candidate_budget.h"
 #include "core/error_bounds.h"
 #include "core/key_format.h"
 #include "core/test_sizes.h"
@@ -16,12 +18,14 @@
 namespace lampfast::cpu {
 namespace {
 
-// Bins, and the intervals that they become (rank_bounds.h), take memory for every layer at once:
-// about 2% of the weights' bytes at most, and a little for the smallest layers.
+// Every layer has its bins, and the intervals that they become (select/rank_bounds.h), at the same
+// time: they take at most about 2% of the weights' bytes, and a little more for the smallest
+// layers.
 constexpr std::int64_t bytes_per_bin = test_sizes ? 1 << 6 : 1 << 12;
 constexpr std::int64_t least_bins = 4;
 constexpr std::int64_t most_bins = test_sizes ? 8 : 512;
-// Once the threshold is bounded only a few intervals near it are kept (rank_bounds.h).
+// Once the threshold is bounded, rank_bounds.h keeps only the few intervals near it, so that
+// smaller layers can have more bins.
 constexpr std::int64_t least_bins_of_candidates = test_sizes ? 4 : 64;
 
 std::int64_t bin_count(const Layer& layer, std::int64_t least) {
@@ -31,18 +35,19 @@ std::int64_t bin_count(const Layer& layer, std::int64_t least) {
 // What one task finds.
 class Tally {
  public:
-  // With the bins of `partition`, which it is merged into in the end.
+  // Has the bins of `partition`, into which it is merged in the end.
   Tally(const PartitionRequest& request, const Partition& partition)
       : request_(request), bins_(partition.bins.size()), bin_bits_(partition.bin_bits) {
-    // Where every bin is a single key the sums follow from the counts; and as equal keys may come
-    // in rows, each then has several counters, or an addition would wait for the one before it.
+    // If every bin is a single key, the sums follow from the counts. As equal keys often follow
+    // each other, each key then has several counters: with one, every increment would wait for the
+    // one before it.
     counts_.resize(bins_ * (bin_bits_ == 0 ? counters_per_key : 1));
     if (bin_bits_ > 0) sums_.resize(bins_);
     if (bin_bits_ > 0 && request.track_min_max) min_max_.resize(bins_);
   }
 
-  // Adds elements, and calls sink(keys, count) with those inside the interval. What the interval
-  // decides of each goes to `kept`, unless that is null.
+  // Adds elements, and calls sink(keys, count) with those inside the interval. Writes their mask
+  // bytes (kernels.h) to `kept`, unless that is null.
   template <class Format, class Sink>
   void read(Dtype dtype, const typename Format::Storage* data, std::int64_t length,
             std::uint8_t* kept, Sink&& sink) {
@@ -75,7 +80,7 @@ class Tally {
  private:
   static constexpr std::size_t counters_per_key = 4;
 
-  // Counted from the bin's first key.
+  // Relative to the bin's first key.
   struct MinMax {
     std::uint64_t smallest = ~std::uint64_t{0};
     std::uint64_t largest = 0;
@@ -104,12 +109,12 @@ class Tally {
       sums_[bin] += scaled_square<Format>(keys[i], request_.scale);
     }
     if (min_max_.empty()) return;
-    const std::uint64_t in_bin = (std::uint64_t{1} << bin_bits_) - 1;
+    const std::uint64_t bin_mask = (std::uint64_t{1} << bin_bits_) - 1;
     for (int i = 0; i < count; ++i) {
-      const std::uint64_t above_low = keys[i] - low;
-      MinMax& bin = min_max_[above_low >> bin_bits_];
-      bin.smallest = std::min(bin.smallest, above_low & in_bin);
-      bin.largest = std::max(bin.largest, above_low & in_bin);
+      const std::uint64_t offset = keys[i] - low;
+      MinMax& bin = min_max_[offset >> bin_bits_];
+      bin.smallest = std::min(bin.smallest, offset & bin_mask);
+      bin.largest = std::max(bin.largest, offset & bin_mask);
     }
   }
 
@@ -124,23 +129,36 @@ class Tally {
 
 static_assert(classify_block <= error_bounds::most_plain_terms);
 static_assert(chunk_size <= error_bounds::most_bin_terms);
+// Each chunk makes one partial sum of a bin; of the candidates, each full slab does, and each
+// chunk's rest. Candidates are at most a layer's share, and what the chunks hold that are read
+// meanwhile.
+static_assert(test_sizes || 2 * error_bounds::most_layer_elements / chunk_size +
+                                    candidate_share(error_bounds::most_layer_elements) /
+                                        (slab_bytes / std::int64_t{sizeof(double)}) +
+                                    (std::int64_t{1} << 16) <=
+                                error_bounds::most_bin_merges);
 static_assert(chunk_size < std::numeric_limits<std::uint32_t>::max());  // the counters' range
 
-// One call's read of the weights.
+// One read of the weights of some layers.
 class WeightsReader {
  public:
+  // In the order of the ids:
+  std::vector<PartitionResult> results;
+  std::vector<std::vector<CandidateSegment>> candidates;
+  std::vector<std::uint8_t*> kept;  // the mask that is written during the read, or null
+
   WeightsReader(const std::vector<Layer>& layers, const LayerIds& ids,
                 const std::vector<PartitionRequest>& requests, const MaskSink& masks,
                 const std::shared_ptr<CandidateBudget>& budget, int threads)
-      : layers_(layers),
+      : results(ids.size()),
+        candidates(ids.size()),
+        kept(ids.size()),
+        layers_(layers),
         requests_(requests),
         budget_(budget),
         writers_(static_cast<std::size_t>(threads), CandidateWriter(budget)),
         inside_(ids.size()),
-        is_incomplete_(ids.size()),
-        results(ids.size()),
-        candidates(ids.size()),
-        kept(ids.size()) {
+        is_incomplete_(ids.size()) {
     for (std::size_t p = 0; p < ids.size(); ++p) {
       const Layer& layer = layers[ids[p]];
       results[p].found = Partition(requests[p].interval, bin_count(layer, least_bins));
@@ -160,12 +178,13 @@ class WeightsReader {
       is_complete =
           read_elements<decltype(format)>(layer, chunk, worker, is_complete, tally, segments);
     });
-    // A small layer is one task's alone.
+    // No other task works on a layer of one chunk, which needs no lock.
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
     if (chunk.end - chunk.begin < layer.size) lock.lock();
     tally.merge_into(results[p].found);
     if (!is_complete) {
-      // A part of a layer's candidates is of no use; others can have its room.
+      // Some of a layer's candidates are useless without the others: free their memory for other
+      // layers.
       is_incomplete_[p] = true;
       candidates[p].clear();
     }
@@ -209,16 +228,10 @@ class WeightsReader {
   const std::vector<Layer>& layers_;
   const std::vector<PartitionRequest>& requests_;
   const std::shared_ptr<CandidateBudget>& budget_;
-  std::vector<CandidateWriter> writers_;  // of each thread
+  std::vector<CandidateWriter> writers_;  // by thread
   std::vector<std::atomic<std::int64_t>> inside_;
   std::vector<std::atomic<bool>> is_incomplete_;
   std::mutex mutex_;
-
- public:
-  // In the order of the ids:
-  std::vector<PartitionResult> results;
-  std::vector<std::vector<CandidateSegment>> candidates;
-  std::vector<std::uint8_t*> kept;  // the masks that are written on the way, or null
 };
 
 }  // namespace
@@ -229,7 +242,7 @@ std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
   const auto budget = limit == StoreLimit::budget
                           ? budget_
                           : std::make_shared<CandidateBudget>(CandidateBudget::no_limit);
-  for (const std::size_t id : ids) reads_[id] = {};  // gives the room of its candidates back
+  for (const std::size_t id : ids) reads_[id] = {};  // returns the memory of its candidates
   WeightsReader reader(layers_, ids, requests, masks, budget, pool_.size());
   for_each_chunk(whole(layers_, ids), pool_,
                  [&](const Chunk& chunk, int worker) { reader.read(chunk, worker); });
@@ -245,7 +258,7 @@ std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
 std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
                                            const std::vector<PartitionRequest>& requests) {
   struct Task {
-    std::size_t position;  // of the ids
+    std::size_t position;  // among the ids
     const CandidateSegment* segment;
   };
   std::vector<Partition> found;

@@ -1,17 +1,18 @@
-// The LAMP score of every element, which unlike pruning does need the order of each layer.
+// The LAMP score of every element in host memory. Unlike pruning, this needs the full order of each
+// layer.
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
 #include "core/compensated_sum.h"
 #include "core/key_format.h"
-#include "core/radix_sort.h"
 #include "core/strided_walk.h"
 #include "core/test_sizes.h"
 #include "cpu/float32_score.h"
 #include "cpu/grouping.h"
 #include "cpu/host_backend.h"
 #include "cpu/large_pages.h"
+#include "cpu/radix_sort.h"
 #include "cpu/thread_pool.h"
 
 namespace lampfast::cpu {
@@ -30,12 +31,12 @@ void for_each_key(const Layer& layer, std::int64_t begin, std::int64_t end, Visi
   });
 }
 
-// Eight and sixteen bits: a table of all magnitudes takes the place of a sort.
+// 8-bit and 16-bit dtypes: a table of all magnitudes takes the place of a sort.
 template <class Format>
 void score_by_table(const Layer& layer, float* output) {
   struct Magnitude {
-    std::int64_t remaining = 0;  // from the next element of this magnitude on
-    double after = 0.0;          // the squares of all larger magnitudes
+    std::int64_t remaining = 0;  // elements of this magnitude from the next one on
+    double after = 0.0;          // sum of the squares of all larger magnitudes
   };
   std::vector<Magnitude> table(std::size_t{Format::magnitude_mask} + 1);
   for_each_key<Format>(layer, 0, layer.size, [&](auto, auto key) { ++table[key].remaining; });
@@ -55,15 +56,15 @@ void score_by_table(const Layer& layer, float* output) {
   });
 }
 
-// What one thread works in.
+// The buffers of one thread.
 struct SortBuffers {
   ReusedBuffer keys;
   ReusedBuffer items;
   ReusedBuffer other_items;
 };
 
-// Magnitudes in ascending order, each a word: what its bucket does not tell of the key, and behind
-// it the place in the bucket.
+// A bucket's magnitudes in ascending order. Each is a word: the low bits of the key, which its
+// bucket does not determine, and below them its place in the bucket.
 template <class Key, class Word>
 struct Packed {
   const Word* items;
@@ -77,7 +78,7 @@ struct Packed {
   }
 };
 
-// One magnitude, many times.
+// A bucket of equal magnitudes, which needs no sort.
 template <class Key>
 struct Equal {
   std::size_t count;
@@ -87,9 +88,9 @@ struct Equal {
   std::size_t place(std::size_t i) const { return i; }
 };
 
-// Scores one layer. Its keys are dealt to buckets by their leading bits; each bucket is sorted in
-// the cache, from the largest down, and its scores take the places of its keys; then they are
-// collected in the order of the layer.
+// Scores one layer. Its keys are dealt to buckets by their leading bits. Each bucket, from the
+// largest magnitudes down, is sorted in the cache, and its scores replace its keys. The scores are
+// then collected in the layer's order.
 template <class Arithmetic, class Index>
 class BucketSort {
  public:
@@ -98,15 +99,16 @@ class BucketSort {
   using Score = typename Arithmetic::Score;
   using Total = typename Arithmetic::Total;
 
-  // `buffers` has one for each thread of the pool.
+  // `buffers` has one entry for each thread of the pool.
   BucketSort(const Layer& layer, Score* output, SortBuffers* buffers, ThreadPool& pool)
       : layer_(layer),
         size_(static_cast<std::size_t>(layer.size)),
         output_(output),
         buffers_(buffers),
         pool_(pool) {
-    // About as many buckets as elements in one, so that the deal has few places to write to and a
-    // bucket is small; then a float32's word has room for the rest of a key and a place.
+    // Both the number of buckets and their sizes grow with the root of the layer's size, so that
+    // dealing writes to few places at a time and a bucket fits the cache. A word of 32 bits then
+    // has room for the rest of a float32's key and a place.
     int bits = 0;
     while ((layer.size >> (2 * bits)) > bucket_size) ++bits;
     rest_bits_ = Format::mantissa_bits - bits;
@@ -121,8 +123,7 @@ class BucketSort {
     Grouping<Index> grouping(layer_.size, groups, rest_bits_, pool_, visit);
     if (grouping.starts()[Format::not_finite >> rest_bits_] < size_) throw NotFinite();
     keys_ = buffers_[0].keys.template of<Key>(size_);
-    // Each group's next line is asked for early: the far jumps are too many for the processor to
-    // foresee.
+    // Prefetches the next cache line of each group: the hardware cannot follow so many streams.
     constexpr std::size_t ahead = 32 / sizeof(Key);
     grouping.for_each(visit, [to = keys_](auto, Key key, Index place) {
       __builtin_prefetch(to + place + ahead, 1);
@@ -168,9 +169,9 @@ class BucketSort {
       totals[b] = arithmetic.total(keys_ + buckets_[b].begin, buckets_[b].count);
     });
     for (Total& total : totals) {
-      const Total own = total;
+      const Total bucket_total = total;
       total = after;
-      after.add(own);
+      after.add(bucket_total);
     }
     pool_.for_each(count, layer_.size, [&](std::int64_t task, int worker) {
       const auto b = static_cast<std::size_t>(task);
@@ -178,7 +179,7 @@ class BucketSort {
     });
   }
 
-  // Puts the scores of a bucket in the places of its keys, and adds it to the total.
+  // Replaces the keys of a bucket by their scores, and adds the bucket to `after`.
   void score_bucket(const Arithmetic& arithmetic, const Bucket& bucket, Total& after, int worker) {
     Key* keys = keys_ + bucket.begin;
     if (std::all_of(keys, keys + bucket.count, [&](Key key) { return key == *keys; })) {
@@ -215,8 +216,8 @@ class BucketSort {
   Score* output_;
   SortBuffers* buffers_;
   ThreadPool& pool_;
-  int rest_bits_;                // of a key, that its bucket does not tell
-  Key* keys_ = nullptr;          // dealt
+  int rest_bits_;                // the low bits of a key, which its bucket does not determine
+  Key* keys_ = nullptr;          // dealt to the buckets
   std::vector<Bucket> buckets_;  // those that have elements, the largest first
 };
 
@@ -250,8 +251,8 @@ void score_layer(const Layer& layer, const Layer& output, SortBuffers* buffers, 
 void HostBackend::score(const LayerIds& ids) {
   std::int64_t total = 0;
   for (const std::size_t id : ids) total += layers_[id].size;
-  // A layer that is much of the whole is scored by all threads; the others one a thread, the
-  // largest first.
+  // A layer that is a large part of the whole is scored by all threads; the others are scored by
+  // one thread each, the largest first.
   std::vector<SortBuffers> buffers(static_cast<std::size_t>(pool_.size()));
   LayerIds small;
   for (const std::size_t id : ids) {

@@ -15,8 +15,8 @@
 namespace lampfast::cpu {
 namespace {
 
-// Looks again and again for a while, since the next stage of a call usually begins soon and waking
-// takes long, before it gives up its processor.
+// Polls for a short while before its thread goes to sleep: the next stage of a call usually begins
+// soon, and waking a thread takes long.
 template <class Ready>
 bool spin(Ready&& ready) {
   using Clock = std::chrono::steady_clock;
@@ -41,7 +41,8 @@ class ThreadPool::Helpers {
         threads_.emplace_back([this, worker] { serve(worker); });
       }
     } catch (...) {
-      // A system short of threads or memory: those that did start, and the caller, do all the work.
+      // The system is short of threads or memory: the threads that did start, and the caller, do
+      // all the work.
     }
   }
 
@@ -82,7 +83,7 @@ class ThreadPool::Helpers {
       if (work == nullptr) return;
       (*work)(worker);
       if (--busy_ == 0) {
-        // Under the lock, or the caller could miss it between its look and its wait.
+        // Under the lock, or the caller could miss it between its last check and its wait.
         const std::lock_guard<std::mutex> lock(mutex_);
         finished_.notify_one();
       }
@@ -104,7 +105,8 @@ ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
                           const std::function<void(std::int64_t task, int worker)>& body) {
-  // Small tasks are taken several at a time, so that taking them does not become the work.
+  // Small tasks are claimed several at a time, so that claiming them does not take longer than
+  // doing them.
   constexpr std::int64_t weights_at_a_time = test_sizes ? 8 : 1 << 13;
   const std::int64_t fair = std::max<std::int64_t>(tasks / (4 * size_), 1);
   const std::int64_t grain =

@@ -1,4 +1,4 @@
-// A few threads that work together for one call of the engine.
+// The threads that work together for one call of the engine.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,9 @@
 
 namespace lampfast::cpu {
 
-// The calling thread and its helpers, which start when there is first enough to do and end with the
-// pool: a call has many short stages, and starting threads for each would cost more than some take.
+// The calling thread and its helpers. Helpers start once there is enough to do and end with the
+// pool: a call has many short stages, and starting threads for each would cost more than some of
+// them take.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -24,8 +25,9 @@ class ThreadPool {
   static constexpr std::int64_t least_parallel_size = test_sizes ? 2 : 1 << 15;
 
   // Calls body(task, worker) for every task in [0, tasks), in no order (worker in [0, size())) in
-  // the default float environment, and returns when all are done. `weights` tells how much there is
-  // to do in all. The first exception stops the others and is thrown again here.
+  // the default float environment, and returns when all are done. `weights` is the work of all
+  // tasks together, as a number of weights that are read in the same time. The first exception
+  // stops the other tasks and is thrown again here.
   void for_each(std::int64_t tasks, std::int64_t weights,
                 const std::function<void(std::int64_t task, int worker)>& body);
 

@@ -1,5 +1,5 @@
-// Counts the ties by chunks of the layer, or by the leading bits of their indices, then looks
-// closer.
+// Counts ties by chunk of the layer, or by leading bits of their row-major indices, and then
+// searches only the chunk or the indices that hold the boundary.
 #include "cpu/tie_boundary.h"
 
 #include <algorithm>
@@ -85,7 +85,8 @@ std::int64_t find_by_chunks(const Ties& ties, const std::vector<CandidateSegment
                      [&](auto format) { return find_from<decltype(format)>(ties, begin, wanted); });
 }
 
-// For any other layer a few bits of the index at a time, so that no list of the ties is needed.
+// For any other layer: determines the row-major index of the first kept tie a few bits per read, so
+// that no list of the ties is needed.
 class DigitSearch {
  public:
   explicit DigitSearch(const Ties& ties)
@@ -95,8 +96,8 @@ class DigitSearch {
     int bits = 0;
     while ((ties_.layer.size - 1) >> bits > 0) ++bits;
     std::int64_t prefix = 0;
-    std::int64_t wanted =
-        ties_.threshold.ties;  // the wanted-th with the prefix is the first one kept
+    // The wanted-th tie with the prefix, counted from 0, is the first kept one.
+    std::int64_t wanted = ties_.threshold.ties;
     while (bits > 0) {
       const int digit_bits = std::min(bits, most_digit_bits);
       bits -= digit_bits;
@@ -110,10 +111,9 @@ class DigitSearch {
 
  private:
   static constexpr int most_digit_bits = test_sizes ? 2 : 12;
-  static constexpr std::int64_t piece =
-      test_sizes ? 5 : 64;  // passed over at once where it has no tie
+  static constexpr std::int64_t piece = test_sizes ? 5 : 64;  // skipped as a whole if it has no tie
 
-  // For ties whose index starts with the prefix: how many there are by the digit that follows.
+  // How many of the ties whose index starts with the prefix have each value of the next digit.
   std::vector<std::int64_t> count(std::int64_t prefix, int bits, int digit_bits) const {
     const Layer& layer = ties_.layer;
     const Kernels& kernels = kernels_for(layer.dtype);
@@ -123,7 +123,7 @@ class DigitSearch {
     const StridedWalk<2, 1> walk(layer.shape, {&layer.strides, &indices_}, Order::memory);
     const std::int64_t step = walk.step()[1];
     for_each_chunk(whole(layer), ties_.pool, [&](const Chunk& chunk, int) {
-      std::vector<std::int64_t> local(digits, 0);
+      std::vector<std::int64_t> chunk_counts(digits, 0);
       with_format(layer.dtype, [&](auto format) {
         using Format = decltype(format);
         using Key = typename Format::Storage;
@@ -137,13 +137,13 @@ class DigitSearch {
             for (std::int64_t i = begin; i < end; ++i) {
               const std::int64_t index = offsets[1] + i * step;
               if (Format::key(run[i]) != key || index >> (bits + digit_bits) != prefix) continue;
-              ++local[static_cast<std::size_t>(index >> bits) & (digits - 1)];
+              ++chunk_counts[static_cast<std::size_t>(index >> bits) & (digits - 1)];
             }
           }
         });
       });
       const std::lock_guard<std::mutex> lock(mutex);
-      for (std::size_t d = 0; d < digits; ++d) counts[d] += local[d];
+      for (std::size_t d = 0; d < digits; ++d) counts[d] += chunk_counts[d];
     });
     return counts;
   }

@@ -1,4 +1,5 @@
-// Where the ties that are pruned end and those that are kept begin.
+// Ties are the elements equal to the key of their layer's threshold: where those that are pruned
+// end, and those that are kept begin.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,9 @@
 
 namespace lampfast::cpu {
 
-// The row-major index from which on the elements equal to the threshold's key are kept: that of the
-// one after the first `ties`, and 0 if all are kept. A layer's candidates, where they hold all such
-// elements (null: they do not), save reading it again.
+// The row-major index of the first tie that is kept: that of the one behind the first `ties`, or 0
+// if all are kept. If `candidates`, which may be null, hold all ties, the layer need not be read
+// again.
 std::int64_t first_kept_tie(const Layer& layer, const LayerThreshold& threshold,
                             const std::vector<CandidateSegment>* candidates, ThreadPool& pool);
 

@@ -1,4 +1,4 @@
-// What the kernels share: which span a block has, and how its threads read it.
+// What the kernels have in common: which span a block has, and how its threads read it.
 #pragma once
 
 #include <cstring>
@@ -8,8 +8,8 @@
 
 namespace lampfast::cuda {
 
-// The last one of the works, of this or a smaller kind, that begins at or before a block, by the
-// member that counts blocks.
+// The work that a block (or a part, by `first`) belongs to: the last one that begins at or before
+// it. `Any` is Work or a smaller struct with such a member.
 template <class Any>
 __device__ const Any& owner(const Any* works, int count, std::int64_t block,
                             std::int64_t Any::* first) {
@@ -21,7 +21,7 @@ __device__ const Any& owner(const Any* works, int count, std::int64_t block,
   return works[low];
 }
 
-// The positions [begin, end) of this block's span, and which of all spans it is.
+// The positions [begin, end) of a span of a layer, and its number among all spans.
 struct Span {
   std::int64_t begin;
   std::int64_t end;
@@ -64,7 +64,8 @@ __device__ Key load(const Work& work, std::int64_t place) {
   return reinterpret_cast<const Key*>(work.data)[place];
 }
 
-// Where an element lies; apart, so that what is rarely needed does not fill the kernels.
+// Offsets and row-major index of the element at a position. Not inlined, so that code which is
+// rarely needed does not fill the kernels.
 __device__ __attribute__((noinline)) inline std::int64_t source_place(const Work& work,
                                                                       std::int64_t position) {
   return work.dense ? position : work.by_memory.at(position).source;
@@ -94,7 +95,7 @@ __device__ Vector<Key> load_vector(const Work& work, std::int64_t position, int 
   return vector;
 }
 
-// What a mask says of a vector's elements.
+// Which of a vector's elements are kept.
 template <class Key>
 struct Kept {
   static constexpr int size = vector_size<Key>;
@@ -125,7 +126,8 @@ struct Kept {
   }
 };
 
-// Calls body(key, offsets) for the elements of a span, one thread each.
+// Deals the elements of a span to the threads of the block, each of which calls body(key, offsets)
+// for its own.
 template <class Format, class Body>
 __device__ void for_each_element(const Work& work, const Span& span, const VisitOrder& order,
                                  Body&& body) {

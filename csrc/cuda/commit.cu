@@ -1,4 +1,5 @@
-// Commit: one streaming pass that zeroes the pruned weights, or completes the masks of those kept.
+// Commit on a GPU: one streaming pass that zeroes the pruned weights or writes their masks, or a
+// pass over the candidates that completes masks.
 #include "core/key_format.h"
 #include "cuda/block.h"
 #include "cuda/kernels.h"
@@ -65,7 +66,7 @@ __device__ void zero_one(const Work& work, std::int64_t place) {
   reinterpret_cast<Target*>(work.target)[place] = 0;
 }
 
-// Of any size: an importance has a dtype of its own.
+// The target's elements may differ in size from the layer's: importances have a dtype of their own.
 __device__ void zero_target(const Work& work, std::int64_t place) {
   switch (work.target_size) {
     case 1:

@@ -1,5 +1,5 @@
-// A GPU as a backend: what the stages ask for becomes launches on one stream, and what comes back
-// is waited for where a stage needs it to go on, and nowhere else.
+// The GPU backend: what the stages ask for becomes launches on one stream, and the host waits only
+// where a stage needs the results to go on.
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -30,7 +30,7 @@ class GpuBackend : public Backend {
         layout_(job, gpu.device, workspace_.axes),
         reads_(layers_.size()),
         transfer_(gpu.device, reinterpret_cast<cudaStream_t>(gpu.stream)) {
-    if (gpu.bytes == 0) return;  // for packed masks, which need none
+    if (gpu.bytes == 0) return;  // packed masks need no memory
     if (gpu.bytes < workspace_.needs.bytes || gpu.host_bytes < workspace_.needs.host_bytes) {
       throw std::invalid_argument("a GPU needs more memory than it was lent");
     }
@@ -57,7 +57,7 @@ class GpuBackend : public Backend {
   }
 
   std::optional<Estimate> estimate(const std::vector<double>&, std::int64_t) override {
-    return std::nullopt;  // a histogram says as much, and takes one copy
+    return std::nullopt;  // draw() tells as much, with one copy
   }
 
   std::vector<PartitionResult> partition(const LayerIds& ids,
@@ -244,7 +244,7 @@ class GpuBackend : public Backend {
       });
       score_batch(batch, workspace_.works, beyond_workspace_, workspace_.not_finite,
                   transfer_.stream());
-      transfer_.wait();  // the works of the next batch take their place
+      transfer_.wait();  // the works of the next batch overwrite these
     }
     transfer_.receive(workspace_.results, workspace_.not_finite, 1);
     transfer_.wait();
@@ -263,12 +263,12 @@ class GpuBackend : public Backend {
  private:
   static constexpr unsigned long long no_index = std::numeric_limits<unsigned long long>::max();
 
-  // What is known of a layer since it was last read.
+  // What the last read of a layer has left.
   struct Read {
-    Stored stored;                   // what of it is in the workspace's store
-    bool holds_all_weights = false;  // all weights are candidates, and none is in the store
+    Stored stored;                   // what of the layer is in the workspace's store
+    bool holds_all_weights = false;  // it was read without a limit: keys come from the weights
     bool settles_mask = false;       // the commit completes its mask from the candidates
-    // Whether there are rows of a read, and of which interval:
+    // Whether the workspace has the rows of a read, and for which interval:
     bool has_rows = false;
     KeyInterval row_interval{};
     int row_bin_bits = 0;
@@ -280,16 +280,16 @@ class GpuBackend : public Backend {
     std::size_t position;  // among the ids that were asked for
   };
 
-  // Whether the kernels can write a layer's mask while they read it.
+  // Whether partition_weights can write a layer's mask.
   bool can_write_mask(std::size_t id) const {
     return layout_.works[id].dense && stores_candidates(layers_[id].dtype);
   }
 
   // --- to the GPU ---
 
-  // Sends the works of the layers, and makes a launch for each dtype, and each part of it whose
-  // masks are to be settled. fill(work, position) adds what the kernels need to know of the layer
-  // at that position of the ids. What was sent before must have arrived.
+  // Sends the works of the layers, and prepares one launch for each dtype, or two if only some of
+  // its layers have masks to settle. fill(work, position) adds what the kernels need to know of
+  // ids[position]. What was sent before must have arrived.
   template <class Fill>
   void send(const LayerIds& ids, Fill&& fill) {
     works_.clear();
@@ -307,12 +307,12 @@ class GpuBackend : public Backend {
     launches_.clear();
     part_count_ = 0;
     for (const SentWork& sent : works_) {
-      const std::pair<Dtype, bool> its_group = group(sent);
+      const std::pair<Dtype, bool> sent_group = group(sent);
       if (launches_.empty() ||
-          std::pair{launches_.back().dtype, launches_.back().settles_mask} != its_group) {
+          std::pair{launches_.back().dtype, launches_.back().settles_mask} != sent_group) {
         const auto first = static_cast<int>(works.size());
-        launches_.push_back({its_group.first, its_group.second, workspace_.works + first, first, 0,
-                             0, transfer_.stream()});
+        launches_.push_back({sent_group.first, sent_group.second, workspace_.works + first, first,
+                             0, 0, transfer_.stream()});
       }
       Launch& launch = launches_.back();
       Work work = layout_.works[sent.id];
@@ -327,7 +327,7 @@ class GpuBackend : public Backend {
     transfer_.send(workspace_.works, works);
   }
 
-  // Sends what partitions are asked; what they will have found, with nothing in it yet.
+  // Sends the requests. Returns partitions with nothing in them yet, for the results.
   std::vector<Partition> send_requests(const LayerIds& ids,
                                        const std::vector<PartitionRequest>& requests,
                                        bool is_limited) {
@@ -351,7 +351,8 @@ class GpuBackend : public Backend {
     return found;
   }
 
-  // Where the rows of a layer count the elements with a key, span by span in row-major order.
+  // The bin in which a layer's rows count the elements with a key, span by span in row-major order;
+  // -1 if there is none.
   int tie_bin(std::size_t id, std::uint64_t key) const {
     const Read& read = reads_[id];
     const bool in_order = layout_.works[id].by_index.count == 0;
@@ -375,8 +376,8 @@ class GpuBackend : public Backend {
     next_part_ = reinterpret_cast<const Row*>(workspace_.results);
   }
 
-  // Adds the w-th work's parts, of so many elements, to what is found of its layer; in the works'
-  // order.
+  // Adds the parts of the w-th work, for which `elements` elements were read, to its layer's
+  // partition. Works must be added in their order.
   void add_rows(std::size_t w, std::int64_t elements, Partition& partition) {
     Sides found;
     std::int64_t inside = 0;
@@ -418,8 +419,8 @@ class GpuBackend : public Backend {
 
   // --- candidates ---
 
-  // Candidates of layers that are read again are of no use, but their room is free only when no
-  // others are in use: it is given out in one direction.
+  // The store only ever hands out memory behind what is in use, so it is emptied once no layer's
+  // candidates are needed any more.
   void forget_unused_candidates() {
     const auto is_stored = [](const Read& read) { return read.stored.is_complete; };
     if (std::any_of(reads_.begin(), reads_.end(), is_stored)) return;
@@ -431,7 +432,7 @@ class GpuBackend : public Backend {
                      const KeySink& sink) {
     if (ids.empty()) return;
     std::int64_t count = 0;
-    std::vector<std::int64_t> firsts;  // of the works
+    std::vector<std::int64_t> firsts;  // by work: where its keys begin
     send(ids, [&](Work& work, std::size_t position) {
       work.low = requests[position].interval.low;
       work.high = requests[position].interval.high;
@@ -452,7 +453,7 @@ class GpuBackend : public Backend {
     }
   }
 
-  // All keys of a layer inside an interval, by way of a copy of the layer in the host.
+  // All keys of a layer inside an interval, from a copy of the layer in the host.
   Keys keys_of_weights(std::size_t id, const KeyInterval& interval) {
     const Layer& layer = layers_[id];
     std::int64_t first = 0;
@@ -488,17 +489,17 @@ class GpuBackend : public Backend {
   std::vector<Read> reads_;
   bool wants_masks_ = false;  // whether the commit writes masks
 
-  // What was last sent, which is read until the next wait:
+  // What was sent last, and must not change until the next wait:
   std::vector<Work> sent_works_;
   std::vector<DeviceStats> sent_stats_;
 
-  // Of the works that were last sent:
+  // About the works that were sent last:
   std::vector<SentWork> works_;
   std::vector<Launch> launches_;
   std::size_t part_count_ = 0;
   const Row* next_part_ = nullptr;
 
-  Transfer transfer_;  // is destroyed first, as it waits for what still uses the others
+  Transfer transfer_;  // destroyed first, as it waits for copies that still use the others
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A GPU as a backend. The CPU-only build links stub.cpp instead.
+// The GPU backend. A CPU-only build links stub.cpp instead.
 #pragma once
 
 #include <cstddef>
@@ -21,11 +21,11 @@ struct Gpu {
   std::uintptr_t stream;
   std::byte* memory;  // on the device
   std::int64_t bytes;
-  std::byte* host_memory;  // page-locked, for what comes back
+  std::byte* host_memory;  // page-locked, for results
   std::int64_t host_bytes;
 };
 
-// How much of either kind of memory a call needs on one device.
+// How much of either kind of memory a call needs for one device.
 struct Needs {
   std::int64_t bytes;
   std::int64_t host_bytes;
@@ -33,7 +33,7 @@ struct Needs {
 Needs needs(const std::vector<Layer>& layers, int device);
 Needs needs_of_scores(const std::vector<Layer>& layers, int device);
 
-// Throws std::runtime_error, with the name of the call of CUDA that failed, as all its methods do.
+// Throws std::runtime_error that names the CUDA call that failed, as all its methods do.
 std::unique_ptr<Backend> gpu_backend(const Job& job, const Gpu& gpu);
 
 }  // namespace lampfast::cuda

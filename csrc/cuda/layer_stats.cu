@@ -1,4 +1,4 @@
-// What is in a layer now, and exact sums for the few comparisons that need them.
+// Statistics of layers on a GPU, and exact sums of squares for the few comparisons that need them.
 #include "core/key_format.h"
 #include "cuda/block.h"
 #include "cuda/kernels.h"
@@ -38,8 +38,8 @@ __global__ __launch_bounds__(block_threads) void stats_of_span(const Work* __res
   atomicMin(&total.first_not_finite, shared.first_not_finite);
 }
 
-// The digits' places of all exponents are too many for a block's own memory in float64, and
-// comparisons that need these sums are rare: each digit is added where all blocks add it.
+// The digits of all exponents of float64 do not fit a block's shared memory, and these sums are
+// rarely needed, so every digit is added straight to global memory.
 template <class Format>
 __global__ __launch_bounds__(block_threads) void sum_span(const Work* __restrict__ works,
                                                           int work_count,

@@ -1,4 +1,5 @@
-// How the layers of a job lie in a GPU's memory: what is the same in every launch.
+// How the layers of a job lie in a GPU's memory: the part of their Works that is the same in all
+// launches.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,10 @@
 namespace lampfast::cuda {
 
 struct Layout {
-  std::vector<Work> works;      // of every layer; those on other devices are empty
-  std::vector<VisitAxis> axes;  // that they refer to, by where these will be on the device
+  std::vector<Work> works;      // by layer id; empty for layers on other devices
+  std::vector<VisitAxis> axes;  // that they refer to, by their addresses on the device
 
-  Layout(const Job& job, int device, const VisitAxis* axes_there) : works(job.layers.size()) {
+  Layout(const Job& job, int device, const VisitAxis* device_axes) : works(job.layers.size()) {
     std::int64_t spans = 0;
     for (std::size_t i = 0; i < works.size(); ++i) {
       const Layer& layer = job.layers[i];
@@ -34,8 +35,8 @@ struct Layout {
       work.dense = same_memory_order(layer, target);
       work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
                      is_aligned(work.target, work.own_target ? vector_bytes : 4);
-      work.by_memory = visit_order(layer, target, Order::memory, axes_there);
-      work.by_index = visit_order(layer, target, Order::row_major, axes_there);
+      work.by_memory = visit_order(layer, target, Order::memory, device_axes);
+      work.by_index = visit_order(layer, target, Order::row_major, device_axes);
       spans += spans_of(layer);
     }
   }
@@ -46,13 +47,13 @@ struct Layout {
   }
 
   VisitOrder visit_order(const Layer& layer, const Layer& target, Order order,
-                         const VisitAxis* axes_there) {
+                         const VisitAxis* device_axes) {
     const Strides indices = row_major_strides(layer.shape);
     const StridedWalk<3, 0> walk(layer.shape, {&layer.strides, &target.strides, &indices}, order);
     const auto found = walk.axes();
     const auto& run = found.back().stride;
     if (found.size() == 1 && run[0] == 1 && run[1] == 1 && run[2] == 1) return {nullptr, 0};
-    const VisitOrder visit{axes_there + axes.size(), static_cast<int>(found.size())};
+    const VisitOrder visit{device_axes + axes.size(), static_cast<int>(found.size())};
     for (const auto& axis : found) {
       axes.push_back({axis.extent, axis.stride[0], axis.stride[1], axis.stride[2]});
     }

@@ -1,4 +1,4 @@
-// Sketches (histogram.h), a block for each layer.
+// Histograms of samples (core/log_histogram.h), one layer per block.
 #include <cub/block/block_reduce.cuh>
 
 #include "core/key_format.h"
@@ -49,8 +49,9 @@ __global__ __launch_bounds__(block_threads) void draw_histogram(const Work* __re
     counts[s] = 0;
   __syncthreads();
   for_each_draw<Format>(work, draws, [&](Key key) {
-    const std::uint64_t bin = key >> shift;
-    atomicAdd(&counts[bin < first ? 0 : bin - first], 1U);
+    // Another stream may have made the weight larger than it was when the largest was looked for.
+    const std::uint64_t bin = key >> shift < first ? 0 : (key >> shift) - first;
+    atomicAdd(&counts[bin < LogHistogram::bins ? bin : LogHistogram::bins - 1], 1U);
   });
   __syncthreads();
   LogHistogram& histogram = histograms[blockIdx.x];

@@ -1,7 +1,8 @@
-// Masks of one bit a weight: which weights are not zero, and zeros again wherever the bit is clear.
+// Packed masks of layers on a GPU: sets the bits of the weights that are not zero, and zeroes the
+// weights whose bits are clear.
 //
-// The kernels are told of the layers by their arguments, so that nothing is copied or waited for,
-// and a stream that is being captured into a graph can record them.
+// The kernels get the layers by value, as arguments, so that nothing is copied or waited for, and
+// the launches can be captured into a CUDA graph.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -23,10 +24,10 @@ struct Masked {
   std::byte* data;
   MaskWord* words;
   std::int64_t size;
-  std::int64_t first_block;  // of those that work on it
+  std::int64_t first_block;  // the first of the blocks that work on it
 };
 
-// Layers that are dense, in whatever order; what an argument has room for.
+// Layers that are dense in any order of memory: as many as an argument can hold.
 struct DenseLayers {
   static constexpr int most = test_sizes ? 2 : 100;
 
@@ -39,7 +40,7 @@ struct DenseLayers {
   __device__ std::int64_t place(std::int64_t position) const { return position; }
 };
 
-// One layer with gaps. Tensors have 64 axes at most.
+// One layer that is not dense. Tensors have at most 64 axes.
 struct StridedLayer {
   static constexpr int most_axes = 64;
   struct Dimension {
@@ -63,7 +64,7 @@ struct StridedLayer {
   }
 };
 
-// Of whole words, as a word that is written has one writer.
+// This block's span. It is of whole words, so that every word is written by one block.
 template <class Key>
 __device__ Span span_of(const Masked& layer) {
   static_assert(span_bytes / sizeof(Key) % word_weights == 0);
@@ -80,11 +81,11 @@ __global__ __launch_bounds__(block_threads) void pack_span(const Layers layers) 
   const auto* data = reinterpret_cast<const Key*>(layer.data);
   auto* halves = reinterpret_cast<std::uint32_t*>(layer.words);
   const std::int64_t end = words_of(span.end) * word_weights;
-  static_assert(block_threads % word_weights == 0);  // whole warps have something to do, or none
+  static_assert(block_threads % word_weights == 0);  // all lanes of a warp are in the loop, or none
   for (std::int64_t i = span.begin + threadIdx.x; i < end; i += block_threads) {
     bool is_kept = false;
     if (i < span.end)
-      is_kept = static_cast<Key>(data[layers.place(i)] << 1) != 0;  // sign is on top
+      is_kept = static_cast<Key>(data[layers.place(i)] << 1) != 0;  // without the sign bit
     const unsigned half = __ballot_sync(0xffffffff, is_kept);
     if (threadIdx.x % 32 == 0) halves[i / 32] = half;
   }
@@ -133,7 +134,7 @@ __global__ __launch_bounds__(block_threads) void apply_strided(const StridedLaye
   }
 }
 
-// Calls body(Key{}) for elements of so many bytes: no more of a dtype matters.
+// Calls body(Key{}) with the unsigned type of this size: nothing else of a dtype matters.
 template <class Body>
 void with_key(std::int64_t bytes, Body&& body) {
   switch (bytes) {
@@ -148,8 +149,8 @@ void with_key(std::int64_t bytes, Body&& body) {
   }
 }
 
-// Calls visit(layers, blocks, bytes of an element) for the ids layers, many dense ones or one
-// with gaps at a time.
+// Calls visit(layers, blocks, bytes per element) for launches that together have all ids: many
+// dense layers at a time, or one that is not.
 template <class Visit>
 void for_each_launch(const std::vector<Layer>& layers, LayerIds ids, const PackedMasks& masks,
                      Visit&& visit) {
@@ -193,10 +194,10 @@ void for_each_launch(const std::vector<Layer>& layers, LayerIds ids, const Packe
 void pack(const std::vector<Layer>& layers, const LayerIds& ids, const PackedMasks& masks,
           cudaStream_t stream) {
   for_each_launch(layers, ids, masks,
-                  [&](const auto& some, std::int64_t blocks, std::int64_t bytes) {
+                  [&](const auto& batch, std::int64_t blocks, std::int64_t bytes) {
                     with_key(bytes, [&](auto key) {
-                      using Layers = std::decay_t<decltype(some)>;
-                      launch("pack", pack_span<decltype(key), Layers>, blocks, stream, some);
+                      using Layers = std::decay_t<decltype(batch)>;
+                      launch("pack", pack_span<decltype(key), Layers>, blocks, stream, batch);
                     });
                   });
 }
@@ -204,13 +205,13 @@ void pack(const std::vector<Layer>& layers, const LayerIds& ids, const PackedMas
 void apply_packed_masks(const std::vector<Layer>& layers, const LayerIds& ids,
                         const PackedMasks& masks, cudaStream_t stream) {
   for_each_launch(layers, ids, masks,
-                  [&](const auto& some, std::int64_t blocks, std::int64_t bytes) {
+                  [&](const auto& batch, std::int64_t blocks, std::int64_t bytes) {
                     with_key(bytes, [&](auto key) {
                       using Key = decltype(key);
-                      if constexpr (std::is_same_v<std::decay_t<decltype(some)>, DenseLayers>) {
-                        launch("apply_packed_masks", apply_dense<Key>, blocks, stream, some);
+                      if constexpr (std::is_same_v<std::decay_t<decltype(batch)>, DenseLayers>) {
+                        launch("apply_packed_masks", apply_dense<Key>, blocks, stream, batch);
                       } else {
-                        launch("apply_packed_masks", apply_strided<Key>, blocks, stream, some);
+                        launch("apply_packed_masks", apply_strided<Key>, blocks, stream, batch);
                       }
                     });
                   });

@@ -1,4 +1,5 @@
-// Partition: one streaming read; what lies inside the intervals is put together and stored.
+// Partition on a GPU: one streaming read. Candidates are staged in shared memory, then counted in
+// bins and stored.
 #include <cub/block/block_reduce.cuh>
 
 #include "core/key_format.h"
@@ -20,7 +21,7 @@ struct AddSums {
 using ReduceCount = cub::BlockReduce<std::uint32_t, block_threads>;
 using ReduceSum = cub::BlockReduce<CompensatedSum, block_threads>;
 
-// What a block's threads share, to count the candidates in bins.
+// The bins of a block, in shared memory.
 struct Bins {
   std::uint32_t counts[Row::bins];
   std::uint32_t firsts[Row::bins];
@@ -41,16 +42,17 @@ struct Bins {
     __syncthreads();
   }
 
-  // All lanes of a warp must call it, those that have a key with `is_there`.
+  // Adds the keys of the lanes that have one (`is_there`). All lanes of a warp must call this.
   template <class Format>
   __device__ void add(const Work& work, bool is_there, typename Format::Storage key) {
     const std::uint64_t place = is_there ? key - work.low : 0;
     const auto bin = static_cast<int>(place >> work.bin_bits);
-    const std::uint64_t in_slot = place & ((std::uint64_t{1} << work.bin_bits) - 1);
-    const Entry own{1, static_cast<std::uint32_t>(in_slot >> key_shift(work.bin_bits)),
-                    static_cast<std::uint32_t>(in_slot >> key_shift(work.bin_bits)),
+    const std::uint64_t in_bin = place & ((std::uint64_t{1} << work.bin_bits) - 1);
+    const Entry own{1, static_cast<std::uint32_t>(in_bin >> key_shift(work.bin_bits)),
+                    static_cast<std::uint32_t>(in_bin >> key_shift(work.bin_bits)),
                     work.bin_bits > 0 ? scaled_square<Format>(key, work.scale) : 0.0};
-    // Ties crowd into a few bins, where lanes would wait for each other: they go together.
+    // Ties crowd into a few bins, where the atomic operations of many lanes would wait for each
+    // other: such lanes are combined first.
     unsigned open = __ballot_sync(all_lanes, is_there);
     constexpr int crowds = 3;
     constexpr int least_crowd = 8;
@@ -96,7 +98,7 @@ struct Bins {
     double sum;
   };
 
-  // Of all lanes; the first one has it.
+  // Combines the entries of all lanes; lane 0 has the result.
   __device__ static Entry combined(Entry own) {
     for (unsigned distance = 16; distance > 0; distance /= 2) {
       own.count += __shfl_down_sync(all_lanes, own.count, distance);
@@ -113,12 +115,12 @@ struct Bins {
     atomicAdd(&counts[bin], entry.count);
     atomicMin(&firsts[bin], entry.first);
     atomicMax(&lasts[bin], entry.last);
-    // Of single keys the count tells the sum.
+    // The sums of single keys stay 0, as they follow from the counts.
     if (entry.sum > 0.0) atomicAdd(&sums[bin], entry.sum);
   }
 };
 
-// The candidates of the last tiles, until there are enough to be counted and stored together.
+// The candidates of the last few tiles, until there are enough to be counted and stored together.
 template <class Format>
 struct Staging {
   using Key = typename Format::Storage;
@@ -130,7 +132,7 @@ struct Staging {
   std::uint64_t offset;  // in the store
   bool is_stored;
 
-  // All lanes of a warp must call it, those with `is_candidate` have one.
+  // Adds the candidates of the lanes that have one. All lanes of a warp must call this.
   __device__ void add(bool is_candidate, Key key, std::int64_t place) {
     const unsigned votes = __ballot_sync(all_lanes, is_candidate);
     if (votes == 0) return;
@@ -147,7 +149,7 @@ struct Staging {
     if constexpr (stores<Key>) places[at] = static_cast<std::uint16_t>(place);
   }
 
-  // All threads must call it, between barriers.
+  // Counts and stores the staged candidates. All threads must call this, with a barrier before it.
   __device__ void flush(const Work& work, int layer, const Store& store, Bins& bins,
                         std::uint32_t& chain) {
     for (std::uint32_t begin = 0; begin < count; begin += block_threads) {
@@ -173,7 +175,7 @@ struct Staging {
   }
 
  private:
-  // Takes room in the store; a layer that gets none is incomplete, and stores no more.
+  // Takes memory in the store. A layer that gets none, or has had its share, is incomplete.
   __device__ void reserve(const Work& work, int layer, const Store& store, std::uint32_t& chain) {
     is_stored = false;
     if (count == 0) return;

@@ -14,33 +14,34 @@ namespace lampfast::cuda {
 
 inline void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next call of anybody's would report it again
+  cudaGetLastError();  // clears it, or a later call of someone else would report it again
   throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorName(status) + ", " +
                            cudaGetErrorString(status));
 }
 
-// While it lives, calls of this thread go to one device; then to the one before.
+// While one exists, CUDA calls of its thread go to the device; afterwards they go to the previous
+// one again.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&previous_), "cudaGetDevice");
     if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = device != previous_;
+    has_changed_ = device != previous_;
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
+    if (has_changed_) cudaSetDevice(previous_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int previous_ = 0;
-  bool changed_ = false;
+  bool has_changed_ = false;
 };
 
 constexpr int block_threads = test_sizes ? 64 : 256;
 
-// `name` is for the error.
+// `name` appears in the error message.
 template <class... Expected, class... Actual>
 void launch(const char* name, void (*kernel)(Expected...), std::int64_t blocks, cudaStream_t stream,
             Actual&&... arguments) {
@@ -52,7 +53,7 @@ void launch(const char* name, void (*kernel)(Expected...), std::int64_t blocks, 
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Actual>(arguments)...), name);
 }
 
-// Has a kernel loaded now rather than when it is first launched.
+// Loads a kernel now rather than at its first launch.
 template <class... Expected>
 void load(const char* name, void (*kernel)(Expected...)) {
   cudaFuncAttributes attributes;

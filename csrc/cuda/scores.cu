@@ -1,4 +1,5 @@
-// Scores on a GPU: a radix sort by magnitude, suffix sums in blocks, and a scatter of the ratios.
+// LAMP scores on a GPU: a radix sort by magnitude, suffix sums by span, and a scatter of the
+// ratios.
 #include <cub/device/device_radix_sort.cuh>
 #include <limits>
 #include <type_traits>
@@ -14,7 +15,7 @@
 namespace lampfast::cuda {
 namespace {
 
-// Layers are put together until they have so many elements.
+// The most elements that several layers sorted together have.
 constexpr std::int64_t batch_size = test_sizes ? 100 : 1 << 22;
 
 template <class Format>
@@ -26,7 +27,7 @@ int bits_of(std::size_t values) {
   return bits;
 }
 
-// Sums and scores in plain doubles: their errors are far below those of a float32.
+// Computes in doubles (the sums compensated), whose errors are far below those of a float32 score.
 template <class Format>
 struct Plain {
   using Score = float;
@@ -46,14 +47,14 @@ template <class Format>
 using Arithmetic =
     std::conditional_t<sizeof(typename Format::Storage) == 8, Float64Score, Plain<Format>>;
 
-// What a batch's memory holds. A Word is a key, behind the number of its layer.
+// The memory of a batch. A Word is a key, with the number of its layer in the bits above it.
 template <class Word>
 struct Room {
   static constexpr std::int64_t most_total_bytes = 16;
 
   Word* words[2];
   Word* places[2];    // row-major indices, counted from Work::out on
-  std::byte* totals;  // of every span, then of all that come later in the layer
+  std::byte* totals;  // by span: its total, then that of all later spans of its layer
   std::byte* sort_memory;
   std::size_t sort_bytes = 0;
   std::int64_t bytes;
@@ -68,16 +69,16 @@ struct Room {
     bytes = arena.used();
   }
 
-  // Sorts the words and their places, and leaves them in the first of each; or, without memory,
-  // finds out how much it takes.
-  void sort(const Batch& batch, std::byte* with, int bits, cudaStream_t stream) {
+  // Sorts the words together with their places, and leaves them in words[0] and places[0]. With
+  // null memory it only finds out how much the sort needs.
+  void sort(const Batch& batch, std::byte* temporary, int bits, cudaStream_t stream) {
     cub::DoubleBuffer<Word> keys(words[0], words[1]);
     cub::DoubleBuffer<Word> values(places[0], places[1]);
-    check(cub::DeviceRadixSort::SortPairs(with, sort_bytes, keys, values, batch.size, 0,
+    check(cub::DeviceRadixSort::SortPairs(temporary, sort_bytes, keys, values, batch.size, 0,
                                           bits == 0 ? 8 * static_cast<int>(sizeof(Word)) : bits,
                                           stream),
           "cub::DeviceRadixSort::SortPairs");
-    if (with == nullptr) return;
+    if (temporary == nullptr) return;
     if (keys.Current() != words[0]) std::swap(words[0], words[1]);
     if (values.Current() != places[0]) std::swap(places[0], places[1]);
   }
@@ -96,7 +97,7 @@ __global__ __launch_bounds__(block_threads) void fill_span(const Work* __restric
     Key key = Format::key(load<Key>(work, work.by_index.at(i).source));
     if (key >= Format::not_finite) {
       atomicExch(not_finite, 1U);
-      key = Format::not_finite - 1;  // what becomes of it does not matter, but it must be a number
+      key = Format::not_finite - 1;  // its score does not matter, but sums must stay numbers
     }
     Word word = key;
     if constexpr (sizeof(Word) > sizeof(Key)) word |= number << key_bits<Format>;
@@ -153,7 +154,7 @@ __global__ __launch_bounds__(block_threads) void add_span(
   if (threadIdx.x == 0) totals[span.number] = parts[0];
 }
 
-// Each span's total becomes that of all later spans of the layer; a block for each layer.
+// Replaces each span's total by that of all later spans of the layer; one layer per block.
 template <class Total>
 __global__ __launch_bounds__(block_threads) void add_later_spans(const Work* __restrict__ works,
                                                                  std::int64_t item_size,
@@ -233,7 +234,7 @@ std::vector<Batch> batches(const std::vector<Layer>& layers, const LayerIds& ids
   for (const std::size_t i : ids) {
     const Layer& layer = layers[i];
     if (layer.size == 0) continue;
-    // Nothing fits before the 63 bits of a float64's key.
+    // The 63 bits of a float64's key leave none for the number of a layer.
     const bool joins = !result.empty() && result.back().dtype == layer.dtype &&
                        layer.dtype != Dtype::float64 &&
                        result.back().size + layer.size <= batch_size;

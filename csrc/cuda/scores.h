@@ -1,4 +1,4 @@
-// Scores on a GPU: layers are sorted, small ones together.
+// LAMP scores on a GPU: layers are sorted, small ones together.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@ struct Batch {
   Dtype dtype;
   LayerIds layers;
   std::int64_t size = 0;   // elements in all
-  std::int64_t spans = 0;  // of all layers, in the kernels' counting
+  std::int64_t spans = 0;  // of all layers, as the kernels divide them
 
-  // Whether four bytes are enough for what is sorted, and for its places: a key by itself, of no
-  // more elements than they can count.
+  // Whether words of four bytes are enough to sort: one float32 layer, whose keys need no layer
+  // number, with few enough elements to count in four bytes.
   bool is_narrow() const;
 };
 std::vector<Batch> batches(const std::vector<Layer>& layers, const LayerIds& ids);
@@ -26,8 +26,8 @@ std::vector<Batch> batches(const std::vector<Layer>& layers, const LayerIds& ids
 // Device memory that a batch needs.
 std::int64_t score_bytes(const Batch& batch);
 
-// Writes the scores of a batch to the targets of its works, which count its elements from
-// Work::out on and its spans from 0 on. Sets not_finite where an element is not.
+// Writes the scores of a batch to the targets of its works, whose Work::out and Work::first_span
+// count from 0 within the batch. Sets `not_finite` if an element is not finite.
 void score_batch(const Batch& batch, const Work* works, std::byte* memory,
                  std::uint32_t* not_finite, cudaStream_t stream);
 

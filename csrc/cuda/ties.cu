@@ -1,5 +1,5 @@
-// Where in row-major order the first tie that is kept lies, where only some of a layer's equal
-// elements are pruned.
+// Finds, for layers of whose ties (elements equal to the threshold's key) only some are pruned, the
+// first one in row-major order that is kept.
 #include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
@@ -29,7 +29,7 @@ __global__ __launch_bounds__(block_threads) void count_in_span(const Work* __res
   if (threadIdx.x == 0) tie_counts[span.number] = count;
 }
 
-// The elements [begin, end) of a layer's row-major order that are this thread's.
+// This thread's part of a span in row-major order.
 struct Stretch {
   std::int64_t begin;
   std::int64_t end;
@@ -54,11 +54,11 @@ __global__ __launch_bounds__(block_threads) void find_tie(const Work* __restrict
                                                           std::int64_t* first_kept) {
   using Key = typename Format::Storage;
   __shared__ typename ScanCount::TempStorage scan;
-  __shared__ std::int64_t found;     // the span, or none
-  __shared__ std::uint32_t skipped;  // of its ties
+  __shared__ std::int64_t found;     // the span that has the first kept tie, or -1
+  __shared__ std::uint32_t skipped;  // ties in the spans before it in this round
   const Work& work = works[blockIdx.x];
   const std::int64_t spans = spans_of(work.size, std::int64_t{sizeof(Key)});
-  std::int64_t wanted = work.ties;  // the wanted-th tie from here on is the first one kept
+  std::int64_t wanted = work.ties;  // the wanted-th tie from here on, from 0, is the first kept one
   if (threadIdx.x == 0) {
     found = -1;
     if (wanted == 0) first_kept[blockIdx.x] = 0;

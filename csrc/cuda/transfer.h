@@ -1,4 +1,4 @@
-// Copies between the host and a GPU, and when they are known to be done.
+// Asynchronous copies between the host and a GPU, and the wait for them.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@ namespace lampfast::cuda {
 class Transfer {
  public:
   Transfer(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
-  // The memory that copies use goes back to its owner only when they are done, also where an
-  // exception ends the call.
+  // Memory that copies use must not go back to its owner before they are done, even if an exception
+  // ends the call.
   ~Transfer() {
     if (is_copying_) cudaStreamSynchronize(stream_);
   }
@@ -28,7 +28,7 @@ class Transfer {
          "cudaMemcpyAsync to the device");
   }
 
-  // What was asked for is there after the next wait.
+  // The values are there after the next wait.
   template <class T>
   void receive(std::byte* to, const T* from, std::size_t count) {
     copy(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, "cudaMemcpyAsync to the host");

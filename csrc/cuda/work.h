@@ -1,7 +1,8 @@
-// What passes between the host and the kernels: plain data, and the sizes that both count in.
+// What passes between the host and the kernels: plain data, and the sizes in which both divide the
+// layers.
 //
-// A block of threads reads one span of a layer, tile by tile. All spans of all layers are one
-// launch (for each dtype), so that a thousand small layers do not make a thousand launches.
+// A block of threads reads one span of a layer, tile by tile. The spans of all layers of one dtype
+// are one launch, so that a thousand small layers do not take a thousand launches.
 #pragma once
 
 #include <cstddef>
@@ -24,13 +25,14 @@ constexpr int tiles_in_span = test_sizes ? 2 : 16;
 constexpr int tile_bytes = block_threads * vectors_in_flight * vector_bytes;
 constexpr std::int64_t span_bytes = std::int64_t{tile_bytes} * tiles_in_span;
 
-// In elements of a type.
+// The same sizes in elements of a type.
 template <class Key>
 constexpr int vector_size = vector_bytes / static_cast<int>(sizeof(Key));
 template <class Key>
 constexpr int tile_size = tile_bytes / static_cast<int>(sizeof(Key));
 
-// A thread adds the squares of its share of a span plainly, a block those of a span's bins.
+// Without compensation, a thread adds up the squares of its share of a span, and a block those of
+// each of a span's bins.
 static_assert(tiles_in_span * vectors_in_flight * vector_size<std::uint8_t> <=
               error_bounds::most_plain_terms);
 static_assert(span_bytes <= error_bounds::most_bin_terms);  // of elements of one byte
@@ -38,9 +40,12 @@ static_assert(span_bytes <= error_bounds::most_bin_terms);  // of elements of on
 LAMPFAST_HOST_DEVICE constexpr std::int64_t spans_of(std::int64_t size, std::int64_t item_size) {
   return (size * item_size + span_bytes - 1) / span_bytes;
 }
+// Each span makes one partial sum of a bin.
+static_assert(test_sizes || spans_of(error_bounds::most_layer_elements, sizeof(double)) <=
+                                error_bounds::most_bin_merges);
 
-// One axis of an order in which elements are visited, and how far one element along it leads in the
-// layer's memory, in its target's, and in the row-major index.
+// One axis of a visiting order: its extent, and the distance from one element along it to the next
+// in the layer's memory, in its target's, and in the row-major index.
 struct VisitAxis {
   std::int64_t extent;
   std::int64_t source;
@@ -54,7 +59,7 @@ struct ElementOffsets {
   std::int64_t index;
 };
 
-// Axes from the outermost in; none where all three count alike.
+// Axes, outermost first; none if all three offsets of an element are its position.
 struct VisitOrder {
   const VisitAxis* axes;
   int count;
@@ -79,26 +84,26 @@ struct Work {
   const std::byte* data;
   std::byte* target;
   std::int64_t size;
-  std::int64_t first_block;  // of those that work on it
-  std::int64_t first_span;   // among the spans of all of the backend's layers
-  std::int64_t first_part;   // of its rows, as they are added up (sum_rows)
-  std::uint64_t low;         // the interval, or of a threshold the key
+  std::int64_t first_block;  // the first of the blocks that work on it
+  std::int64_t first_span;   // its first span among those of all of the backend's layers
+  std::int64_t first_part;   // the first of the parts into which its rows are added up (sum_rows)
+  std::uint64_t low;         // the interval's ends; `low` may also be the key of a threshold
   std::uint64_t high;
-  std::int64_t ties;   // of a threshold
-  std::int64_t share;  // how many candidates may be stored
-  std::int64_t out;    // where what is found goes, in elements
+  std::int64_t ties;   // of the threshold
+  std::int64_t share;  // how many of its candidates may be stored
+  std::int64_t out;    // where its results begin in an output array, in elements
   double scale;
   int bin_bits;
-  int tie_bin;           // which bin of a row counts the ties, or -1 where tie_counts does
+  int tie_bin;           // which bin of a row counts the ties, or -1 if tie_counts does
   int target_size;       // bytes of an element
-  bool dense;            // positions are places in memory, the target's too
+  bool dense;            // positions are offsets in its memory and in the target's
   bool aligned;          // and vectors can be loaded and stored
   bool own_target;       // the target is the layer itself
   VisitOrder by_memory;  // the order of positions
   VisitOrder by_index;   // the row-major order
 };
 
-// What a block found in its span; and the sum of many such.
+// What a block finds in its span; or the sum of several rows.
 struct Row {
   static constexpr int bins = test_sizes ? 8 : 64;
 
@@ -106,8 +111,8 @@ struct Row {
   std::uint32_t inside;
   CompensatedSum above_sum;
   std::uint32_t counts[bins];
-  // The smallest and the largest key, counted from the bin's first one; without the lowest bits
-  // where a bin has more keys than fit (key_shift).
+  // The smallest and the largest key, relative to the bin's first one; without the lowest bits if
+  // they do not fit (key_shift).
   std::uint32_t firsts[bins];
   std::uint32_t lasts[bins];
   double sums[bins];
@@ -118,12 +123,12 @@ LAMPFAST_HOST_DEVICE constexpr int key_shift(int bin_bits) {
 
 constexpr std::int64_t rows_in_part = block_threads;
 
-// Candidates of one span: the keys from an offset in the store on, and behind them their places in
-// the span.
+// Some of the candidates of one span: from `offset` on the store has their keys, and behind these
+// their places in the span.
 struct Segment {
   std::uint64_t offset;
   std::uint32_t count;
-  std::uint32_t next;  // of the same span, or none
+  std::uint32_t next;  // another segment of the span, or no_segment
 };
 constexpr std::uint32_t no_segment = 0xffffffff;
 
@@ -135,7 +140,8 @@ LAMPFAST_HOST_DEVICE constexpr std::uint64_t segment_bytes(std::uint64_t count) 
   return rounded(count * sizeof(Key)) + rounded(count * sizeof(std::uint16_t));
 }
 
-// Candidates are stored where narrowing the interval to single keys would take many reads.
+// Candidates are only stored where narrowing the interval to single keys would otherwise take many
+// reads of the weights.
 template <class Key>
 constexpr bool stores = sizeof(Key) >= 4;
 // Calls body(Format{}) for a dtype whose candidates are stored.
@@ -147,11 +153,12 @@ void with_stored_format(Dtype dtype, Body&& body) {
   });
 }
 
-// As many are put together before they are counted and stored.
+// A block stages candidates in shared memory until there are more than this many, then counts and
+// stores them together.
 template <class Key>
 constexpr int staged_reserve = tile_size<Key> / 4;
 
-// Where candidates are stored, and how much of it is in use.
+// Where candidates are stored, and how much of that is in use.
 struct Store {
   std::byte* keys;
   std::uint64_t bytes;
@@ -159,20 +166,21 @@ struct Store {
   std::uint32_t segment_limit;
   unsigned long long* used_bytes;
   std::uint32_t* used_segments;
-  std::uint32_t* chains;      // of every span its last segment
-  unsigned long long* taken;  // of every layer at work the candidates,
+  std::uint32_t* chains;      // by span: its last segment, or no_segment
+  unsigned long long* taken;  // by Work: how many candidates have asked for a place,
   std::uint32_t* incomplete;  // and whether some were not stored
 };
 
-// What is in a layer now. Atomic operations combine what blocks find.
+// Statistics of the weights that a layer has now. Blocks merge what they find by atomic operations.
 struct DeviceStats {
   unsigned long long zeros;
-  unsigned long long smallest;  // key but zero
+  unsigned long long smallest;  // key above 0
   unsigned long long largest;
   unsigned long long first_not_finite;  // row-major index
 };
 
-// A layer's exact sum of squares, for each exponent in so many digits, which are added up apart.
+// The exact sum of a layer's squares: for each exponent, every digit of the squared mantissas is
+// summed separately, in 64 bits.
 constexpr int digit_bits = 16;
 template <class Format>
 constexpr int digits_of_square = (2 * (Format::mantissa_bits + 1) + digit_bits - 1) / digit_bits;

@@ -1,4 +1,4 @@
-// Where everything lies in the memory that a call is lent on a GPU and in the host.
+// The layout of the memory that a call is lent on a GPU and in the host.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ inline std::int64_t parts_of(std::int64_t spans) {
   return (spans + rows_in_part - 1) / rows_in_part;
 }
 
-// Takes memory piece by piece; from nothing, to learn how much it takes in all.
+// Takes memory piece by piece. With a null base it only adds up how much is needed.
 class Arena {
  public:
   explicit Arena(std::byte* base) : base_(base) {}
@@ -49,7 +49,7 @@ class Arena {
   std::int64_t used_ = 0;
 };
 
-// What the orders of a layer's elements take at most.
+// The most axes that a layer's two visiting orders have together.
 inline std::int64_t most_axes(const Layer& layer) {
   return 2 * static_cast<std::int64_t>(std::max<std::size_t>(layer.shape.size(), 1));
 }
@@ -60,7 +60,7 @@ struct Workspace {
   Work* works;
   VisitAxis* axes;
   Row* rows;
-  LogHistogram* histograms;  // where the rows will be
+  LogHistogram* histograms;  // in the memory of the rows, which come later
   Row* parts;
   std::uint32_t* tie_counts;
   std::int64_t* first_kept;

@@ -96,7 +96,7 @@ class EmpiricalCdf {
     const double spread = fourth_powers / (squares * squares);
     const double rough = roughness(bin);
     errors.count = count_variance(at_);
-    // A sum of a few draws may be off by more, but then those left beside a interval are enough.
+    // A sum of a few draws may be off by more, but then those left beside an interval are enough.
     constexpr double most = 0.125;
     errors.sum = std::clamp((drawn_ * spread - 1.0) * open, 0.0, most);
     errors.sum += (spread + rough * rough) / 1024.0;  // squares are not all in their bins' middles
@@ -303,7 +303,7 @@ class EmpiricalCdf {
   }
 
   // How far, in bins, elements may be from being spread evenly, as the differences between a bin
-  // and its neighbours tell: from little where the density is a smooth cdf to a bin where it has
+  // and its neighbours tell: from little where the density is a smooth curve to a bin where it has
   // gaps.
   double roughness(std::size_t bin) const {
     if (is_tied_) return 0.0;

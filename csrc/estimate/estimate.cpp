@@ -1,5 +1,5 @@
-// The estimate from coarse histograms: of each layer an empirical distribution of magnitudes, and
-// from all of them together the score at which pruning ends, with its error.
+// The estimate from coarse histograms: from each an empirical distribution of its layer's
+// magnitudes, and from all of them together the score of the last pruned element, with its error.
 #include "estimate/estimate.h"
 
 #include <algorithm>
@@ -17,12 +17,13 @@
 namespace lampfast {
 namespace {
 
-// Between two positive numbers, where the elements, which become more, reach the count. `narrowed`
-// is told of each number that was tried whether it was too low.
+// Bisects the interval between two positive numbers for the one at which elements_at, which rises,
+// reaches the count. Calls narrowed(is_too_low) for every number that it tries.
 template <class ElementsAt, class Narrowed>
 double find(double lowest, double highest, double count, ElementsAt&& elements_at,
             Narrowed&& narrowed) {
-  // Bits halve on a scale of logarithms; the last of them are closer than the histograms can tell.
+  // Halving the difference of bit patterns bisects on a logarithmic scale. This difference is less
+  // than the histograms can tell.
   constexpr std::uint64_t close_enough = std::uint64_t{1} << 40;
   auto low = bit_cast<std::uint64_t>(lowest);
   auto high = bit_cast<std::uint64_t>(highest);
@@ -35,8 +36,8 @@ double find(double lowest, double highest, double count, ElementsAt&& elements_a
   return bit_cast<double>(high);
 }
 
-// The score of a range at which the cdfs have `count` elements, or an end; they are left looking
-// at it.
+// The score in [lowest, highest] at which the cdfs together have `count` elements, or one of the
+// ends. It is the score that every cdf has looked at last.
 double find_score(std::vector<EmpiricalCdf>& cdfs, double lowest, double highest, double count) {
   const auto elements_at = [&](double score) {
     double elements = 0.0;
@@ -52,7 +53,8 @@ double find_score(std::vector<EmpiricalCdf>& cdfs, double lowest, double highest
   return score;
 }
 
-// The magnitude of a range below which the cdfs have `count` elements, or an end.
+// The magnitude in [lowest, highest] below which the cdfs together have `count` elements, or one of
+// the ends.
 double find_magnitude(const std::vector<EmpiricalCdf>& cdfs, double lowest, double highest,
                       double count) {
   const auto elements_below = [&](double magnitude) {
@@ -63,8 +65,8 @@ double find_magnitude(const std::vector<EmpiricalCdf>& cdfs, double lowest, doub
   return find(lowest, highest, count, elements_below, [](bool) {});
 }
 
-// How many layers each is a copy of, itself included: the same elements of them were drawn, so that
-// their errors add up.
+// For every layer, how many layers are copies of it, itself included. The same elements of copies
+// are drawn, so their errors add up rather than average out.
 std::vector<double> copies(const std::vector<EmpiricalCdf>& cdfs) {
   std::vector<std::pair<double, std::size_t>> totals;
   totals.reserve(cdfs.size());
@@ -80,13 +82,13 @@ std::vector<double> copies(const std::vector<EmpiricalCdf>& cdfs) {
   return result;
 }
 
-// For the first `count` elements of all layers by their LAMP scores.
+// For pruning the first `wanted` elements of all layers by LAMP score.
 Estimate estimate_by_score(std::vector<EmpiricalCdf>& cdfs, double wanted) {
   double lowest = most_score;
   for (const EmpiricalCdf& cdf : cdfs) lowest = std::min(lowest, cdf.lowest_score());
   const double score = find_score(cdfs, lowest, most_score, wanted);
 
-  const std::vector<double> alike = copies(cdfs);
+  const std::vector<double> copy_counts = copies(cdfs);
   std::vector<Errors> errors;
   errors.reserve(cdfs.size());
   double flow = 0.0;
@@ -94,10 +96,11 @@ Estimate estimate_by_score(std::vector<EmpiricalCdf>& cdfs, double wanted) {
   for (std::size_t i = 0; i < cdfs.size(); ++i) {
     errors.push_back(cdfs[i].errors(score));
     flow += errors[i].flow();
-    count_variance += alike[i] * errors[i].count_at_score();
+    count_variance += copy_counts[i] * errors[i].count_at_score();
   }
-  // As these errors are, the score moves until the counts add up again.
-  const double rounding = static_cast<double>(cdfs.size()) / 2.0;  // layers are lines, not elements
+  // An error of the counts moves the score until they add up again.
+  // Cdfs are continuous, so every count is off by up to half an element.
+  const double rounding = static_cast<double>(cdfs.size()) / 2.0;
   const double count_error = interval_deviations * std::sqrt(count_variance) + rounding;
   double reach = count_error / flow;
   double low = score;
@@ -111,12 +114,14 @@ Estimate estimate_by_score(std::vector<EmpiricalCdf>& cdfs, double wanted) {
   Estimate estimate;
   estimate.intervals.reserve(cdfs.size());
   for (std::size_t i = 0; i < cdfs.size(); ++i) {
-    // Where most elements at the threshold are of one layer, the score follows its sum.
-    const double together = is_linear ? count_variance / (flow * flow) -
-                                            2.0 * alike[i] * errors[i].count_with_sum() / flow
+    // Where most elements near the threshold belong to one layer, the score follows that layer's
+    // sum, and their errors cancel in part.
+    const double score_variance = is_linear
+                                      ? count_variance / (flow * flow) -
+                                            2.0 * copy_counts[i] * errors[i].count_with_sum() / flow
                                       : 0.0;
     const double margin =
-        std::exp(interval_deviations * std::sqrt(std::max(errors[i].sum + together, 0.0)));
+        std::exp(interval_deviations * std::sqrt(std::max(errors[i].sum + score_variance, 0.0)));
     estimate.intervals.push_back(cdfs[i].interval(low / margin, high * margin));
   }
   constexpr double slack = 0x1p-4;
@@ -126,7 +131,8 @@ Estimate estimate_by_score(std::vector<EmpiricalCdf>& cdfs, double wanted) {
   return estimate;
 }
 
-// For the first `count` elements of all layers by their magnitudes: all have the same threshold.
+// For pruning the first `count` elements of all layers by magnitude: all layers have the same
+// threshold.
 Estimate estimate_by_magnitude(const std::vector<Layer>& layers,
                                const std::vector<EmpiricalCdf>& cdfs, double count) {
   double lowest = std::numeric_limits<double>::infinity();
@@ -143,10 +149,10 @@ Estimate estimate_by_magnitude(const std::vector<Layer>& layers,
   if (!(lowest < highest)) return estimate;
 
   const double middle = find_magnitude(cdfs, lowest, highest, count);
-  const std::vector<double> alike = copies(cdfs);
+  const std::vector<double> copy_counts = copies(cdfs);
   double variance = 0.0;
   for (std::size_t i = 0; i < cdfs.size(); ++i) {
-    variance += alike[i] * cdfs[i].count_variance_below(middle);
+    variance += copy_counts[i] * cdfs[i].count_variance_below(middle);
   }
   const double rounding = static_cast<double>(cdfs.size()) / 2.0;
   const double error = interval_deviations * std::sqrt(variance) + rounding;
@@ -155,7 +161,7 @@ Estimate estimate_by_magnitude(const std::vector<Layer>& layers,
   constexpr double slack = 1.0 + 0x1p-10;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     KeyInterval& interval = estimate.intervals[i];
-    // What lies beyond all that was drawn may be anywhere.
+    // Elements beyond the magnitudes that were drawn may be anywhere.
     if (low > lowest * slack) interval.low = nearest_key(layers[i].dtype, low / slack);
     if (high * slack < highest) interval.high = nearest_key(layers[i].dtype, high * slack) + 2;
     interval.low = std::max<std::uint64_t>(interval.low, 1);
@@ -165,7 +171,7 @@ Estimate estimate_by_magnitude(const std::vector<Layer>& layers,
   return estimate;
 }
 
-// For the first elements of each layer by itself.
+// For pruning the first elements of each layer by itself.
 Estimate estimate_per_layer(const std::vector<EmpiricalCdf>& cdfs,
                             const std::vector<std::int64_t>& counts) {
   Estimate estimate;
@@ -185,7 +191,7 @@ Estimate estimate(Backends& backends, const SelectionSpec& spec,
   }
   const std::vector<Layer>& layers = backends.layers();
   const std::vector<LogHistogram> histograms = backends.draw(backends.all());
-  constexpr std::int64_t weights_per_histogram = 64;  // that take as long
+  constexpr std::int64_t weights_per_histogram = 64;  // that are read in the same time
   const auto size = static_cast<std::int64_t>(layers.size());
   std::vector<EmpiricalCdf> cdfs(layers.size());
   backends.pool().for_each(size, size * weights_per_histogram, [&](std::int64_t task, int) {

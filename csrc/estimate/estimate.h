@@ -1,4 +1,4 @@
-// Estimate: from a small part of each layer, where the thresholds very probably lie.
+// Estimate: finds out, from a small sample of each layer, where the thresholds very probably lie.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 
 namespace lampfast {
 
-// The scales are those of PartitionRequest.
+// `scales` are those of find_scales (scales.h).
 Estimate estimate(Backends& backends, const SelectionSpec& spec, const std::vector<double>& scales);
 
 }  // namespace lampfast

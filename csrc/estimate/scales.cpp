@@ -1,4 +1,4 @@
-// From each float64 layer's largest weight.
+// Derives each float64 layer's scale from its largest weight.
 #include "estimate/scales.h"
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 namespace lampfast {
 namespace {
 
-// Brings the layer's largest weight near 1. Within +-1000 the scale and its inverse are normal
-// numbers; the squares stay far from overflow, and what underflows is below 2^-700 of the layer's
-// sum.
+// The power of two that brings the layer's largest weight near 1. With exponents up to +-1000, the
+// scale and its inverse are normal numbers, squares stay far from overflow, and any square that
+// underflows is below 2^-700 of the layer's sum.
 double scale_for(std::uint64_t largest_key) {
   if (largest_key >= Float64::not_finite) throw NotFinite();
   if (largest_key == 0) return 1.0;
@@ -25,13 +25,14 @@ double scale_for(std::uint64_t largest_key) {
 
 std::vector<double> find_scales(Backends& backends) {
   const std::vector<Layer>& layers = backends.layers();
-  LayerIds wide;
+  LayerIds float64_ids;
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].dtype == Dtype::float64) wide.push_back(i);
+    if (layers[i].dtype == Dtype::float64) float64_ids.push_back(i);
   }
   std::vector<double> scales(layers.size(), 1.0);
-  const std::vector<std::uint64_t> largest = backends.largest_keys(wide);
-  for (std::size_t w = 0; w < wide.size(); ++w) scales[wide[w]] = scale_for(largest[w]);
+  const std::vector<std::uint64_t> largest = backends.largest_keys(float64_ids);
+  for (std::size_t w = 0; w < float64_ids.size(); ++w)
+    scales[float64_ids[w]] = scale_for(largest[w]);
   return scales;
 }
 

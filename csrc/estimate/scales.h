@@ -7,7 +7,7 @@
 
 namespace lampfast {
 
-// One for each layer; 1 but for float64. Throws NotFinite.
+// One scale per layer; 1 for all dtypes but float64. Throws NotFinite.
 std::vector<double> find_scales(Backends& backends);
 
 }  // namespace lampfast

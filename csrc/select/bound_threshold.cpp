@@ -1,6 +1,6 @@
-// A search for the score: at any t, rank bounds tell at least and at most how many elements score
-// at most t. Where even the most are too few, t is too low; where the least are enough, it is too
-// high or right.
+// A search for the score of the k-th element. At any score t, rank bounds give a lower and an upper
+// bound on how many elements score at most t. If the upper bound is below k, t is too low; if the
+// lower bound is at least k, t is too high or right.
 #include "select/bound_threshold.h"
 
 #include <algorithm>
@@ -13,21 +13,22 @@
 namespace lampfast {
 namespace {
 
-// Halfway between two positive doubles in the order of their bits: about their geometric mean.
+// Halfway between two positive doubles in the order of their bits, which is near their geometric
+// mean.
 double between(double low, double high) {
   const auto a = bit_cast<std::int64_t>(low);
   const auto b = bit_cast<std::int64_t>(high);
   return bit_cast<double>(a + (b - a) / 2);
 }
 
-// At least and at most how many of a layer's elements score at most t, for a t in the interval of
-// scores to which the range belongs.
+// Bounds on how many of a layer's elements score at most t, for a t in the interval of scores to
+// which the range belongs.
 RankRange ranks_at(const RankBounds& rank_bounds, double t, const RankRange& range) {
   return {std::clamp(rank_bounds.rank_lower_bound(t), range.begin, range.end),
           std::clamp(rank_bounds.rank_upper_bound(t), range.begin, range.end)};
 }
 
-// The open elements of all layers, in groups whose scores have the same bounds.
+// Open elements of one layer whose scores have the same bounds.
 struct ScoreGroup {
   double score;  // the middle of the bounds
   std::int64_t count;
@@ -52,8 +53,8 @@ std::vector<ScoreGroup> open_groups(const std::vector<RankBounds>& rank_bounds,
   return groups;
 }
 
-// The bounds of the group in which the count is reached if all elements of a group score as its
-// middle: where to look first. Found by quickselect over the groups' counts.
+// Where to look first: the bounds of the group in which the count would be reached if all elements
+// of every group had the score in its middle. Found by quickselect over the groups' counts.
 ScoreInterval likely_scores(const std::vector<RankBounds>& rank_bounds,
                             const ThresholdBounds& known, std::int64_t count) {
   for (const RankRange& range : known.ranges) count -= range.begin;
@@ -74,8 +75,8 @@ ScoreInterval likely_scores(const std::vector<RankBounds>& rank_bounds,
 
 enum class Verdict { too_low, too_high, open };
 
-// An interval of scores, with each layer's range for it: from the ranks that are surely reached at
-// its low end to those that are possibly reached at its high end.
+// An interval of scores that narrows, with each layer's range of ranks for it: from the lower bound
+// of the rank at its low end to the upper bound of the rank at its high end.
 class Search {
  public:
   Search(const std::vector<RankBounds>& rank_bounds, ScoreInterval scores,
@@ -85,9 +86,10 @@ class Search {
     drop_settled();
   }
 
-  // Divides the interval where choose(scores) says, until that is an end of it, for as long as
-  // judge(least, most) tells which part to keep, given bounds on how many elements of all layers
-  // score at most that. Returns the score at which it could not tell, or the high end.
+  // Repeatedly divides the interval at choose(scores) and keeps the part that judge(least, most)
+  // names, where least and most bound how many elements of all layers score at most that. Ends when
+  // choose returns an end of the interval, or judge cannot tell. Returns the score at which it
+  // could not tell, or the high end.
   template <class Choose, class Judge>
   double narrow(Choose&& choose, Judge&& judge) {
     for (;;) {
@@ -120,7 +122,7 @@ class Search {
   const std::vector<RankRange>& ranges() const { return ranges_; }
 
  private:
-  // A layer with an empty range has as many elements up to any score of the interval.
+  // Drops the layers with an empty range: their ranks are the same at all scores of the interval.
   void drop_settled() {
     const auto settled = [this](std::size_t i) {
       if (!ranges_[i].is_empty()) return false;
@@ -138,22 +140,24 @@ class Search {
   std::int64_t settled_ = 0;             // ranks of the others, added up
 };
 
-// The searches end where only few elements score as nearly the same: to tell those apart is for
-// select_exact.h.
+// The relative width at which searches end: so few elements have scores this close that
+// select_exact.h can tell them apart.
 constexpr double close_enough = 0x1p-22;
 
-// Between two relative distances from a point: the next one to look at. From the point itself
-// (near = 0) on it starts in the middle of what matters and grows; once far is in sight it halves.
-double next_distance(double near, double far) {
+// The next relative distance from a point to try, in the search for one between `inner` and
+// `outer`. It starts at 2^-16 and grows by factors of 16 until `outer` is less than two such steps
+// away; then it bisects on a logarithmic scale. It returns `outer`, which ends the search, once
+// there is less than a factor of 2 between them.
+double next_distance(double inner, double outer) {
   constexpr double start = 0x1p-16;
   constexpr double growth = 16.0;
-  if (near == 0.0 && far > start) return start;
-  if (near == 0.0) return far > close_enough ? far / growth : far;
-  if (near < 1.0 && far > near * growth * growth) return near * growth;
-  return far > near * 2.0 ? std::sqrt(near * far) : far;
+  if (inner == 0.0 && outer > start) return start;
+  if (inner == 0.0) return outer > close_enough ? outer / growth : outer;
+  if (inner < 1.0 && outer > inner * growth * growth) return inner * growth;
+  return outer > inner * 2.0 ? std::sqrt(inner * outer) : outer;
 }
 
-// The ranges for an interval of scores of which no ranks have been looked up yet.
+// Narrows the ranges to the ranks at both ends of the interval of scores.
 void look_up_ends(const std::vector<RankBounds>& rank_bounds, ThresholdBounds& bounds) {
   for (std::size_t i = 0; i < rank_bounds.size(); ++i) {
     RankRange& range = bounds.ranges[i];
@@ -164,19 +168,19 @@ void look_up_ends(const std::vector<RankBounds>& rank_bounds, ThresholdBounds& b
   }
 }
 
-// One search for both ends, for as long as the rank bounds decide. Returns the score at which they
-// no longer do, or the high end.
+// Narrows both ends by one search, for as long as the rank bounds decide. Returns the score at
+// which they no longer do, or the high end.
 double narrow_both(const std::vector<RankBounds>& rank_bounds, std::int64_t count,
                    const ScoreInterval& likely, ThresholdBounds& bounds) {
   Search search(rank_bounds, bounds.scores, std::move(bounds.ranges));
-  const auto half_way = [&likely](const ScoreInterval& within) {
+  const auto choose = [&likely](const ScoreInterval& within) {
     for (const double end : {likely.low, likely.high}) {
       if (end > within.low && end < within.high) return end;
     }
     if (within.high <= within.low * (1.0 + close_enough)) return within.high;
     return between(within.low, within.high);
   };
-  const double open = search.narrow(half_way, [count](std::int64_t least, std::int64_t most) {
+  const double open = search.narrow(choose, [count](std::int64_t least, std::int64_t most) {
     if (most < count) return Verdict::too_low;
     return least >= count ? Verdict::too_high : Verdict::open;
   });
@@ -185,7 +189,8 @@ double narrow_both(const std::vector<RankBounds>& rank_bounds, std::int64_t coun
   return open;
 }
 
-// From a score at which the rank bounds do not decide, one search for each end.
+// Narrows each end by a search of its own, starting from a score at which the rank bounds do not
+// decide.
 void narrow_each(const std::vector<RankBounds>& rank_bounds, std::int64_t count, double open,
                  ThresholdBounds& bounds) {
   std::vector<RankRange> below = bounds.ranges;

@@ -1,5 +1,5 @@
-// Bound: from all layers' rank bounds, rigorous bounds on the score at which the pruned elements
-// end.
+// Bound: derives, from the rank bounds of all layers, rigorous bounds on the score of the last
+// pruned element.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace lampfast {
 
-// The positions [begin, end) of a layer's order for which it is still open whether they are pruned:
-// all before are, none from the end on is.
+// The ranks [begin, end) of a layer's elements, in ascending order, of which it is still open
+// whether they are pruned: all elements before them are, and all behind them are kept.
 struct RankRange {
   std::int64_t begin;
   std::int64_t end;
@@ -21,11 +21,12 @@ struct RankRange {
   bool is_empty() const { return begin == end; }
 };
 
-// What is known of the score at which the pruned elements end, and of where that is in each layer.
+// What is known of the score of the last pruned element, and of where each layer's pruned elements
+// end.
 struct ThresholdBounds {
-  ScoreInterval scores;           // that surely hold it
+  ScoreInterval scores;           // certainly hold that score
   std::vector<RankRange> ranges;  // one for each layer
-  double likely_score = 0.0;      // at which it probably lies
+  double likely_score = 0.0;      // its probable value
 
   // What is known before anything has been read.
   ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec);

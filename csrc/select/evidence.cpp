@@ -1,4 +1,5 @@
-// Turns what reads find into rank bounds: bins while they are many, keys once they are few.
+// Turns what reads find into rank bounds: from bins while candidates are many, from sorted keys
+// once they are few.
 #include "select/evidence.h"
 
 #include <algorithm>
@@ -14,7 +15,7 @@
 namespace lampfast {
 namespace {
 
-// As many candidates of a layer are sorted rather than narrowed further.
+// A layer with at most this many candidates has them sorted rather than narrowed further.
 constexpr std::int64_t most_sorted_candidates = test_sizes ? 4 : 256;
 
 std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
@@ -114,7 +115,7 @@ void Reader::learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>&
 }
 
 void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found) {
-  constexpr std::int64_t weights_per_bin = 32;  // that take as long
+  constexpr std::int64_t weights_per_bin = 32;  // that are read in the same time
   std::int64_t bins = 0;
   for (const Partition* partition : found)
     bins += static_cast<std::int64_t>(partition->bins.size());

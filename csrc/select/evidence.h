@@ -1,4 +1,4 @@
-// Evidence: what the reads so far tell of each layer, and the reads that bring it.
+// Evidence: what the reads have found out so far about each layer, and the reader that gathers it.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,20 @@
 
 namespace lampfast {
 
-// By layer.
+// All members have one entry per layer.
 struct Evidence {
   std::vector<double> scales;           // for scaled_square (key_format.h)
-  std::vector<RankBounds> rank_bounds;  // from the narrowest interval yet,
-  std::vector<Sides> sides;             // which is this one, with what lies on either side
-  std::vector<KeyInterval> stored;      // whose candidates are all stored; empty where some are not
-  std::vector<bool> tracks_min_max;  // whether bins were asked for their smallest and largest keys
-  std::vector<int> misses;           // how often an interval did not hold the threshold
-  std::vector<int> reads;            // of weights or candidates
+  std::vector<RankBounds> rank_bounds;  // from the last read
+  std::vector<Sides> sides;             // the interval of that read, and what lies beside it
+  std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
+  std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
+  std::vector<int> misses;              // how often an interval did not hold the threshold
+  std::vector<int> reads;               // of weights or candidates
 
   explicit Evidence(std::vector<double> scales);
 };
 
-// Which layers to read, and in what interval each.
+// The layers to read, and the interval of keys for each.
 struct Reads {
   LayerIds ids;
   std::vector<KeyInterval> intervals;
@@ -39,17 +39,18 @@ struct Reads {
   }
 };
 
-// Reads layers for the scores that matter, and adds what it learns to the evidence.
+// Reads layers and adds what it learns to the evidence: details only of the scores that matter.
 class Reader {
  public:
   Reader(Backends& backends, Ranking ranking, const ScoreInterval& scores, Evidence& evidence)
       : backends_(backends), ranking_(ranking), scores_(scores), evidence_(evidence) {}
 
-  // The weights; masks are written on the way. Throws NotFinite. Where storing is not limited, all
-  // candidates are sorted, whatever memory it takes.
+  // Reads the weights, and writes masks on the way. If storing is not limited, all candidates are
+  // sorted, whatever memory that takes. Throws NotFinite.
   void read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks);
 
-  // The stored candidates. Throws NotFinite, as another thread may have made one such.
+  // Reads the stored candidates instead of the weights. Throws NotFinite, as another thread may
+  // have made one of them so before it was stored.
   void read_candidates(const Reads& reads);
 
  private:

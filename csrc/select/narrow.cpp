@@ -10,11 +10,11 @@
 namespace lampfast {
 namespace {
 
-// A read divides an interval by at least two, so that none of the weights that hold still needs as
-// many. A layer that another thread changes all the while might need them for ever: it is sorted.
+// A read divides an interval by at least two, so weights that hold still never need as many. A
+// layer that another thread changes all the while might need reads for ever, and is sorted instead.
 constexpr int most_reads = 100;
 
-// What is read next, for the bounds by which layers are open.
+// Plans the next reads.
 class NextReads {
  public:
   NextReads(const std::vector<Layer>& layers, Ranking ranking, const ThresholdBounds& bounds,
@@ -23,13 +23,13 @@ class NextReads {
 
   Reads candidates;
   Reads weights;
-  // Layers of which all keys inside an interval must be sorted. They are open in the interval of
-  // their last read, whose bins' smallest and largest keys are known: reading it once more would
-  // tell nothing new.
+  // Layers of which all keys inside an interval must be sorted. They are still open in the interval
+  // of their last read, although the smallest and largest keys of its bins are known: reading it
+  // once more would tell nothing new.
   Reads unresolved;
 
-  // As long as an interval misses its layer's threshold it keeps the bounds wide for all layers, so
-  // that layers with such intervals are read first, by themselves.
+  // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
+  // layers are read first, by themselves.
   void plan(std::vector<OpenLayer> open) {
     std::vector<OpenLayer> missed;
     for (const OpenLayer& layer : open) {
@@ -54,31 +54,31 @@ class NextReads {
     (is_unresolved ? unresolved : is_stored ? candidates : weights).add(layer.id, layer.needed);
   }
 
-  // The interval of a layer in which its pruned elements probably end.
+  // The part of a layer in which its pruned elements probably end.
   const ScoredInterval& likely_interval(std::size_t id) const {
     const RankBounds& rank_bounds = evidence_.rank_bounds[id];
     if (ranking_ != Ranking::per_layer) return *rank_bounds.reaching(bounds_.likely_score);
     return *rank_bounds.at_rank(std::min(bounds_.ranges[id].begin, layers_[id].size - 1));
   }
 
-  // Whether the elements that probably are next to the threshold lie outside the interval that was
+  // Whether the elements that are probably next to the threshold lie outside the interval that was
   // read.
   bool is_missed(std::size_t id, const ScoredInterval& likely) const {
     const KeyInterval& read = evidence_.sides[id].interval;
     return !likely.is_one_key() && (likely.first >= read.high || likely.last < read.low);
   }
 
-  // Where to read a layer whose interval has missed: twice where the threshold probably is, then
-  // where it surely is.
+  // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
+  // where it certainly lies.
   KeyInterval retry_interval(const OpenLayer& layer, const ScoredInterval& likely) {
     const bool is_estimate = evidence_.misses[layer.id]++ < 2 && ranking_ != Ranking::per_layer;
     return is_estimate ? likely_part(layer, likely) : layer.needed;
   }
 
-  // The log score grows at least twice as fast as log |w|. So from the end of the interval that
-  // missed to the likely score's magnitude, |log t - log end| <= log(ratio of the scores) / 2. As
-  // the likely score is an estimate, log(ratio) is allowed; and so is twice the distance where the
-  // likely score is a magnitude itself.
+  // Let `end` be the end of the missed interval next to the threshold t. The log score grows at
+  // least twice as fast as log |w|, so |log t - log end| <= log(ratio of the scores) / 2. The
+  // likely score is only an estimate, so log(ratio) is allowed. If magnitudes rank the elements,
+  // |log t - log end| = log(ratio), and twice that is allowed.
   KeyInterval likely_part(const OpenLayer& layer, const ScoredInterval& likely) const {
     const Dtype dtype = layers_[layer.id].dtype;
     const Sides& sides = evidence_.sides[layer.id];
@@ -130,7 +130,7 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   next.plan(open);
   Reader reader(backends, spec.ranking, bounds.scores, evidence);
   if (next.candidates.empty() && next.weights.empty()) {
-    // The scores are too close or too small for the bounds to tell apart.
+    // The scores are too close or too small for the bounds to tell apart: sort all candidates.
     reader.read_weights(next.unresolved, StoreLimit::none, masks);
     return evidence;
   }

@@ -1,4 +1,4 @@
-// Narrow: reads again, in smaller intervals, the layers that the bounds leave open.
+// Narrow: reads the layers that the bounds leave open again, in smaller intervals.
 #pragma once
 
 #include <cstddef>
@@ -13,17 +13,17 @@
 
 namespace lampfast {
 
-// A layer in which not all elements of its open range are told apart.
+// A layer whose open range has keys that are not told apart yet.
 struct OpenLayer {
   std::size_t id;
-  KeyInterval needed;  // holds them, and the first element that is kept, which names the threshold
+  KeyInterval needed;  // the keys of the open range and of the first kept element behind it
 };
 
 std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
                                  const std::vector<RankBounds>& rank_bounds,
                                  const std::vector<RankRange>& ranges);
 
-// Learns more of the open layers; `bounds` are those by which they are open.
+// Reads the open layers again. `bounds` are those for which find_open found them.
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence);
 

@@ -11,10 +11,10 @@
 namespace lampfast {
 namespace {
 
-// How many elements of an interval of one key score at most t, where `inverse` is 1/t. The
-// interval's elements, last to first, have the suffix sums after + q, after + 2q, ..., where q is
-// the key's square: 1/score = after/q + 1, after/q + 2, ... So those score at most t whose number,
-// counted from the last, is at least 1/t - after/q.
+// How many elements of an interval of one key score at most t. `inverse` is 1/t and
+// `after_over_square` is after/q. The interval's elements, last to first, have the suffix sums
+// after + q, after + 2q, ..., where q is the key's square: 1/score = after/q + 1, after/q + 2, ...
+// So the m-th element from the end scores at most t if and only if m >= 1/t - after/q.
 std::int64_t count_at_most(const ScoredInterval& interval, double inverse,
                            double after_over_square) {
   const double least = std::ceil(inverse - after_over_square);
@@ -25,7 +25,7 @@ std::int64_t count_at_most(const ScoredInterval& interval, double inverse,
 
 }  // namespace
 
-// Makes the intervals from the top down, since each needs the sum of all that come later.
+// Builds the intervals from the top down, since each needs the sum of all that come later.
 class RankBounds::Builder {
  public:
   Builder(RankBounds& bounds, std::size_t intervals) : bounds_(bounds) {
@@ -48,7 +48,8 @@ class RankBounds::Builder {
     push(sides.interval.high, not_finite_key(bounds_.dtype_) - 1, sides.above, sides.above_sum);
   }
 
-  // The least score of what lies below is bounded by 0, so that its sum is not needed.
+  // Scores below the partition's interval are only known to be at least 0, so their sum is not
+  // needed.
   void push_below(const Sides& sides) {
     push(0, sides.interval.low - 1, sides.below, CompensatedSum{});
   }
@@ -65,10 +66,10 @@ class RankBounds::Builder {
 
  private:
   void push(std::uint64_t first, std::uint64_t last, std::int64_t count,
-            const CompensatedSum& own) {
+            const CompensatedSum& squares) {
     if (count == 0) return;
     const double after = sum_.value();
-    sum_.add(own);
+    sum_.add(squares);
     ScoredInterval interval{first, last, 0, count, after, 0.0, 0.0};
     if (bounds_.ranking_ == Ranking::magnitude) {
       interval.least_score = bounds_.magnitude(first);
@@ -79,12 +80,13 @@ class RankBounds::Builder {
     bounds_.intervals_.push_back(interval);
   }
 
-  // The score of an interval's first element is least, with all of the interval in its sum; that of
-  // its last one is most, with only itself in it.
+  // The first element of an interval has its least score, with all of the interval in the sum; the
+  // last one has its greatest, with only itself in the sum.
   void bound_scores(ScoredInterval& interval) const {
     const double first = bounds_.square(interval.first);
     const double last = interval.is_one_key() ? first : bounds_.square(interval.last);
-    // The last key may be above all of the layer's, and its square infinite; a score is at most 1.
+    // The last key may be larger than any in the layer, and its square infinite, which makes the
+    // ratio NaN; a score is at most 1.
     const double ratio = last / (last + interval.after);
     const double least = first > 0.0 ? first / sum_.value() : 0.0;
     const double most = last > 0.0 ? std::fmin(ratio, 1.0) : 0.0;
@@ -129,9 +131,9 @@ RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& 
   drop_irrelevant(sides, scores);
 }
 
-// Merges the intervals whose elements surely all score more, or less, than those that matter. What
-// lies outside the partition's interval stays apart: only the weights, not the candidates, tell
-// more of it.
+// Merges the intervals whose elements all certainly score above those that matter, and those whose
+// elements all certainly score below. What lies outside the partition's interval of keys stays
+// separate: only a read of the weights, not of the candidates, tells more about it.
 void RankBounds::drop_irrelevant(const Sides& sides, const ScoreInterval& scores) {
   const std::size_t first_inside = sides.below > 0 ? 1 : 0;
   const auto end_inside = [&] { return intervals_.size() - (sides.above > 0 ? 1 : 0); };
@@ -170,8 +172,8 @@ double RankBounds::magnitude(std::uint64_t key) const { return magnitude_of(dtyp
 
 double RankBounds::square(std::uint64_t key) const { return scaled_square_of(dtype_, key, scale_); }
 
-// Whether t can lie between the scores of an interval's elements and divide it: of equal
-// magnitudes, each has its own score but not its own magnitude.
+// Whether t can fall between the scores of an interval's elements: those of equal magnitude still
+// have different scores, but only one magnitude.
 bool RankBounds::is_divided(const ScoredInterval& interval) const {
   return interval.is_one_key() && ranking_ != Ranking::magnitude;
 }

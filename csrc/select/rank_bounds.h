@@ -1,5 +1,5 @@
-// A layer's elements in the order of magnitude, cut into intervals of keys whose scores are bounded
-// rigorously, and with that how many of them score at most a given number.
+// A layer's elements in ascending order, cut into intervals of keys with rigorous bounds on their
+// scores. From these follow bounds on how many elements score at most a given number.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace lampfast {
 
-// Equal keys and how many there are.
+// A key, and how many elements have it.
 struct KeyCount {
   std::uint64_t key;
   std::int64_t count;
@@ -24,11 +24,12 @@ struct ScoredInterval {
   std::uint64_t last;
   std::int64_t before;  // elements of the layer that come earlier
   std::int64_t count;
-  double after;        // the sum of the scaled squares of all that come later
-  double least_score;  // rigorous bounds on the scores of its elements, or their magnitudes where
-  double most_score;   // these are what ranks them
+  double after;  // the sum of the scaled squares of all that come later
+  // Rigorous bounds on the scores of its elements or, if magnitudes rank them, their magnitudes.
+  double least_score;
+  double most_score;
 
-  bool is_one_key() const { return first == last; }  // there is nothing left to find out
+  bool is_one_key() const { return first == last; }  // nothing is left to find out
   std::int64_t end() const { return before + count; }
 };
 
@@ -36,31 +37,30 @@ class RankBounds {
  public:
   RankBounds() = default;
 
-  // From the bins of what a partition found or, where the candidates have been sorted, from their
-  // counts by key. Of what lies outside the scores that matter, only the interval next above them
-  // is kept apart.
+  // From the bins of a partition or, where the candidates have been sorted, from the counts of
+  // their keys. Of all that scores above `scores`, only the next interval stays separate.
   RankBounds(Dtype dtype, Ranking ranking, double scale, const Partition& partition,
              const ScoreInterval& scores);
   RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& sides,
              const std::vector<KeyCount>& counts, const ScoreInterval& scores);
 
-  // Bounds on how many elements score at most t; these are the first in the layer's order. For
-  // scores t >= error_bounds::least_score, and all magnitudes.
+  // Bounds on how many elements score at most t (they are the first in the layer's order). t must
+  // be at least error_bounds::least_score unless magnitudes rank the elements.
   std::int64_t rank_lower_bound(double t) const;
   std::int64_t rank_upper_bound(double t) const;
 
-  // The interval that holds a position of the layer's order; the position must be less than the
-  // size.
+  // The interval that holds the element at a position of the layer's order, which must be less than
+  // the layer's size.
   const ScoredInterval* at_rank(std::int64_t position) const;
 
-  // The first interval that may have elements that score at least t, or the last one; there must be
-  // one.
+  // The first interval that may have elements that score at least t, else the last one. There must
+  // be an interval.
   const ScoredInterval* reaching(double t) const;
 
   const std::vector<ScoredInterval>& intervals() const { return intervals_; }
   double square(std::uint64_t key) const;  // scaled, as the sums are
   double magnitude(std::uint64_t key) const;
-  // The relative error of scores that follow from the intervals' sums, two of them compared.
+  // The relative margin for comparing two scores that follow from the intervals' sums.
   double margin() const { return margin_; }
 
  private:

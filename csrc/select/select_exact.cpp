@@ -1,6 +1,6 @@
-// A quickselect over layers that are each in order already. Scores are compared in doubles where
-// their error bounds allow it, else in exact integers (Shewchuk, Adaptive precision floating-point
-// arithmetic and fast robust geometric predicates, 1997).
+// A quickselect over layers, each of which is in order already. Scores are compared in doubles
+// where their error bounds allow it, else in exact integers (Shewchuk, Adaptive precision
+// floating-point arithmetic and fast robust geometric predicates, 1997).
 #include "select/select_exact.h"
 
 #include <algorithm>
@@ -15,7 +15,8 @@
 namespace lampfast {
 namespace {
 
-// One layer's open elements in their order, with their scores: in doubles, and exactly when asked.
+// The open elements of one layer in ascending order, with their scores in doubles and, on request,
+// exactly.
 class OpenElements {
  public:
   OpenElements(Backends& backends, std::size_t layer, const RankBounds& rank_bounds,
@@ -45,7 +46,7 @@ class OpenElements {
 
   const RankBounds& rank_bounds() const { return *rank_bounds_; }
 
-  // sum_from in units of 2^(2 * least_exponent).
+  // Element::sum_from, exactly, in units of 2^(2 * least_exponent).
   BigUint exact_sum_from(const Element& element) {
     if (exact_after_.empty()) sum_exactly();
     const std::ptrdiff_t checkpoint = (last_ - element.interval) / spacing;
@@ -55,7 +56,7 @@ class OpenElements {
     return sum;
   }
 
-  // The exact square of a magnitude times `other`, in the same units as `other` times those of
+  // `other` times the exact square of a magnitude, in the units of `other` times those of
   // exact_sum_from.
   BigUint times_square(const BigUint& other, std::uint64_t key) const {
     const Decomposed magnitude = decompose(dtype_, key);
@@ -71,13 +72,14 @@ class OpenElements {
     return times_square(BigUint(static_cast<std::uint64_t>(count)), key);
   }
 
-  // Adds the squares of the intervals from `last` down to the one above `end`.
+  // Adds the squares of the intervals from `last` down to the one just above `end`.
   void add_intervals(BigUint& sum, const ScoredInterval* last, const ScoredInterval* end) const {
     for (const auto* each = last; each > end; --each)
       sum += exact_squares(each->first, each->count);
   }
 
-  // One more read of the layer, for what lies above the open intervals; these are then added up.
+  // Reads the layer once more to sum what lies above the open intervals, then adds these from the
+  // top down, keeping every spacing-th sum.
   void sum_exactly() {
     const std::vector<ScoredInterval>& all = rank_bounds_->intervals();
     BigUint sum;
@@ -98,12 +100,11 @@ class OpenElements {
   const RankBounds* rank_bounds_;
   const ScoredInterval* first_;
   const ScoredInterval* last_;
-  std::vector<BigUint> exact_after_;  // what lies above every spacing-th interval, from last_ down
+  std::vector<BigUint> exact_after_;  // sums above every spacing-th interval, from last_ down
 };
 
 // Negative, zero or positive as the score of x, an element of a, is less than, equal to or greater
-// than that of y, one of b. x.square / x.sum_from < y.square / y.sum_from is asked without
-// division.
+// than that of y, one of b. Cross-multiplied: x.square * y.sum_from against y.square * x.sum_from.
 int compare_scores(OpenElements& a, const OpenElements::Element& x, OpenElements& b,
                    const OpenElements::Element& y) {
   if (x.key == 0 || y.key == 0) return (x.key != 0) - (y.key != 0);
@@ -135,33 +136,33 @@ class OpenRanks {
     }
   }
 
-  // Moves the beginnings of the ranges in `ranges` to behind the first `count` elements.
+  // Moves the begin of every range in `ranges` behind its elements among the first `count`.
   void take_first(std::int64_t count, std::vector<RankRange>& ranges) {
-    // A pivot halves every range at once, as each is in order.
+    // A pivot divides every range at once, as each is in order.
     while (count > 0 && count < total_) {
-      OpenLayer& pivot = layers_[choose_pivot()];
+      LayerRanks& pivot = layers_[choose_pivot()];
       const std::int64_t smaller = divide(pivot);
-      const bool is_beyond = count > smaller;
+      const bool is_past_pivot = count > smaller;
       total_ = 0;
-      for (OpenLayer& layer : layers_)
-        (is_beyond ? layer.open.begin : layer.open.end) = layer.smaller;
-      if (is_beyond) {
+      for (LayerRanks& layer : layers_)
+        (is_past_pivot ? layer.open.begin : layer.open.end) = layer.smaller;
+      if (is_past_pivot) {
         count -= smaller + 1;
         ++pivot.open.begin;
       }
-      for (const OpenLayer& layer : layers_) total_ += layer.open.end - layer.open.begin;
+      for (const LayerRanks& layer : layers_) total_ += layer.open.end - layer.open.begin;
     }
-    for (const OpenLayer& layer : layers_) {
+    for (const LayerRanks& layer : layers_) {
       ranges[layer.id].begin = count > 0 ? layer.open.end : layer.open.begin;
     }
   }
 
  private:
-  struct OpenLayer {
+  struct LayerRanks {
     std::size_t id;
     OpenElements elements;
     RankRange open;
-    std::int64_t smaller;  // positions before this one come before the pivot
+    std::int64_t smaller;  // the first position that does not come before the pivot
   };
 
   // The layer and the position of a pseudo-random open element.
@@ -175,18 +176,18 @@ class OpenRanks {
     return layer;
   }
 
-  // Finds in every range what comes before the pivot; how many that are.
-  std::int64_t divide(OpenLayer& pivot) {
+  // Finds the elements of every range that come before the pivot; returns how many there are.
+  std::int64_t divide(LayerRanks& pivot) {
     const OpenElements::Element element = pivot.elements.at(pivot_position_);
     std::int64_t smaller = 0;
-    for (OpenLayer& layer : layers_) {
+    for (LayerRanks& layer : layers_) {
       layer.smaller = &layer == &pivot ? pivot_position_ : first_not_before(layer, pivot, element);
       smaller += layer.smaller - layer.open.begin;
     }
     return smaller;
   }
 
-  std::int64_t first_not_before(OpenLayer& layer, OpenLayer& pivot,
+  std::int64_t first_not_before(LayerRanks& layer, LayerRanks& pivot,
                                 const OpenElements::Element& element) {
     std::int64_t low = layer.open.begin;
     for (std::int64_t high = layer.open.end; low < high;) {
@@ -198,7 +199,7 @@ class OpenRanks {
     return low;
   }
 
-  int compare(OpenLayer& a, const OpenElements::Element& x, OpenLayer& b,
+  int compare(LayerRanks& a, const OpenElements::Element& x, LayerRanks& b,
               const OpenElements::Element& y) {
     if (ranking_ != Ranking::magnitude) return compare_scores(a.elements, x, b.elements, y);
     return compare_magnitudes(a.elements.rank_bounds().magnitude(x.key),
@@ -206,13 +207,13 @@ class OpenRanks {
   }
 
   Ranking ranking_;
-  std::vector<OpenLayer> layers_;
+  std::vector<LayerRanks> layers_;
   std::int64_t total_ = 0;  // open elements
   std::uint64_t random_ = 1;
   std::int64_t pivot_position_ = 0;
 };
 
-// The answer of a layer whose first elements, as many as `pruned`, are pruned.
+// The threshold of a layer whose first `pruned` elements are pruned.
 LayerThreshold threshold_after(const Layer& layer, const RankBounds& rank_bounds,
                                std::int64_t pruned) {
   LayerThreshold threshold{not_finite_key(layer.dtype), 0, pruned, 0.0};

@@ -1,4 +1,4 @@
-// Select: among the few elements that the bounds leave open, the last pruned one, exactly.
+// Select: finds, exactly, the last pruned element among the few that the bounds leave open.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 
 namespace lampfast {
 
-// The layers' answers. The intervals that hold the open ranges must be of one key each. Elements
-// are in the order of the contract: exact score (or magnitude), then layer position, then the
-// layer's own order.
+// Returns the layers' thresholds. Every interval that holds part of an open range must be of one
+// key. Elements are ordered by exact score (or magnitude), then by layer id, then in the layer's
+// own order.
 std::vector<LayerThreshold> select_exact(Backends& backends, const SelectionSpec& spec,
                                          const std::vector<RankBounds>& rank_bounds,
                                          const std::vector<RankRange>& ranges);

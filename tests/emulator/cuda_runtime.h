@@ -1,5 +1,5 @@
-// The part of CUDA that lampfast uses, on the CPU: sources for nvcc compile with g++ -x c++, and
-// their kernels run at once on the thread that launches them.
+// The part of CUDA that lampfast uses, on the CPU: sources for nvcc compile with g++ -x c++, and a
+// launch runs its kernel to the end on the calling thread.
 #pragma once
 
 #include <atomic>
@@ -68,15 +68,15 @@ inline thread_local cudaError_t last_error = cudaSuccess;
 inline std::atomic<cudaError_t> failure{cudaErrorIllegalAddress};
 inline std::atomic<int> calls_before_failure{-1};  // negative: none will fail
 
-// Makes a runtime call fail before it does anything: the next one, or the one that comes after
-// `later` others. Those that only tell of errors do not count.
+// Makes a runtime call fail before it does anything: the next one, or the one after `later` others.
+// Calls that only report errors do not count.
 inline void fail_next(cudaError_t error, int later = 0) {
   failure = error;
   calls_before_failure = later;
 }
 
-// LAMPFAST_EMULATOR_FAIL, whenever it changes, is how many calls succeed from then on before one
-// fails; none does when it is taken away.
+// Whenever LAMPFAST_EMULATOR_FAIL changes, it says how many further calls succeed before one fails;
+// if it is unset, none fails.
 inline void heed_environment() {
   static thread_local std::string heeded = "-1";
   const char* const found = std::getenv("LAMPFAST_EMULATOR_FAIL");
@@ -183,8 +183,9 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
                                    cudaMemcpyKind kind, cudaStream_t = nullptr) {
   return emulator::call([=] {
-    const bool known = kind >= cudaMemcpyHostToHost && kind <= cudaMemcpyDefault;
-    if (!known || (bytes > 0 && (to == nullptr || from == nullptr))) return cudaErrorInvalidValue;
+    const bool is_known = kind >= cudaMemcpyHostToHost && kind <= cudaMemcpyDefault;
+    if (!is_known || (bytes > 0 && (to == nullptr || from == nullptr)))
+      return cudaErrorInvalidValue;
     if (bytes > 0) std::memcpy(to, from, bytes);
     return cudaSuccess;
   });
@@ -203,8 +204,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   return emulator::answer(blocks, 2);
 }
 
-// Throws what the kernel throws, and std::logic_error where its threads wait for each other in vain
-// or do what CUDA leaves undefined.
+// Throws what the kernel throws, or std::logic_error if its threads deadlock or do what CUDA leaves
+// undefined.
 template <class... Expected, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
                                Actual&&... arguments) {

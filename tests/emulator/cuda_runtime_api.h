@@ -1,4 +1,4 @@
-// The emulator has only one header for the runtime.
+// Forwards to cuda_runtime.h, the emulator's only header for the runtime.
 #pragma once
 
 #include "cuda_runtime.h"

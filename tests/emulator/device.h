@@ -1,4 +1,5 @@
-// What kernels and device functions use of CUDA, for g++.
+// What kernels and device functions use of CUDA (qualifiers, vector types, intrinsics, atomic
+// operations), for g++.
 #pragma once
 
 #include <algorithm>
@@ -73,12 +74,12 @@ inline Block& block() {
   return *running_block;
 }
 
-// Before what others may see, so that they sometimes come first.
+// Called before anything that other threads can see, so that they sometimes come first.
 inline void hesitate() {
   if (running_block != nullptr && running_block->random().below(4) == 0) running_block->yield();
 }
 
-// x86 lets pass what makes a GPU stop.
+// Misaligned addresses work on x86 but are errors on a GPU.
 template <class T>
 T* aligned(T* address) {
   if (reinterpret_cast<std::uintptr_t>(address) % sizeof(T) == 0) return address;
@@ -105,8 +106,8 @@ T sum(T a, T b) {
 // The lanes among which a shuffle of this width moves values.
 struct Section {
   explicit Section(int width) : size(static_cast<unsigned>(width)) {
-    const bool power = width > 0 && width <= warpSize && (width & (width - 1)) == 0;
-    if (!power) throw std::logic_error("a shuffle's width must be a power of two up to 32");
+    const bool is_power = width > 0 && width <= warpSize && (width & (width - 1)) == 0;
+    if (!is_power) throw std::logic_error("a shuffle's width must be a power of two up to 32");
   }
 
   unsigned size;
@@ -223,7 +224,7 @@ void __stcs(T* address, emulator::Same<T> value) {
   *address = value;
 }
 
-// As in CUDA, there are none for std::uint64_t, which is unsigned long.
+// As in CUDA, there are none for unsigned long, which std::uint64_t is.
 #define LAMPFAST_EMULATOR_ATOMIC(NAME, TRAIT, CHANGED)                                          \
   template <class T, std::enable_if_t<emulator::TRAIT<T>, int> = 0>                             \
   T NAME(T* address, emulator::Same<T> value) {                                                 \

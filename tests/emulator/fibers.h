@@ -12,7 +12,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// The other way is portable, but asks the system at every switch; the macro is there to test it.
+// ucontext is portable, but makes a system call at every switch. Defining the macro tests it on
+// x86-64 too.
 #if !defined(__x86_64__) && !defined(LAMPFAST_EMULATOR_UCONTEXT)
 #define LAMPFAST_EMULATOR_UCONTEXT
 #endif
@@ -22,7 +23,7 @@
 
 namespace emulator {
 
-// Where a suspended fiber goes on.
+// Where a suspended fiber resumes.
 class Context {
  public:
 #if defined(LAMPFAST_EMULATOR_UCONTEXT)
@@ -40,8 +41,9 @@ class Context {
   ucontext_t context_;
 #else
   void prepare(char* bottom, std::size_t size, void (*entry)()) {
-    // What swap() takes from a stack: six registers, where to go on and, as after a call that
-    // aligned the stack, where entry() would return to: nowhere, so that backtraces end there.
+    // What swap() pops: six registers, and the address to resume at. Above these is, as after a
+    // call from an aligned stack, the return address of entry(): null, so that backtraces end
+    // there.
     constexpr int words = 6 + 2;
     auto** top = reinterpret_cast<void**>(bottom + size) - words;
     for (int i = 0; i < words; ++i) top[i] = nullptr;
@@ -52,8 +54,8 @@ class Context {
   void switch_to(Context& next) { swap(&top_, next.top_); }
 
  private:
-  // Only what a call must preserve is kept, and no signal mask. The compiler must not look inside:
-  // all memory, threadIdx too, may be different when it returns.
+  // Saves only the registers that a call must preserve, and no signal mask. The compiler must not
+  // look inside: all memory, including threadIdx, may have changed when it returns.
 #if defined(__clang__)
   __attribute__((naked, noinline, optnone))
 #else
@@ -71,8 +73,8 @@ class Context {
 #endif
 };
 
-// A fiber, or the OS thread itself, which is the one that is never started. AddressSanitizer has
-// to be told of every switch.
+// A fiber, or the OS thread itself, which is never started. AddressSanitizer is told of every
+// switch.
 class Fiber {
  public:
   Fiber() = default;
@@ -89,24 +91,26 @@ class Fiber {
   void start(void (*entry)()) {
     if (mapped_ == nullptr) map();
     forget();
-    // Tops that lie the same way in their pages would compete for the same few lines of the cache.
+    // If the tops of all stacks had the same offset in a page, they would compete for a few cache
+    // lines.
     const std::size_t colour = reinterpret_cast<std::uintptr_t>(mapped_) / guard % 32 * 128;
     context_.prepare(mapped_ + guard, size - colour, entry);
   }
 
-  // The first of all begins on the thread itself, whose own stack is learned so.
+  // The first fiber of all is switched to from the thread itself, whose own stack becomes known
+  // here.
   static void begun([[maybe_unused]] Fiber& thread) {
 #if defined(__SANITIZE_ADDRESS__)
-    const bool first = thread.bottom_ == nullptr;
-    __sanitizer_finish_switch_fiber(nullptr, first ? &thread.bottom_ : nullptr,
-                                    first ? &thread.size_ : nullptr);
+    const bool is_first = thread.bottom_ == nullptr;
+    __sanitizer_finish_switch_fiber(nullptr, is_first ? &thread.bottom_ : nullptr,
+                                    is_first ? &thread.size_ : nullptr);
 #endif
   }
 
-  void switch_to(Fiber& next, [[maybe_unused]] bool for_good = false) {
+  void switch_to(Fiber& next, [[maybe_unused]] bool is_final = false) {
 #if defined(__SANITIZE_ADDRESS__)
     void* frames = nullptr;
-    __sanitizer_start_switch_fiber(for_good ? nullptr : &frames, next.bottom_, next.size_);
+    __sanitizer_start_switch_fiber(is_final ? nullptr : &frames, next.bottom_, next.size_);
     context_.switch_to(next.context_);
     __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
 #else
@@ -122,7 +126,7 @@ class Fiber {
   static constexpr std::size_t size = 64 << 10;
 #endif
 
-  // Frames that nobody will return to would stay marked, for whoever gets the memory next.
+  // Frames of an abandoned fiber would stay poisoned for whoever gets the memory next.
   void forget() {
 #if defined(__SANITIZE_ADDRESS__)
     ASAN_UNPOISON_MEMORY_REGION(bottom_, size_);

@@ -39,7 +39,7 @@ namespace emulator {
 constexpr unsigned most_threads = 1024;
 constexpr unsigned warp_size = warpSize;
 
-// What stands where CUDA defines no value: nothing that a program could take for an answer.
+// The value of what CUDA leaves undefined: one that no program could take for an answer.
 template <class T>
 T garbage(T value) {
   std::memset(static_cast<void*>(&value), 0xc7, sizeof(T));
@@ -69,7 +69,7 @@ class Random {  // SplitMix64
   std::uint64_t state_;
 };
 
-// What a thread is in while it does not run, told apart by address; null while it can run.
+// What a thread waits in, told apart by its address; null while the thread can run.
 using Wait = const char*;
 inline constexpr char exited[] = "exit";
 
@@ -206,9 +206,9 @@ class Block {
     std::array<std::uint64_t, warp_size> brought;
     std::uint64_t votes = 0;
     for (unsigned i = 0; i < warp_size; ++i) {
-      const bool there = i < lanes && threads_[thread].names(i);
-      brought[i] = there ? threads_[first + i].value : garbage(std::uint64_t{0});
-      if (there && brought[i] != 0) votes |= std::uint64_t{1} << i;
+      const bool is_there = i < lanes && threads_[thread].names(i);
+      brought[i] = is_there ? threads_[first + i].value : garbage(std::uint64_t{0});
+      if (is_there && brought[i] != 0) votes |= std::uint64_t{1} << i;
     }
     for (unsigned i = 0; i < lanes; ++i) {
       if (!threads_[thread].names(i)) continue;
@@ -242,7 +242,7 @@ class Block {
     return who + " in " + self.wait + mask.data();
   }
 
-  // Follows who waits for whom, until someone has exited or a few of them say enough.
+  // Follows the chain of who waits for whom, until a thread has exited or a few links say enough.
   std::string deadlock() const {
     const auto waits = [](const Thread& thread) { return thread.wait != exited; };
     unsigned thread = static_cast<unsigned>(std::find_if(threads_.begin(), threads_.end(), waits) -
@@ -270,7 +270,7 @@ class Block {
   int outcome_ = 0;
 };
 
-// LAMPFAST_EMULATOR_SEED chooses the orders. Each launch gets others.
+// LAMPFAST_EMULATOR_SEED chooses the orders; every launch gets others.
 inline Random scrambler() {
   static thread_local std::uint64_t launches = 0;
   const char* const seed = std::getenv("LAMPFAST_EMULATOR_SEED");

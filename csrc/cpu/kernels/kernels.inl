@@ -1,6 +1,6 @@
 // The kernels for one instruction set. Included by a translation unit with its own compiler flags,
-// which names the namespace LAMPFAST_ISA; nothing here may call a function that other units share,
-// or the linker could give them a version for the wrong processor.
+// which defines LAMPFAST_ISA as the namespace. Nothing here may call an inline function that other
+// units use too: the linker keeps one copy, which may be compiled for the wrong processor.
 
 #include <cstring>
 #include <limits>
@@ -62,7 +62,7 @@ inline void values(Lanes<double>& result, const Lanes<typename Format::Storage>&
   }
 }
 
-// Short plain loops, each of a form that compilers vectorise.
+// The portable version: short plain loops of a form that compilers vectorise.
 template <class Format>
 class Block {
  public:
@@ -72,7 +72,7 @@ class Block {
     for (int i = 0; i < count; ++i) {
       keys_[i] = static_cast<Key>(elements[i] & Format::magnitude_mask);
     }
-    // Zeros behind them, which are below every interval, make whole units.
+    // Zeros, which are below every interval, fill up the last unit.
     for (padded_ = count; padded_ % unit != 0; ++padded_) keys_[padded_] = 0;
   }
 
@@ -134,8 +134,8 @@ class Block {
 };
 
 #if defined(LAMPFAST_REGISTERS)
-// Calls body(elements, valid) for each unit, `valid` having a bit for each of its elements. The
-// last one may be a copy with zeros behind the valid elements.
+// Calls body(index of its first element, elements, valid) for each unit; `valid` has a bit for each
+// of its elements. The last unit may be a copy that is filled up with zeros.
 template <class Key, class Body>
 void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
   std::int64_t i = 0;
@@ -146,17 +146,17 @@ void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
   body(i, static_cast<const Key*>(rest), (std::uint64_t{1} << (count - i)) - 1);
 }
 
-// Writes the magnitudes that are chosen from a unit, and perhaps some behind them; how many there
-// are. Mostly these are few, so that two are written whether they are there or not.
+// Writes the keys of the chosen elements of a unit, and possibly other values behind them; returns
+// how many are chosen. Usually these are few, so the first two are written without a branch.
 template <class Format>
 int compact(const typename Format::Storage* elements, std::uint64_t chosen,
             typename Format::Storage* to) {
   using Key = typename Format::Storage;
   using Keys = Register<Format>;
-  constexpr int few = 8;
+  constexpr int worth_compressing = 8;
   const int found = __builtin_popcountll(chosen);
   if constexpr (Keys::can_compress) {
-    if (found > few) {
+    if (found > worth_compressing) {
       for (int j = 0; j < unit; j += Keys::lanes) {
         const auto here = static_cast<typename Keys::Flags>(chosen >> j);
         Keys::compress(here, Keys::load(elements + j), to);
@@ -274,10 +274,10 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
     }
     const std::int64_t end = count - i < word ? count : i + word;
     for (std::int64_t j = i; j < end; ++j) {
-      const bool open = kept[j] == undecided;
+      const bool is_open = kept[j] == undecided;
       const auto answer = static_cast<std::uint8_t>(keys[settled] < bound ? 0 : 1);
-      kept[j] = open ? answer : kept[j];
-      settled += open;
+      kept[j] = is_open ? answer : kept[j];
+      settled += is_open;
     }
   }
   return settled;
@@ -312,7 +312,7 @@ std::uint64_t smallest(const void* elements, std::int64_t count) {
   const auto* data = static_cast<const Key*>(elements);
   auto least = std::numeric_limits<Key>::max();
   for (std::int64_t i = 0; i < count; ++i) {
-    // One less, so that zero is the largest.
+    // Subtracting 1 makes 0 the largest.
     const auto before = static_cast<Key>((data[i] & Format::magnitude_mask) - 1);
     least = before < least ? before : least;
   }
@@ -327,7 +327,7 @@ std::int64_t count_equal(const void* elements, std::int64_t count, std::uint64_t
   constexpr std::int64_t most = std::numeric_limits<Key>::max() < 4096 ? 128 : 4096;
   std::int64_t total = 0;
   for (std::int64_t begin = 0; begin < count; begin += most) {
-    // Counted in the key's own type, so that a register of keys makes a register of counts.
+    // Counts are of the key's own type, so that a register of keys makes a register of counts.
     const std::int64_t end = count - begin < most ? count : begin + most;
     Key equal = 0;
     for (std::int64_t i = begin; i < end; ++i) {
@@ -366,23 +366,22 @@ void pack(const void* elements, std::int64_t count, MaskWord* words) {
 }
 
 #if !defined(LAMPFAST_REGISTERS)
-// Zeroes the elements of a word whose bit is clear.
+// Zeroes the elements of a word whose bits are clear.
 template <class Key>
 void zero_cleared(Key* elements, MaskWord bits) {
-  // Of the size that most processors have registers of: comparing larger ones, GCC looks at the
-  // lanes one by one.
+  // The register size that most processors have: GCC compares larger vectors lane by lane.
   typedef Key Vector __attribute__((vector_size(16)));
   constexpr int lanes = 16 / static_cast<int>(sizeof(Key));
   for (int j = 0; j < word_weights; j += lanes) {
-    Vector each;  // of the lanes looks at a bit of its own
-    Vector own;
+    Vector word_bits;  // some of the word's bits, in every lane
+    Vector lane_bit;   // that lane's own bit among them
     for (int lane = 0; lane < lanes; ++lane) {
-      each[lane] = static_cast<Key>(bits >> (sizeof(Key) == 1 ? j + lane / 8 * 8 : j));
-      own[lane] = static_cast<Key>(1 << (sizeof(Key) == 1 ? lane % 8 : lane));
+      word_bits[lane] = static_cast<Key>(bits >> (sizeof(Key) == 1 ? j + lane / 8 * 8 : j));
+      lane_bit[lane] = static_cast<Key>(1 << (sizeof(Key) == 1 ? lane % 8 : lane));
     }
     Vector kept;
     std::memcpy(&kept, elements + j, sizeof(kept));
-    kept &= reinterpret_cast<Vector>((each & own) == own);
+    kept &= reinterpret_cast<Vector>((word_bits & lane_bit) == lane_bit);
     std::memcpy(elements + j, &kept, sizeof(kept));
   }
 }
@@ -397,13 +396,13 @@ void apply_packed_mask(void* elements, std::int64_t count, const MaskWord* words
   }
   if (count == 0) return;
   const MaskWord valid = (MaskWord{1} << count) - 1;
-  for (MaskWord gone = ~*words & valid; gone != 0; gone &= gone - 1) {
-    data[__builtin_ctzll(gone)] = 0;
+  for (MaskWord cleared = ~*words & valid; cleared != 0; cleared &= cleared - 1) {
+    data[__builtin_ctzll(cleared)] = 0;
   }
 }
 
 double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
-  constexpr int parts = 4;  // each addition waits for the one before it, so four chains of them
+  constexpr int parts = 4;  // independent sums, as each addition waits for the one before it
   constexpr int part = score_block / parts;
   double squares[score_block];
   double sums[score_block];

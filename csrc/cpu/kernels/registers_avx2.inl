@@ -1,17 +1,17 @@
 // Keys in the registers of AVX2. Included by kernels.inl, in its namespace.
 
-// The elements that a word has bits for.
+// How many elements are processed at a time: as many as a word has bits.
 constexpr int unit = 64;
 
-// Bytes with the value where the word has a bit, else zero.
+// Bytes that have the value where the word has a set bit, and are 0 elsewhere.
 inline __m256i bytes_where(std::uint32_t word, std::uint8_t value) {
-  // Each byte of the word over eight lanes, of which each looks at a bit of its own.
+  // Each byte of the word is spread over eight lanes, and each of these looks at a bit of its own.
   const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
                                           2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-  const __m256i own = _mm256_set1_epi64x(static_cast<std::int64_t>(0x8040201008040201));
+  const __m256i lane_bits = _mm256_set1_epi64x(static_cast<std::int64_t>(0x8040201008040201));
   const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(word)), spread);
-  const __m256i is_there = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, own), own);
-  return _mm256_and_si256(is_there, _mm256_set1_epi8(static_cast<char>(value)));
+  const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, lane_bits), lane_bits);
+  return _mm256_and_si256(is_set, _mm256_set1_epi8(static_cast<char>(value)));
 }
 
 // Writes the mask bytes of a unit.
@@ -29,8 +29,8 @@ inline void store_kept(std::uint64_t above, std::uint64_t inside, std::uint64_t 
   }
 }
 
-// As many keys as fit a register, zero-extended to 32 bits where they are narrower. A key has no
-// sign bit, so that signed comparisons do.
+// As many keys as fit a register, zero-extended to 32 bits if they are narrower. A key has no sign
+// bit, so signed comparisons serve.
 template <class Format, std::size_t KeyBytes = sizeof(typename Format::Storage)>
 struct Register {
   static constexpr int lanes = 8;
@@ -38,7 +38,7 @@ struct Register {
   using Flags = __m256i;
   using Sums = __m256d[2];
 
-  // As for AVX-512.
+  // See registers_avx512.inl.
   static constexpr bool sum_tells_not_finite = Format::rebias == 1.0F;
 
   static __m256i load(const typename Format::Storage* elements) {
@@ -112,28 +112,28 @@ struct Register<Format, 8> {
   }
 };
 
-// All ones in the lanes, as wide as a key, that have a bit.
+// All ones in the lanes, each as wide as a key, that have a set bit.
 template <class Key>
 __m256i lanes_where(std::uint64_t bits) {
   if constexpr (sizeof(Key) == 1) {
     return bytes_where(static_cast<std::uint32_t>(bits), 0xff);
   } else if constexpr (sizeof(Key) == 2) {
-    const __m256i own = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
-                                          8192, 16384, static_cast<short>(32768));
-    const __m256i each = _mm256_set1_epi16(static_cast<short>(bits));
-    return _mm256_cmpeq_epi16(_mm256_and_si256(each, own), own);
+    const __m256i lane_bits = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048,
+                                                4096, 8192, 16384, static_cast<short>(32768));
+    const __m256i word_bits = _mm256_set1_epi16(static_cast<short>(bits));
+    return _mm256_cmpeq_epi16(_mm256_and_si256(word_bits, lane_bits), lane_bits);
   } else if constexpr (sizeof(Key) == 4) {
-    const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i each = _mm256_set1_epi32(static_cast<int>(bits));
-    return _mm256_cmpeq_epi32(_mm256_and_si256(each, own), own);
+    const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i word_bits = _mm256_set1_epi32(static_cast<int>(bits));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(word_bits, lane_bits), lane_bits);
   } else {
-    const __m256i own = _mm256_setr_epi64x(1, 2, 4, 8);
-    const __m256i each = _mm256_set1_epi64x(static_cast<std::int64_t>(bits));
-    return _mm256_cmpeq_epi64(_mm256_and_si256(each, own), own);
+    const __m256i lane_bits = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i word_bits = _mm256_set1_epi64x(static_cast<std::int64_t>(bits));
+    return _mm256_cmpeq_epi64(_mm256_and_si256(word_bits, lane_bits), lane_bits);
   }
 }
 
-// Zeroes the elements of a unit whose bit is clear.
+// Zeroes the elements of a unit whose bits are clear.
 template <class Key>
 void zero_cleared(Key* elements, std::uint64_t bits) {
   constexpr int lanes = 32 / static_cast<int>(sizeof(Key));
@@ -144,7 +144,7 @@ void zero_cleared(Key* elements, std::uint64_t bits) {
   }
 }
 
-// Where a unit of mask bytes is undecided.
+// A bit for each undecided element of a unit, given its mask bytes.
 inline std::uint64_t open_places(const std::uint8_t* states) {
   static_assert(undecided == 2);
   std::uint64_t open = 0;
@@ -156,7 +156,7 @@ inline std::uint64_t open_places(const std::uint8_t* states) {
   return open;
 }
 
-// Compares a candidate for each undecided element of a unit.
+// Completes a unit: compares one candidate for each undecided element.
 template <class Format>
 void settle_unit(const std::uint8_t*, std::uint64_t open,
                  const typename Format::Storage* candidates, typename Format::Storage threshold,

@@ -1,7 +1,8 @@
 // Keys in the registers of AVX-512. Included by kernels.inl, in its namespace.
 
-// The elements whose mask bytes fill a register. Whole ones only: masked loads and stores take
-// several times as long.
+// How many elements are processed at a time: those whose mask bytes fill a register. All but the
+// last unit are loaded and stored as whole registers: masked loads and stores take several times as
+// long.
 constexpr int unit = 64;
 
 // Writes the mask bytes of a unit.
@@ -20,7 +21,7 @@ inline void store_kept(std::uint64_t above, std::uint64_t inside, std::uint64_t 
   store_states(_mm512_mask_mov_epi8(ones, inside, open), valid, kept);
 }
 
-// As many keys as fit a register, zero-extended to 32 bits where they are narrower.
+// As many keys as fit a register, zero-extended to 32 bits if they are narrower.
 template <class Format, std::size_t KeyBytes = sizeof(typename Format::Storage)>
 struct Register {
   static constexpr int lanes = 16;
@@ -51,7 +52,8 @@ struct Register {
   static std::uint64_t bits(Flags flags) { return flags; }
   static __m512i larger(__m512i a, __m512i b) { return _mm512_max_epu32(a, b); }
 
-  // Writes whole registers; only the chosen keys, which come first, mean anything.
+  // Moves the chosen keys to the front. Whole registers are written: what is behind the chosen keys
+  // means nothing.
   static void compress(Flags chosen, __m512i keys, typename Format::Storage* to) {
     const __m512i first = _mm512_maskz_compress_epi32(chosen, keys);
     if constexpr (KeyBytes == 4) {
@@ -116,8 +118,8 @@ struct Register<Format, 8> {
   static double total(const Sums& sums) { return _mm512_reduce_add_pd(sums[0]); }
 };
 
-// Zeroes the elements of a unit whose bit is clear. Whole registers are stored: on some processors
-// a masked store takes many times as long.
+// Zeroes the elements of a unit whose bits are clear. Whole registers are stored: on some
+// processors a masked store takes many times as long.
 template <class Key>
 void zero_cleared(Key* elements, std::uint64_t bits) {
   constexpr int lanes = 64 / static_cast<int>(sizeof(Key));
@@ -137,14 +139,14 @@ void zero_cleared(Key* elements, std::uint64_t bits) {
   }
 }
 
-// Where a unit of mask bytes is undecided.
+// A bit for each undecided element of a unit, given its mask bytes.
 inline std::uint64_t open_places(const std::uint8_t* states) {
   return _mm512_test_epi8_mask(_mm512_loadu_si512(states),
                                _mm512_set1_epi8(static_cast<char>(undecided)));
 }
 
-// Completes a unit at once: compares as many candidates as are undecided, and deposits the answers
-// where these are.
+// Completes a unit at once: compares one candidate for each undecided element, then deposits the
+// results at these elements.
 template <class Format>
 void settle_unit(const std::uint8_t* states, std::uint64_t open,
                  const typename Format::Storage* candidates, typename Format::Storage threshold,
@@ -152,10 +154,10 @@ void settle_unit(const std::uint8_t* states, std::uint64_t open,
   using Keys = Register<Format>;
   const __m512i thresholds = Keys::all(threshold);
   const int found = __builtin_popcountll(open);
-  std::uint64_t go = 0;
+  std::uint64_t pruned = 0;
   for (int j = 0; j < found; j += Keys::lanes) {
-    go |= Keys::bits(Keys::less(Keys::load(candidates + j), thresholds)) << j;
+    pruned |= Keys::bits(Keys::less(Keys::load(candidates + j), thresholds)) << j;
   }
-  const __m512i answers = _mm512_maskz_set1_epi8(_pdep_u64(~go, open), 1);
+  const __m512i answers = _mm512_maskz_set1_epi8(_pdep_u64(~pruned, open), 1);
   store_states(_mm512_mask_mov_epi8(_mm512_loadu_si512(states), open, answers), valid, kept);
 }

@@ -11,7 +11,7 @@
 
 #include "core/key_format.h"
 #include "core/layer.h"
-#include "core/radix_sort.h"
+#include "cpu/radix_sort.h"
 #include "core/test_sizes.h"
 #include "cpu/sampling/blocks.h"
 #include "cpu/sampling/margins.h"
@@ -23,7 +23,7 @@ constexpr std::int64_t longest_sample_block = 16;
 constexpr std::int64_t least_sample = test_sizes ? 4 : groups;
 constexpr std::int64_t most_sample = test_sizes ? 64 : 1 << 15;
 constexpr std::int64_t least_sample_of_all_layers = test_sizes ? 8 : 1 << 12;
-constexpr std::int64_t least_ranks = test_sizes ? 1 : 4;  // of the sample, in half a interval
+constexpr std::int64_t least_ranks = test_sizes ? 1 : 4;  // of the sample, in half an interval
 
 // The sample's share of a layer, one of layers with `total` weights: its entries take 12 bytes each
 // while they are sorted, whatever the dtype.

@@ -197,7 +197,7 @@ class SampledEstimate {
       look.drawn = std::clamp(wanted, std::min(2 * samples_[i].size(), most), most);
       if (look.drawn > largest) look.drawn = size;
       look.blocks = Blocks(size, look.drawn, longest_probe_block);
-      // What other blocks told lies on another cdf, which has about the same slope.
+      // What other blocks told lies on another curve, which has about the same slope.
       const Threshold& other = thresholds_[i];
       thresholds_[i] = Threshold(log_magnitude(i), other.density(), other.steepness());
     }

@@ -1,4 +1,5 @@
-// Where a layer has the magnitudes of a score, by what was found at magnitudes close by.
+// Estimates the magnitude at which a layer has a given score, from what was found at magnitudes
+// close by.
 #pragma once
 
 #include <algorithm>

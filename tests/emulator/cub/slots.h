@@ -1,4 +1,4 @@
-// Where the collectives of a block keep what its threads bring.
+// Where block-wide collectives keep the values of their threads.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 
 namespace emulator {
 
-// A value of each thread, in shared memory and, as in CUB, without constructors.
+// One value per thread. As in CUB there is no constructor, as it lies in shared memory.
 template <class T, int Threads>
 class Slots {
  public:

@@ -1,4 +1,5 @@
-// Reductions over a block, whose result all threads but the first are sure to have wrong.
+// Reductions over a block. All threads but the first get garbage, as CUB leaves their results
+// undefined.
 #pragma once
 
 #include "../slots.h"
@@ -16,8 +17,7 @@ class BlockReduce {
     return Reduce(value, [](const T& a, const T& b) { return static_cast<T>(a + b); });
   }
 
-  // Nothing holds other threads back at the end: as in CUB, the storage may be used again only
-  // after a barrier.
+  // There is no barrier at the end: as in CUB, the storage may be used again only after one.
   template <class Operation>
   T Reduce(T value, Operation operation) {
     const unsigned thread = emulator::cub_thread(Threads);
@@ -27,7 +27,7 @@ class BlockReduce {
   }
 
  private:
-  // Keeps the order, but puts the brackets anywhere.
+  // Keeps the order of the values, but brackets them at random.
   template <class Operation>
   T fold(unsigned begin, unsigned size, Operation& operation) {
     if (size == 1) return storage_[begin];

@@ -1,4 +1,4 @@
-// A stable sort by some of the keys' bits.
+// A stable sort by some of the bits of unsigned keys.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,8 +28,8 @@ struct DoubleBuffer {
 
 class DeviceRadixSort {
  public:
-  // CUB may leave the result in either buffer; here it is always the other one. Signed keys and
-  // those in floating point are left out.
+  // CUB may leave the result in either buffer; here it is always in the alternate one. Signed and
+  // floating-point keys are left out.
   template <class Key, class Value, class Count>
   static cudaError_t SortPairs(void* temporary, std::size_t& temporary_bytes,
                                DoubleBuffer<Key>& keys, DoubleBuffer<Value>& values, Count count,
@@ -42,8 +42,9 @@ class DeviceRadixSort {
         temporary_bytes = least_bytes;
         return cudaSuccess;
       }
-      const bool bits = 0 <= begin_bit && begin_bit <= end_bit && end_bit <= int{sizeof(Key) * 8};
-      if (!bits || temporary_bytes < least_bytes) return cudaErrorInvalidValue;
+      const bool are_bits_valid =
+          0 <= begin_bit && begin_bit <= end_bit && end_bit <= int{sizeof(Key) * 8};
+      if (!are_bits_valid || temporary_bytes < least_bytes) return cudaErrorInvalidValue;
       std::memset(temporary, 0xc7, temporary_bytes);  // it must really be there
       const int width = end_bit - begin_bit;
       sort(keys, values, count, width == 0 ? 0 : ~std::uint64_t{0} >> (64 - width) << begin_bit);

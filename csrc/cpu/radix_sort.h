@@ -1,4 +1,4 @@
-// A stable sort by an unsigned key, a digit at a time from the least significant one.
+// A stable radix sort by an unsigned key, least significant digit first.
 #pragma once
 
 #include <algorithm>
@@ -6,15 +6,15 @@
 #include <cstdint>
 #include <vector>
 
-namespace lampfast {
+namespace lampfast::cpu {
 
-// Sorts by the lowest key_bits (one or more) of key_of(item), and returns where the sorted items
-// are: where they were, or in `other`, which has room for as many.
+// Sorts by key_of(item), which must be below 2^key_bits (key_bits >= 1). Returns where the sorted
+// items are: `items`, or `other`, a buffer of the same size.
 template <class Item, class KeyOf>
 Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyOf&& key_of) {
   constexpr int most_digit_bits = 11;
-  constexpr std::size_t few = 32;
-  if (count <= few) {
+  constexpr std::size_t most_inserted = 32;
+  if (count <= most_inserted) {
     for (std::size_t i = 1; i < count; ++i) {
       const Item item = items[i];
       std::size_t to = i;
@@ -23,7 +23,8 @@ Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyO
     }
     return items;
   }
-  // No more digits than items, or their counts would take longer than the items.
+  // A digit has no more values than there are items, or handling its counts would take longer than
+  // moving the items.
   const auto digit_bits_of = [&](int passes) { return (key_bits + passes - 1) / passes; };
   int passes = (key_bits + most_digit_bits - 1) / most_digit_bits;
   while ((std::size_t{1} << digit_bits_of(passes)) > count) ++passes;
@@ -53,9 +54,9 @@ Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyO
     if (places[digit_of(items[0], pass)] == count) continue;  // all items have the same digit
     std::size_t start = 0;
     for (std::size_t digit = 0; digit < digits; ++digit) {
-      const std::size_t here = places[digit];
+      const std::size_t digit_count = places[digit];
       places[digit] = start;
-      start += here;
+      start += digit_count;
     }
     for (std::size_t i = 0; i < count; ++i) other[places[digit_of(items[i], pass)]++] = items[i];
     std::swap(items, other);
@@ -63,4 +64,4 @@ Item* radix_sort(Item* items, Item* other, std::size_t count, int key_bits, KeyO
   return items;
 }
 
-}  // namespace lampfast
+}  // namespace lampfast::cpu
