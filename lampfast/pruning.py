@@ -8,13 +8,14 @@ from math import isfinite
 from typing import Any
 
 from lampfast import _arguments, _core, methods, parameters
-from lampfast._engine import calls, changes, views
+from lampfast._engine import calls, changes, collector, views
 from lampfast._engine.views import View, Weight
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, Report
 
 
+@collector.paused
 def prune(
     model: Model,
     s: float,
@@ -97,6 +98,7 @@ def prune(
     return _report(layers, thresholds)
 
 
+@collector.paused
 def masks(
     model: Model,
     s: float,
@@ -140,6 +142,7 @@ def masks(
     return views.delivered(outputs, layers)
 
 
+@collector.paused
 def scores(
     model: Model,
     *,
@@ -180,6 +183,7 @@ def scores(
     return views.delivered(outputs, layers)
 
 
+@collector.paused
 def report(
     model: Model,
     s: float | None = None,

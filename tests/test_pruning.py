@@ -1,5 +1,6 @@
 """The verbs in place: autograd, storages, views, ties, memory formats; and importance."""
 
+import gc
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -410,3 +411,18 @@ def test_threads_of_the_caller() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was_after_every_verb(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        weights = [torch.randn(5)]
+        for call in (lampfast.prune, lampfast.masks, lampfast.report):
+            call(weights, 0.5)
+        lampfast.scores(weights)
+        with pytest.raises(ValueError, match="s is 2"):
+            lampfast.masks(weights, 2.0)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
