@@ -186,6 +186,9 @@ PYBIND11_MODULE(_core, m) {
   bind_types(m);
   bind_calls(m);
   m.def("instruction_set", &cpu::instruction_set);
+#if defined(LAMPFAST_TEST_SIZES)
+  m.def("use_instruction_set", &cpu::use_instruction_set);
+#endif
   m.def("cuda_usable", &cuda::usable);
   m.def("cuda_needs", &cuda::needs, py::arg("layers"), py::arg("device"));
   m.def("cuda_needs_of_scores", &cuda::needs_of_scores, py::arg("layers"), py::arg("device"));

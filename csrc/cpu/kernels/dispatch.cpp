@@ -1,4 +1,4 @@
-// Chooses the kernels' instruction set once, at their first use.
+// Chooses the kernels' instruction set once, at their first use. A build for tests may choose again.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -45,8 +45,7 @@ const InstructionSet instruction_sets[] = {
     {"baseline", baseline::table, baseline::score_keys, [] { return true; }},
 };
 
-const InstructionSet& choose() {
-  const char* wanted = std::getenv("LAMPFAST_ISA");
+const InstructionSet& choose(const char* wanted) {
   std::string supported;
   for (const InstructionSet& set : instruction_sets) {
     if (!set.supported()) continue;
@@ -57,17 +56,21 @@ const InstructionSet& choose() {
                            "', but this processor has: " + supported);
 }
 
-const InstructionSet& current() {
-  static const InstructionSet& set = choose();
+const InstructionSet*& current() {
+  static const InstructionSet* set = &choose(std::getenv("LAMPFAST_ISA"));
   return set;
 }
 
 }  // namespace
 
-const Kernels& kernels_for(Dtype dtype) { return current().table[static_cast<int>(dtype)]; }
+const Kernels& kernels_for(Dtype dtype) { return current()->table[static_cast<int>(dtype)]; }
 
-ScoreKeys score_keys() { return current().score_keys; }
+ScoreKeys score_keys() { return current()->score_keys; }
 
-const char* instruction_set() { return current().name; }
+const char* instruction_set() { return current()->name; }
+
+#if defined(LAMPFAST_TEST_SIZES)
+void use_instruction_set(const char* name) { current() = &choose(name); }
+#endif
 
 }  // namespace lampfast::cpu

@@ -68,4 +68,9 @@ const Kernels& kernels_for(Dtype dtype);
 // processor has.
 const char* instruction_set();
 
+#if defined(LAMPFAST_TEST_SIZES)
+// Takes another one for the calls that follow; none may be running.
+void use_instruction_set(const char* name);
+#endif
+
 }  // namespace lampfast::cpu
