@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lampfast._engine import memory
@@ -32,18 +32,36 @@ def test_reach(dims: list[tuple[int, int]]) -> None:
     assert memory.reach(shape, strides) == (min(every), max(every))
 
 
-@given(shapes_and_strides, shapes_and_strides)
-def test_equal_runs_from_the_same_start_are_the_same_memory(
-    one: list[tuple[int, int]], two: list[tuple[int, int]]
+def runs(dims: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    shape, strides = [n for n, _ in dims], [step for _, step in dims]
+    return memory.merged_dimensions(memory.array(10_000, 4, shape, strides))
+
+
+def places(dims: list[tuple[int, int]]) -> list[int]:
+    """Where the elements lie, from the lowest on."""
+    every = offsets([n for n, _ in dims], [step for _, step in dims])
+    return sorted(offset - min(every) for offset in every)
+
+
+@given(shapes_and_strides, st.data())
+def test_the_same_memory_in_another_order_has_the_same_runs(
+    dims: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    runs, places = [], []
-    for dims in (one, two):
-        shape, strides = [n for n, _ in dims], [step for _, step in dims]
-        every = offsets(shape, strides)
-        runs.append(memory.merged_dimensions(memory.array(10_000, 4, shape, strides)))
-        places.append(sorted(offset - min(every) for offset in every))
-    if runs[0] == runs[1]:
-        assert places[0] == places[1]
+    other = [
+        (n, data.draw(st.sampled_from([step, -step])))
+        for n, step in data.draw(st.permutations(dims))
+    ]
+    assert places(other) == places(dims)
+    assert runs(other) == runs(dims)
+
+
+@given(shapes_and_strides.filter(bool), st.data())
+def test_other_memory_has_other_runs(dims: list[tuple[int, int]], data: st.DataObject) -> None:
+    other = list(dims)
+    changed = data.draw(st.integers(0, len(dims) - 1))
+    other[changed] = data.draw(st.tuples(st.integers(1, 4), st.integers(-7, 7)))
+    assume(places(other) != places(dims))
+    assert runs(other) != runs(dims)
 
 
 @given(st.permutations(range(4)), st.lists(st.booleans(), min_size=4, max_size=4))

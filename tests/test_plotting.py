@@ -2,12 +2,11 @@
 
 import gc
 import io
-import subprocess
-import sys
 import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 
+import another_python
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -276,9 +275,7 @@ try:
 except ModuleNotFoundError as error:
     print(error.name, error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith(f"{missing} ")
+    done = another_python.run("-c", program)
+    assert done.stdout.startswith(f"{missing} "), done.stderr
     assert told in done.stdout
     assert ("[plot]" in done.stdout) == (missing == "matplotlib")

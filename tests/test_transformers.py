@@ -1,11 +1,11 @@
 """Short trainings with the Hugging Face Trainer: what a plain loop does, also when resumed."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import another_python
 import pytest
 import torch
 from torch import nn
@@ -279,8 +279,8 @@ def test_the_sparsity_is_logged(tmp_path: Path) -> None:
 
 def test_lampfast_alone_imports_no_trainer() -> None:
     look = "import lampfast, sys; print(sorted({'lightning', 'transformers'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = another_python.run("-c", look)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_arguments_are_checked_before_any_training() -> None:
