@@ -1,4 +1,4 @@
-"""Settings of the whole suite: hypothesis profiles, and threads put back after each test.
+"""Settings of the whole suite: hypothesis profiles, and CPU settings put back after each test.
 
 With LAMPFAST_EMULATED set, tensors are pruned by the kernels for GPUs (emulation.py).
 """
@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 
+import cpu_settings
 import pytest
-import torch
 from emulation import emulated
 from hypothesis import HealthCheck, settings
 
@@ -25,11 +25,11 @@ settings.load_profile(
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """A test may call torch.set_num_threads; the next one starts as it would alone."""
-    threads = torch.get_num_threads()
+def _cpu_settings() -> Iterator[None]:
+    """A test may change the threads and the instruction set; the next starts as it would alone."""
+    before = cpu_settings.current()
     yield
-    torch.set_num_threads(threads)
+    before.use()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,6 +8,7 @@ only in exact arithmetic. A weight is drawn as a Python float and rounded to the
 import math
 from typing import Any
 
+import cpu_settings
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,6 +26,8 @@ DTYPES = (
 Array = npt.NDArray[Any]
 Model = dict[str, torch.Tensor]
 ArrayModel = dict[str, Array]
+
+cpus = st.sampled_from(cpu_settings.EVERY)
 
 _LIMIT = np.finfo(np.float64).max.item()
 _EXTREMES = (

@@ -1,11 +1,12 @@
 """The engine's rare paths, bit for bit against sorted_check.py, with 1 to 4 threads.
 
-Small enough to run often, and against the build whose sizes are tiny (.ci/tiny) too.
+Small enough to run often, and against a build with far smaller sizes (.ci/test_sizes) too.
 """
 
 from collections.abc import Callable, Iterable
 from math import prod
 
+import cpu_settings
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -24,7 +25,8 @@ Rng = np.random.Generator
 Model = dict[str, torch.Tensor]
 
 CHUNK = 1 << 17  # csrc/chunks.h
-TINY_CHUNK = 20
+SMALL_CHUNK = 20
+SCALE = 16 if cpu_settings.TEST_SIZES else 1  # as many chunks take all the more time there
 
 
 def _model(layers: Iterable[Array], dtype: torch.dtype = torch.float32) -> Model:
@@ -56,7 +58,7 @@ def _assert_exact(model: Model, counts: Iterable[int], check: SortedCheck | None
     """Require the exact masks and pruned weights for every count."""
     check = check or SortedCheck(model)
     for turn, k in enumerate(counts):
-        torch.set_num_threads(1 + turn % 4)
+        cpu_settings.in_turn(turn).use()
         expected = check.masks(k)
         assert_same_masks(lampfast.masks(model, k), expected)
         if turn % 2 == 0:
@@ -87,7 +89,7 @@ def _layouts(values: torch.Tensor) -> Model:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (70, 60, 6, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (70, 60 // SCALE, 6, 6)], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["noise", "ties"])
 def test_masks_written_on_the_way_are_right_in_every_memory_format(
     dtype: torch.dtype, shape: tuple[int, ...], tied: bool
@@ -163,7 +165,7 @@ def test_weights_that_lie_to_the_sample(
     liar: Callable[[Rng, int], Array] | None, dtype: torch.dtype
 ) -> None:
     rng = np.random.default_rng(0)
-    sizes = (120_000, 40_000, 20_000, 2_500, 500, 90)
+    sizes = (*(size // SCALE for size in (120_000, 40_000, 20_000)), 2_500, 500, 90)
     liars = [liar] if liar else LIARS
     model = _model((make(rng, size) for size in sizes for make in liars), dtype)
     check = SortedCheck(model)
@@ -218,11 +220,12 @@ def _as_channels_last(model: Model) -> Model:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
 @pytest.mark.parametrize("dtype", TIED, ids=str)
 def test_the_cut_between_chunks_of_equal_weights(dtype: torch.dtype, channels_last: bool) -> None:
-    model = _model([np.full(271_980, -0.25)], dtype)
+    size = 271_980 // SCALE // 180 * 180
+    model = _model([np.full(size, -0.25)], dtype)
     if channels_last:
         model = _as_channels_last(model)
-    edges = [TINY_CHUNK, 3 * TINY_CHUNK, CHUNK, 2 * CHUNK]
-    _assert_exact(model, [0, 1, *_around(edges, 271_980), 271_979, 271_980])
+    edges = [SMALL_CHUNK, 3 * SMALL_CHUNK, CHUNK, 2 * CHUNK]
+    _assert_exact(model, [0, 1, *_around(edges, size), size - 1, size])
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
@@ -230,27 +233,27 @@ def test_the_cut_between_chunks_of_equal_weights(dtype: torch.dtype, channels_la
 def test_the_cut_between_equal_layers(dtype: torch.dtype, channels_last: bool) -> None:
     """Layers of the same weights have the same scores, and of these the first layers' go first."""
     rng = np.random.default_rng(0)
-    some = rng.choice([0.5, 0.5, -1.0, 2.0], 18_000)
+    some = rng.choice([0.5, 0.5, -1.0, 2.0], 18_000 // SCALE // 180 * 180)
     model = _model([some, rng.permutation(some), -2 * some, some[::-1].copy()], dtype)
     if channels_last:
         model = _as_channels_last(model)
     check = SortedCheck(model)
     halves = 4 * int((np.abs(some) == 0.5).sum())
     ones = halves + 4 * int((np.abs(some) == 1.0).sum())
-    edges = [2, 4 * TINY_CHUNK, halves // 2, halves, (halves + ones) // 2, ones, check.numel - 2]
+    edges = [2, 4 * SMALL_CHUNK, halves // 2, halves, (halves + ones) // 2, ones, check.numel - 2]
     _assert_exact(model, [k for edge in edges for k in range(edge - 2, edge + 3)], check)
 
 
 @pytest.mark.parametrize("dtype", TIED, ids=str)
 def test_ties_go_in_order_whichever_thread_finds_them(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
-    values = torch.from_numpy(rng.integers(1, 4, (60, 90, 6, 6)) / 2.0).to(dtype)
+    values = torch.from_numpy(rng.integers(1, 4, (60, 90 // SCALE, 6, 6)) / 2.0).to(dtype)
     model = {**_layouts(values), "again": values.clone()}
     check = SortedCheck(model)
     k = check.numel * 2 // 3
     expected = check.masks(k)
-    for n in range(1, 5):
-        torch.set_num_threads(n)
+    for cpu in cpu_settings.EVERY:
+        cpu.use()
         assert_same_masks(lampfast.masks(model, k), expected)
 
 
@@ -258,7 +261,7 @@ def test_ties_go_in_order_whichever_thread_finds_them(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("scale", [1, 400])
+@pytest.mark.parametrize("scale", [1, 400 // SCALE])
 def test_counts_around_the_number_of_zeros(dtype: torch.dtype, scale: int) -> None:
     rng = np.random.default_rng(scale)
     sizes = [scale * size for size in (90, 1, 30, 250)]
@@ -274,8 +277,9 @@ def test_counts_around_the_number_of_zeros(dtype: torch.dtype, scale: int) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_but_zeros(dtype: torch.dtype) -> None:
-    model = _model([np.zeros(3), -np.zeros(70_000), np.zeros(0), np.zeros(500)], dtype)
-    _assert_exact(model, _around([0, 3, 23, 70_003, 70_503], 70_503))
+    size = 70_000 // SCALE
+    model = _model([np.zeros(3), -np.zeros(size), np.zeros(0), np.zeros(500)], dtype)
+    _assert_exact(model, _around([0, 3, 23, size + 3, size + 503], size + 503))
 
 
 # --- many small layers ---

@@ -1,16 +1,19 @@
-"""prune, masks and scores against the oracle on the hard inputs of strategies.py, 1 to 4 threads.
+"""prune, masks and scores against the oracle on the hard inputs of strategies.py.
 
-Masks and pruned weights bit for bit, scores to within one unit in the last place.
+Masks and pruned weights bit for bit, scores to within one unit in the last place, with 1 to 4
+threads and every instruction set that the build can choose from (cpu_settings.py).
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
+import cpu_settings
 import numpy as np
 import pytest
 import strategies
 import torch
 from compare import assert_one_ulp, assert_same_masks, assert_same_memory, memory, pruned_copy
+from cpu_settings import CpuSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Array, ArrayModel, Model
@@ -18,13 +21,11 @@ from strategies import Array, ArrayModel, Model
 import lampfast
 from lampfast import reference
 
-threads = st.integers(1, 4)
 
-
-@given(st.data(), strategies.models(), threads)
-def test_masks(data: st.DataObject, model: Model, n: int) -> None:
+@given(st.data(), strategies.models(), strategies.cpus)
+def test_masks(data: st.DataObject, model: Model, cpu: CpuSettings) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
-    torch.set_num_threads(n)
+    cpu.use()
     before = {name: memory(layer).clone() for name, layer in model.items()}
     got = lampfast.masks(model, s)
     assert_same_masks(got, reference.masks(model, s))
@@ -32,19 +33,21 @@ def test_masks(data: st.DataObject, model: Model, n: int) -> None:
         assert torch.equal(memory(layer), before[name]), f"masks changed {name}"
 
 
-@given(st.data(), strategies.models(), threads)
-def test_prune_zeroes_exactly_what_the_mask_says(data: st.DataObject, model: Model, n: int) -> None:
+@given(st.data(), strategies.models(), strategies.cpus)
+def test_prune_zeroes_exactly_what_the_mask_says(
+    data: st.DataObject, model: Model, cpu: CpuSettings
+) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
-    torch.set_num_threads(n)
+    cpu.use()
     masks = reference.masks(model, s)
     expected = {name: pruned_copy(layer, masks[name]) for name, layer in model.items()}
     lampfast.prune(model, s)
     assert_same_memory(model, expected)
 
 
-@given(strategies.models(), threads)
-def test_scores(model: Model, n: int) -> None:
-    torch.set_num_threads(n)
+@given(strategies.models(), strategies.cpus)
+def test_scores(model: Model, cpu: CpuSettings) -> None:
+    cpu.use()
     got = lampfast.scores(model)
     exact = reference.scores(model)
     assert list(got) == list(model)
@@ -55,13 +58,13 @@ def test_scores(model: Model, n: int) -> None:
         _assert_one_ulp(name, got[name], exact[name])
 
 
-@given(st.data(), strategies.models(), threads)
+@given(st.data(), strategies.models(), strategies.cpus)
 def test_importance_takes_the_place_of_the_weights(
-    data: st.DataObject, model: Model, n: int
+    data: st.DataObject, model: Model, cpu: CpuSettings
 ) -> None:
     importance = data.draw(strategies.importances(model), "importance")
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
-    torch.set_num_threads(n)
+    cpu.use()
     masks = reference.masks(model, s, importance)
     assert_same_masks(lampfast.masks(model, s, importance=importance), masks)
     expected = {name: pruned_copy(layer, masks[name]) for name, layer in model.items()}
@@ -69,10 +72,10 @@ def test_importance_takes_the_place_of_the_weights(
     assert_same_memory(model, expected)
 
 
-@given(st.data(), strategies.array_models(), threads)
-def test_numpy_arrays(data: st.DataObject, model: ArrayModel, n: int) -> None:
+@given(st.data(), strategies.array_models(), strategies.cpus)
+def test_numpy_arrays(data: st.DataObject, model: ArrayModel, cpu: CpuSettings) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
-    torch.set_num_threads(n)
+    cpu.use()
     expected = reference.masks(model, s)
     got = lampfast.masks(model, s)
     assert list(got) == list(model)
@@ -94,14 +97,16 @@ def test_numpy_arrays(data: st.DataObject, model: ArrayModel, n: int) -> None:
         assert _owner(model[name]).tobytes("A") == _owner(twin).tobytes("A"), name
 
 
-@given(st.data(), strategies.models(), threads)
-def test_expanded_tensors_have_masks_and_scores(data: st.DataObject, model: Model, n: int) -> None:
+@given(st.data(), strategies.models(), strategies.cpus)
+def test_expanded_tensors_have_masks_and_scores(
+    data: st.DataObject, model: Model, cpu: CpuSettings
+) -> None:
     wide = {
         name: layer.unsqueeze(-1).expand(*layer.shape, data.draw(st.integers(1, 5)))
         for name, layer in model.items()
     }
     s = data.draw(strategies.amounts(strategies.numel(wide)), "s")
-    torch.set_num_threads(n)
+    cpu.use()
     assert_same_masks(lampfast.masks(wide, s), reference.masks(wide, s))
     exact = reference.scores(wide)
     for name, score in lampfast.scores(wide).items():
@@ -133,11 +138,11 @@ def test_the_report_of_prune(data: st.DataObject, model: Model) -> None:
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
 @settings(max_examples=15)
-@given(seed=st.integers(0, 2**32), n=threads)
-def test_thousands_of_weights(dtype: torch.dtype, seed: int, n: int) -> None:
+@given(seed=st.integers(0, 2**32), cpu=strategies.cpus)
+def test_thousands_of_weights(dtype: torch.dtype, seed: int, cpu: CpuSettings) -> None:
     """Enough weights for every branch of a loop over blocks, still few enough for the oracle."""
     rng = np.random.default_rng(seed)
-    torch.set_num_threads(n)
+    cpu.use()
     model: Model = {}
     for position in range(rng.integers(1, 5)):
         values = rng.standard_normal(rng.integers(1, 1200)) * 10.0 ** rng.integers(-2, 2)
@@ -156,11 +161,11 @@ def test_thousands_of_weights(dtype: torch.dtype, seed: int, n: int) -> None:
 
 
 @settings(max_examples=5)
-@given(seed=st.integers(0, 2**32), n=threads)
-def test_float64_from_its_smallest_to_its_largest(seed: int, n: int) -> None:
+@given(seed=st.integers(0, 2**32), cpu=strategies.cpus)
+def test_float64_from_its_smallest_to_its_largest(seed: int, cpu: CpuSettings) -> None:
     """Squares that float64 cannot hold, sums that span 4,000 bits, and a layer of each extreme."""
     rng = np.random.default_rng(seed)
-    torch.set_num_threads(n)
+    cpu.use()
     sizes = rng.integers(1, 1500, 3)
     low, high = np.sort(rng.uniform(-323, 308, 2))
     layers = [
@@ -192,10 +197,10 @@ def test_near_ties_where_float64_squares_are_subnormal() -> None:
 
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
-@pytest.mark.parametrize("n", [1, 4])
-def test_every_count_round_trips(dtype: torch.dtype, n: int) -> None:
+@pytest.mark.parametrize("cpu", cpu_settings.FEW_AND_MANY, ids=str)
+def test_every_count_round_trips(dtype: torch.dtype, cpu: CpuSettings) -> None:
     """From nothing pruned to nothing kept, one weight at a time, with ties everywhere."""
-    torch.set_num_threads(n)
+    cpu.use()
     model = {
         "a": strategies.as_dtype([1, 2, -2, 3, 0, 3, -0.0, 5], dtype),
         "b": strategies.as_dtype([2, 4, -4, 6, 6, 10], dtype),
@@ -207,9 +212,11 @@ def test_every_count_round_trips(dtype: torch.dtype, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
-@pytest.mark.parametrize("n", [1, 4])
-def test_subnormals_count_even_where_the_processor_flushes_them(dtype: torch.dtype, n: int) -> None:
-    torch.set_num_threads(n)
+@pytest.mark.parametrize("cpu", cpu_settings.FEW_AND_MANY, ids=str)
+def test_subnormals_count_even_where_the_processor_flushes_them(
+    dtype: torch.dtype, cpu: CpuSettings
+) -> None:
+    cpu.use()
     info = torch.finfo(dtype)
     step = info.smallest_normal * info.eps  # the smallest subnormal
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import cpu_settings
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -206,14 +207,14 @@ def test_masks(case: tuple[Model, SortedCheck]) -> None:
     counts = [0, 1, check.numel - 1, check.numel, *(round(share * check.numel) for share in shares)]
     some = int(rng.integers(0, check.numel - 8))
     for turn, k in enumerate([*counts, *range(some, some + 8)]):
-        torch.set_num_threads(1 + turn % 4)
+        cpu_settings.in_turn(turn).use()
         assert_same_masks(lampfast.masks(model, k), check.masks(k))
 
 
 def test_prune(case: tuple[Model, SortedCheck]) -> None:
     model, check = case
     for turn, s in enumerate((0.3, 0.9)):
-        torch.set_num_threads(2 + turn)
+        cpu_settings.in_turn(1 + turn).use()
         masks = check.masks(round(s * check.numel))
         everything = {name: torch.ones_like(mask) for name, mask in masks.items()}
         pruned = {name: pruned_copy(model[name], everything[name]) for name in model}

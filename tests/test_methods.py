@@ -2,11 +2,13 @@
 
 from fractions import Fraction
 
+import cpu_settings
 import numpy as np
 import pytest
 import strategies
 import torch
 from compare import assert_same_masks, assert_same_memory, pruned_copy
+from cpu_settings import CpuSettings
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusal import refused
@@ -19,7 +21,6 @@ from lampfast import reference
 from lampfast.methods import Method, kept_counts
 
 methods = st.sampled_from(["global", "uniform", "uniform+", "erk"])
-threads = st.integers(1, 4)
 
 BY_COUNTS: tuple[Method, ...] = ("uniform", "uniform+", "erk")
 
@@ -37,18 +38,20 @@ def _expected(
     raise AssertionError
 
 
-@given(st.data(), strategies.models(), methods, threads)
-def test_masks(data: st.DataObject, model: Model, method: Method, n: int) -> None:
+@given(st.data(), strategies.models(), methods, strategies.cpus)
+def test_masks(data: st.DataObject, model: Model, method: Method, cpu: CpuSettings) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
-    torch.set_num_threads(n)
+    cpu.use()
     expected = _expected(model, s, method)
     assert_same_masks(lampfast.masks(model, s, method=method), expected)
 
 
-@given(st.data(), strategies.models(), methods, threads)
-def test_prune_again_and_again(data: st.DataObject, model: Model, method: Method, n: int) -> None:
+@given(st.data(), strategies.models(), methods, strategies.cpus)
+def test_prune_again_and_again(
+    data: st.DataObject, model: Model, method: Method, cpu: CpuSettings
+) -> None:
     total = strategies.numel(model)
-    torch.set_num_threads(n)
+    cpu.use()
     for k in sorted(data.draw(st.lists(st.integers(0, total), min_size=1, max_size=3), "counts")):
         masks = _expected(model, k, method)
         expected = {name: pruned_copy(layer, masks[name]) for name, layer in model.items()}
@@ -82,7 +85,7 @@ def test_large_layers(name: str) -> None:
     apart = [np.argsort(size, kind="stable") for size in sizes]
     counts = [0, 1, total - 1, total, *(round(s * total) for s in (0.1, 0.5, 0.9, rng.random()))]
     for turn, k in enumerate(counts):
-        torch.set_num_threads(1 + turn % 4)
+        cpu_settings.in_turn(turn).use()
         kept = np.ones(total, dtype=np.bool_)
         kept[together[:k]] = False
         parts = np.split(kept, np.cumsum([size.size for size in sizes])[:-1])

@@ -1,22 +1,22 @@
 """Packed masks against plain integers: any bits, any strides, sizes around words and registers."""
 
-import os
-import subprocess
-import sys
 from unittest import mock
 
-import packed_check
+import cpu_settings
+import numpy as np
 import pytest
 import strategies
 import torch
 from compare import BITS, assert_same_memory, memory, pruned_copy
+from cpu_settings import CpuSettings
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Model
 
-from lampfast._engine import copies, packed_masks, views
+from lampfast import _core
+from lampfast._engine import copies, gpus, packed_masks, views
 
-# Whole words, registers of every instruction set, chunks of a tiny build, and one more or less.
+# Whole words, registers of every instruction set, chunks of test sizes, and one more or less.
 _SIZES = [n + d for n in (8, 16, 32, 64, 128, 256, 512) for d in (-1, 0, 1)]
 # Powers of two times an odd number, so that there are shapes to choose from.
 _sizes = st.one_of(
@@ -69,9 +69,9 @@ def twin(layer: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
     return copy
 
 
-@given(any_bits(), st.integers(1, 3))
-def test_zeros_come_back_and_nothing_else_changes(model: Model, threads: int) -> None:
-    torch.set_num_threads(threads)
+@given(any_bits(), strategies.cpus)
+def test_zeros_come_back_and_nothing_else_changes(model: Model, cpu: CpuSettings) -> None:
+    cpu.use()
     layers = views.layers(model, write=True)
     before = {name: memory(layer).clone() for name, layer in model.items()}
     masks = packed_masks.record(layers)
@@ -139,13 +139,47 @@ def test_a_device_without_an_engine(model: Model, data: st.DataObject) -> None:
     assert_same_memory(model, expected)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa: str) -> None:
-    command = [sys.executable, packed_check.__file__, isa]
-    answer = subprocess.run(command, env=os.environ | {"LAMPFAST_ISA": isa}, capture_output=True)
-    if b"but this processor has" in answer.stderr:
-        pytest.skip(f"this processor has no {isa}")
-    assert answer.returncode == 0, answer.stderr.decode()
+_INTEGERS = {
+    "float8_e5m2": np.uint8,
+    "float8_e4m3fn": np.uint8,
+    "float16": np.uint16,
+    "bfloat16": np.uint16,
+    "float32": np.uint32,
+    "float64": np.uint64,
+}
+_GUARD = 70  # elements behind a layer that must stay
+
+
+@pytest.mark.parametrize("dtype", _INTEGERS)
+@pytest.mark.parametrize("instruction_set", cpu_settings.INSTRUCTION_SETS)
+def test_every_size_up_to_some_words(instruction_set: str, dtype: str) -> None:
+    CpuSettings(1, instruction_set).use()
+    random = np.random.default_rng(0)
+    for size in range(330):
+        for share in (0.0, 0.9, 1.0) if size % 16 == 0 else (0.5,):
+            _check_one_layer(dtype, size, share, random)
+
+
+def _check_one_layer(dtype: str, size: int, share: float, random: np.random.Generator) -> None:
+    """Random bits, a share of which are zeros of either sign, against numpy."""
+    integer = np.dtype(_INTEGERS[dtype])
+    top = np.array(1 << (8 * integer.itemsize - 1), integer)
+    bits = random.integers(0, 2**8, (size + _GUARD) * integer.itemsize, np.uint8).view(integer)
+    gone = random.random(size) < share
+    bits[:size][gone] &= top
+    kept = (bits[:size] & ~top) != 0
+    words = np.full((size + 63) // 64 + 1, 0x5A5A5A5A5A5A5A5A, np.uint64)
+    layer = bits.ctypes.data, getattr(_core.Dtype, dtype), (size,), (1,), gpus.HOST
+    _core.pack([layer], [words.ctypes.data], (1, ()))
+    assert words[-1] == 0x5A5A5A5A5A5A5A5A
+    packed = np.unpackbits(words.view(np.uint8), bitorder="little")
+    assert (packed[:size] == kept).all(), size
+    before = bits[:] = ~bits
+    expected = before.copy()
+    expected[:size][~kept] = 0
+    words[size // 64] |= np.array((2**64 - 1) << (size % 64) & (2**64 - 1), np.uint64)
+    _core.apply_packed_masks([layer], [words.ctypes.data], (1, ()))
+    assert (bits == expected).all(), size
 
 
 def test_many_chunks_and_threads() -> None:
