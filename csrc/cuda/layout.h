@@ -53,7 +53,8 @@ struct Layout {
     const auto found = walk.axes();
     const auto& run = found.back().stride;
     if (found.size() == 1 && run[0] == 1 && run[1] == 1 && run[2] == 1) return {nullptr, 0};
-    const VisitOrder visit{device_axes + axes.size(), static_cast<int>(found.size())};
+    const VisitAxis* const first = device_axes == nullptr ? nullptr : device_axes + axes.size();
+    const VisitOrder visit{first, static_cast<int>(found.size())};
     for (const auto& axis : found) {
       axes.push_back({axis.extent, axis.stride[0], axis.stride[1], axis.stride[2]});
     }
