@@ -7,7 +7,14 @@
 #include <cstdint>
 #include <new>
 
-#if defined(__SANITIZE_ADDRESS__)
+// How GCC and Clang say that AddressSanitizer is on.
+#if defined(__clang__)
+#define LAMPFAST_EMULATOR_ASAN __has_feature(address_sanitizer)
+#else
+#define LAMPFAST_EMULATOR_ASAN __SANITIZE_ADDRESS__
+#endif
+
+#if LAMPFAST_EMULATOR_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -100,7 +107,7 @@ class Fiber {
   // The first fiber of all is switched to from the thread itself, whose own stack becomes known
   // here.
   static void begun([[maybe_unused]] Fiber& thread) {
-#if defined(__SANITIZE_ADDRESS__)
+#if LAMPFAST_EMULATOR_ASAN
     const bool is_first = thread.bottom_ == nullptr;
     __sanitizer_finish_switch_fiber(nullptr, is_first ? &thread.bottom_ : nullptr,
                                     is_first ? &thread.size_ : nullptr);
@@ -108,7 +115,7 @@ class Fiber {
   }
 
   void switch_to(Fiber& next, [[maybe_unused]] bool is_final = false) {
-#if defined(__SANITIZE_ADDRESS__)
+#if LAMPFAST_EMULATOR_ASAN
     void* frames = nullptr;
     __sanitizer_start_switch_fiber(is_final ? nullptr : &frames, next.bottom_, next.size_);
     context_.switch_to(next.context_);
@@ -120,7 +127,7 @@ class Fiber {
 
  private:
   static constexpr std::size_t guard = 4096;  // a page below the stack, where an overflow faults
-#if defined(__SANITIZE_ADDRESS__)
+#if LAMPFAST_EMULATOR_ASAN
   static constexpr std::size_t size = 256 << 10;  // frames are larger, and reports need room
 #else
   static constexpr std::size_t size = 64 << 10;
@@ -128,7 +135,7 @@ class Fiber {
 
   // Frames of an abandoned fiber would stay poisoned for whoever gets the memory next.
   void forget() {
-#if defined(__SANITIZE_ADDRESS__)
+#if LAMPFAST_EMULATOR_ASAN
     ASAN_UNPOISON_MEMORY_REGION(bottom_, size_);
 #endif
   }
