@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import cpu_settings
 import pytest
+import torch
 from emulation import emulated
 from hypothesis import HealthCheck, settings
 
@@ -22,6 +23,11 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
 )
+
+
+# Processes that run beside each other share the cores; tests of threads ask for theirs.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ def same(a: Any, b: Any) -> bool:
         (constant(0.6, start=7), 1),
         (lambda step: 0 if step < 5 else 0.5, 2),
     ],
-    ids=str,
+    ids=["cubic", "linear", "geometric", "constant", "function"],
 )
 def test_a_loop_by_hand_gives_the_same(
     make: Callable[[nn.Module], Optimizer], schedule: Schedule, every: int
