@@ -12,6 +12,7 @@ import cpu_settings
 import numpy as np
 import numpy.typing as npt
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 DTYPES = (
@@ -28,6 +29,9 @@ Model = dict[str, torch.Tensor]
 ArrayModel = dict[str, Array]
 
 cpus = st.sampled_from(cpu_settings.EVERY)
+
+# For tests of what lies around the engine, whose own exactness test_exact.py tries as often.
+fewer = settings(max_examples=settings.default.max_examples // 4)
 
 _LIMIT = np.finfo(np.float64).max.item()
 _EXTREMES = (

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import lampfast
 from lampfast.__main__ import main
-from lampfast._cli import demo
+from lampfast._cli import demo, measure
 from lampfast._cli.app import app
 
 WEIGHTS = 4_608_992  # convolution and linear weights of EfficientNet-Lite0
@@ -24,7 +24,8 @@ def _lampfast(*arguments: str, exit_code: int = 0) -> str:
     return result.output
 
 
-def test_demo() -> None:
+def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_ROUNDS", 1)
     output = _lampfast("demo")
     pruned = round(0.9 * WEIGHTS)
     assert "_blocks.15._depthwise_conv.weight" in output  # no name is cut short
@@ -36,6 +37,8 @@ def test_demo() -> None:
 
 
 def test_demo_takes_a_sparsity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system cannot tell how much memory a call takes."""
+    monkeypatch.setattr(measure, "peak_bytes", lambda prepare: None)
     small = {"fc.weight": torch.arange(200.0).reshape(10, 20)}
     monkeypatch.setattr(demo, "imagenet_weights", lambda: small)
     assert re.search(r"all layers +1 +200 +50 +75.0%", _lampfast("demo", "--sparsity", "0.75"))

@@ -42,6 +42,7 @@ def some(data: st.DataObject, model: Mapping[str, torch.Tensor]) -> list[torch.T
     return [layer for layer in model.values() if data.draw(st.booleans(), "far")]
 
 
+@strategies.fewer
 @given(st.data(), strategies.models())
 def test_masks(data: st.DataObject, model: Model) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
@@ -50,6 +51,7 @@ def test_masks(data: st.DataObject, model: Model) -> None:
     assert_same_masks(got, reference.masks(model, s))
 
 
+@strategies.fewer
 @given(st.data(), strategies.models())
 def test_prune(data: st.DataObject, model: Model) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
@@ -63,6 +65,7 @@ def test_prune(data: st.DataObject, model: Model) -> None:
     }
 
 
+@strategies.fewer
 @given(st.data(), strategies.models())
 def test_scores(data: st.DataObject, model: Model) -> None:
     with far(some(data, model)):
@@ -73,6 +76,7 @@ def test_scores(data: st.DataObject, model: Model) -> None:
             assert_one_ulp(name, i, value, score, got[name].dtype)
 
 
+@strategies.fewer
 @given(st.data(), strategies.models())
 def test_importance(data: st.DataObject, model: Model) -> None:
     importance = data.draw(strategies.importances(model), "importance")

@@ -113,6 +113,7 @@ def test_expanded_tensors_have_masks_and_scores(
         _assert_one_ulp(name, score, exact[name])
 
 
+@strategies.fewer
 @given(st.data(), strategies.models())
 def test_a_sequence_is_named_by_position(data: st.DataObject, model: Model) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")
@@ -121,6 +122,7 @@ def test_a_sequence_is_named_by_position(data: st.DataObject, model: Model) -> N
     assert_same_masks(got, {str(i): mask for i, mask in enumerate(expected.values())})
 
 
+@strategies.fewer
 @given(st.data(), strategies.models())
 def test_the_report_of_prune(data: st.DataObject, model: Model) -> None:
     s = data.draw(strategies.amounts(strategies.numel(model)), "s")

@@ -4,6 +4,7 @@ import csv
 import doctest
 import gzip
 import re
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -103,6 +104,7 @@ WHOLE = idx(np.zeros((2, 3), np.uint8))
         (gzip.compress(WHOLE + b"\0"), re.escape("shape (2, 3), which 7 bytes")),
         (gzip.compress(WHOLE[:10]), "starts with '00 00 08 02'"),
     ],
+    ids=["no gzip", "cut gzip", "empty", "another type", "too short", "too long", "cut heading"],
 )
 def test_idx_refuses_what_is_broken(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(content)
@@ -290,11 +292,18 @@ def comparable(folder: Path) -> tuple[list[Row], list[LayerRow]]:
     return sorted(untimed), sorted(results.layers)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Path:
+    """A study that nothing interrupted, for all tests to read."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    go_on(folder, place)
+    return folder
+
+
 @pytest.fixture
-def whole(tmp_path: Path, place: Path) -> Path:
-    """A study that nothing interrupted."""
-    go_on(tmp_path / "whole", place)
-    return tmp_path / "whole"
+def whole(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return shutil.copytree(uninterrupted, tmp_path / "whole")
 
 
 @pytest.fixture
@@ -499,8 +508,8 @@ def invented(accuracies: dict[str, list[list[float]]]) -> Iterator[Row]:
                 )
 
 
-@pytest.fixture
-def made_up(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of results whose answers are known."""
     lamp = [[0.80, 0.70], [0.81, 0.71], [0.82, 0.72]]
     rows = list(
@@ -538,8 +547,9 @@ def made_up(tmp_path: Path) -> str:
     # Of a seed that the others do not have yet: it counts as done, and is compared with nothing.
     rows.append(rows[0]._replace(seed=3, accuracy=0.1))
     outcome = Outcome([dense, *rows], layers, [left_out])
-    Records(tmp_path).add(outcome, STUDY, call)
-    return page.write(tmp_path).read_text()
+    folder = tmp_path_factory.mktemp("made up")
+    Records(folder).add(outcome, STUDY, call)
+    return page.write(folder).read_text()
 
 
 @pytest.mark.parametrize(

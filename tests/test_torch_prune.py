@@ -13,7 +13,7 @@ from compare import assert_same_masks
 from hypothesis import given
 from hypothesis import strategies as st
 from refusal import refused
-from strategies import Model, amounts, importances, models
+from strategies import Model, amounts, fewer, importances, models
 from torch import nn
 from torch.nn.utils import prune as torchs_prune
 
@@ -113,6 +113,7 @@ def step(pairs: Pairs) -> None:
             weight.copy_(weight.flatten().roll(1).view_as(weight))
 
 
+@fewer
 @given(models(), st.data())
 def test_global_masks_are_those_of_the_definition(model: Model, data: st.DataObject) -> None:
     pairs = holders(model)
@@ -125,6 +126,7 @@ def test_global_masks_are_those_of_the_definition(model: Model, data: st.DataObj
             step(pairs)
 
 
+@fewer
 @given(models(), st.data())
 def test_one_layer_at_a_time(model: Model, data: st.DataObject) -> None:
     pairs = holders(model)
@@ -138,6 +140,7 @@ def test_one_layer_at_a_time(model: Model, data: st.DataObject) -> None:
             step(pairs)
 
 
+@fewer
 @given(models(), st.data())
 def test_importances_take_the_place_of_the_weights(model: Model, data: st.DataObject) -> None:
     pairs = holders(model)
@@ -154,6 +157,7 @@ def test_importances_take_the_place_of_the_weights(model: Model, data: st.DataOb
         assert_pruned(pairs, masks)
 
 
+@fewer
 @given(models(), st.data())
 def test_importance_of_one_layer(model: Model, data: st.DataObject) -> None:
     for (module, name), score in zip(
