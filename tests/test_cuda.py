@@ -1,6 +1,6 @@
 """The CUDA engine, on a GPU where there is one, and emulated on the CPU where it is built so.
 
-The emulated build (.ci/tiny) also runs the CPU's own exactness tests on these kernels.
+The emulated build (.ci/test_sizes) also runs the CPU's own exactness tests on these kernels.
 """
 
 import os
@@ -28,7 +28,7 @@ IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
 
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and a build with CUDA")
 needs_emulation = pytest.mark.skipif(
-    not IS_EMULATED, reason="needs a build with LAMPFAST_CUDA=EMULATED (.ci/tiny)"
+    not IS_EMULATED, reason="needs a build with LAMPFAST_CUDA=EMULATED (.ci/test_sizes)"
 )
 places = pytest.mark.parametrize(
     "device",
