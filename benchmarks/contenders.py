@@ -6,12 +6,9 @@ Each is handed out as a function that sets the call up, untimed, and returns it,
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import floors
 import torch
 from torch.nn.utils import prune as torch_prune
 from weights import Weights
@@ -23,8 +20,6 @@ from lampfast._engine import views
 from lampfast.methods import Method
 
 Prepare = Callable[[], Call]
-
-_PART = 1 << 17  # weights that a thread compares at a time
 
 
 def masks(weights: Weights, s: float, method: Method = "lamp") -> Prepare:
@@ -57,9 +52,6 @@ def restore(weights: Weights, targets: Weights) -> None:
 def masks_floors(weights: Weights, s: float) -> tuple[Prepare, Prepare]:
     """Times writing the masks when every threshold is already known.
 
-    That is one comparison of each weight's key, its bits without the sign, with its layer's
-    threshold: numpy's, on as many threads as torch has. The bytes are those that any mask costs.
-
     Returns:
         As `lampfast.masks` does it, into new tensors, whose pages the system may have to provide
         first; and, stricter, into tensors that are there.
@@ -69,40 +61,21 @@ def masks_floors(weights: Weights, s: float) -> tuple[Prepare, Prepare]:
     """
     layers, machine = views.layers(weights), (torch.get_num_threads(), ())
     planned = _core.thresholds([layer.pointer for layer in layers], spec(weights, s), machine)
-    keys = [_keys(weight) for weight in weights.values()]
-    bounds = [key.dtype.type(found.key) for key, found in zip(keys, planned, strict=True)]
-    threads = ThreadPoolExecutor(torch.get_num_threads())
-
-    def compare(part: tuple[npt.NDArray[Any], Any, npt.NDArray[np.bool_]]) -> None:
-        key, bound, mask = part
-        np.greater_equal(key, bound, out=mask)
-
-    def write(masks: list[torch.Tensor]) -> list[torch.Tensor]:
-        outputs = [mask.view(-1).numpy() for mask in masks]
-        parts = [
-            (key[begin : begin + _PART], bound, output[begin : begin + _PART])
-            for key, bound, output in zip(keys, bounds, outputs, strict=True)
-            for begin in range(0, len(key), _PART)
-        ]
-        list(threads.map(compare, parts))
-        return masks
+    tensors, keys = list(weights.values()), [threshold.key for threshold in planned]
 
     def empty() -> list[torch.Tensor]:
-        return [torch.empty(weight.shape, dtype=torch.bool) for weight in weights.values()]
+        return [torch.empty(weight.shape, dtype=torch.bool) for weight in tensors]
 
-    there, expected = empty(), lampfast.masks(weights, s).values()
-    for mask, right, key, bound in zip(write(there), expected, keys, bounds, strict=True):
-        wrong = (mask != right).view(-1).numpy()
-        assert (key[wrong] == bound).all()
+    def write(masks: list[torch.Tensor]) -> list[torch.Tensor]:
+        floors.write_masks(tensors, keys, masks)
+        return masks
+
+    there, expected = empty(), lampfast.masks(weights, s)
+    for mask, right, weight, threshold in zip(
+        write(there), expected.values(), tensors, planned, strict=True
+    ):
+        assert (weight[mask != right].abs().double() == threshold.magnitude).all()
     return lambda: lambda: write(empty()), lambda: partial(write, there)
-
-
-def _keys(weight: torch.Tensor) -> npt.NDArray[Any]:
-    """The weights' bits as unsigned integers without the sign, which order as magnitudes do."""
-    unsigned = np.dtype(f"u{weight.itemsize}")
-    bits = views.as_integers(weight.contiguous()).view(-1).numpy().view(unsigned)
-    keys: npt.NDArray[Any] = bits & unsigned.type((1 << (8 * weight.itemsize - 1)) - 1)
-    return keys
 
 
 def copy_floor(weights: Weights, targets: Weights) -> Prepare:
