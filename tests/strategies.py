@@ -31,6 +31,7 @@ ArrayModel = dict[str, Array]
 cpus = st.sampled_from(cpu_settings.EVERY)
 
 # For tests of what lies around the engine, whose own exactness test_exact.py tries as often.
+assert settings.default is not None
 fewer = settings(max_examples=settings.default.max_examples // 4)
 
 _LIMIT = np.finfo(np.float64).max.item()
