@@ -1,7 +1,7 @@
 """Calls the extension while another thread changes the weights, without torch.
 
 Answers may then be wrong, or an error; but memory must not be corrupted, and every call must end.
-CI runs it under AddressSanitizer (.ci/sanitize). Usage: race_driver.py SECONDS
+CI runs it under AddressSanitizer (.ci/test_sizes). Usage: race_driver.py SECONDS
 """
 
 import itertools
@@ -19,8 +19,9 @@ from sanitize_driver import load
 
 Array = npt.NDArray[Any]
 
-# Sizes at which a weight is compared and stored in different paths: whole layers, chunks, gaps.
-SIZES = (40, 3000, 200_000)
+# Sizes at which, in that build, a weight is compared and stored in different paths: whole layers,
+# chunks, gaps.
+SIZES = (40, 300, 3000)
 DTYPES = {"float32": np.float32, "float16": np.float16, "float64": np.float64}
 MACHINE = (2, ())
 CALLS = 4  # in every race

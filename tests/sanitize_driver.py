@@ -1,6 +1,6 @@
 """Calls every entry of the extension, from many threads at once, without torch.
 
-.ci/test_sizes and .ci/races run it under the sanitizers, in builds to whose sizes its layers are
+.ci/test_sizes and .ci/threads run it under the sanitizers, in builds to whose sizes its layers are
 large. Every thread must get what a single one gets.
 """
 

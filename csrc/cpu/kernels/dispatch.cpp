@@ -1,4 +1,4 @@
-// Chooses the kernels' instruction set once, at their first use. A build for tests may choose again.
+// Chooses the kernels' instruction set at their first use; a build for tests may choose again.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
