@@ -57,8 +57,8 @@ class Backend {
 
   // --- partition ---
 
-  // Reads the layers once. A layer's candidates stay stored until it is read again. Where an element
-  // is not finite, the sum above its interval is not finite either.
+  // Reads the layers once. A layer's candidates stay stored until it is read again. Where an
+  // element is not finite, the sum above its interval is not finite either.
   virtual std::vector<PartitionResult> partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  const MaskSink& masks, StoreLimit limit) = 0;

@@ -11,8 +11,8 @@
 
 #include "core/key_format.h"
 #include "core/layer.h"
-#include "cpu/radix_sort.h"
 #include "core/test_sizes.h"
+#include "cpu/radix_sort.h"
 #include "cpu/sampling/blocks.h"
 #include "cpu/sampling/margins.h"
 
