@@ -526,6 +526,7 @@ def test_handles_come_and_go_while_others_prune() -> None:
             handle = keep_zeros(layer, SGD(layer.parameters()))
             lampfast.prune(layer, 0.5)
             handle.remove()
+            assert int((layer.weight == 0).sum()) == 2
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(come_and_go, range(4)))
