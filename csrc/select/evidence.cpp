@@ -53,13 +53,13 @@ Evidence::Evidence(std::vector<double> layer_scales)
       reads(scales.size(), 0) {}
 
 void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
-  std::vector<PartitionResult> results =
+  const std::vector<PartitionResult> results =
       backends_.partition(reads.ids, requests(reads), masks, limit);
-  std::vector<Partition> found;
+  std::vector<const Partition*> found;
   found.reserve(results.size());
   for (std::size_t r = 0; r < results.size(); ++r) {
     evidence_.stored[reads.ids[r]] = results[r].is_stored ? reads.intervals[r] : KeyInterval{0, 0};
-    found.push_back(std::move(results[r].found));
+    found.push_back(&results[r].found);
   }
   learn(reads.ids, found,
         limit == StoreLimit::budget ? most_sorted_candidates
@@ -67,7 +67,11 @@ void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& 
 }
 
 void Reader::read_candidates(const Reads& reads) {
-  learn(reads.ids, backends_.narrow(reads.ids, requests(reads)), most_sorted_candidates);
+  const std::vector<Partition> partitions = backends_.narrow(reads.ids, requests(reads));
+  std::vector<const Partition*> found;
+  found.reserve(partitions.size());
+  for (const Partition& partition : partitions) found.push_back(&partition);
+  learn(reads.ids, found, most_sorted_candidates);
 }
 
 std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
@@ -80,7 +84,7 @@ std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
   return requests;
 }
 
-void Reader::learn(const LayerIds& ids, const std::vector<Partition>& found,
+void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& found,
                    std::int64_t most_sorted) {
   LayerIds sorted;
   std::vector<KeyRequest> keys;
@@ -88,17 +92,17 @@ void Reader::learn(const LayerIds& ids, const std::vector<Partition>& found,
   std::vector<const Partition*> bins;
   for (std::size_t r = 0; r < ids.size(); ++r) {
     const std::size_t id = ids[r];
-    const KeyInterval& interval = found[r].sides.interval;
-    const std::int64_t inside = found[r].inside();
-    if (!std::isfinite(found[r].sides.above_sum.value())) throw NotFinite();
-    evidence_.sides[id] = found[r].sides;
+    const KeyInterval& interval = found[r]->sides.interval;
+    const std::int64_t inside = found[r]->inside();
+    if (!std::isfinite(found[r]->sides.above_sum.value())) throw NotFinite();
+    evidence_.sides[id] = found[r]->sides;
     ++evidence_.reads[id];
     if (evidence_.stored[id].contains(interval) && inside <= most_sorted) {
       sorted.push_back(id);
       keys.push_back({interval, inside});
     } else {
       binned.push_back(id);
-      bins.push_back(&found[r]);
+      bins.push_back(found[r]);
     }
   }
   learn_from_keys(sorted, keys);

@@ -55,7 +55,8 @@ class Reader {
 
  private:
   std::vector<PartitionRequest> requests(const Reads& reads) const;
-  void learn(const LayerIds& ids, const std::vector<Partition>& found, std::int64_t most_sorted);
+  void learn(const LayerIds& ids, const std::vector<const Partition*>& found,
+             std::int64_t most_sorted);
   void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);
   void learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests);
 
