@@ -50,6 +50,7 @@ def writers(weight: Array) -> list[Callable[[], None]]:
         become(tied, normal),
         become(normal, mixed),
         become(normal, np.inf, 1.0),
+        become(normal, normal * (np.finfo(weight.dtype).max / 8), normal * 0.0),
     ]
 
 

@@ -58,8 +58,12 @@ class EmpiricalCdf {
   double lowest_score() const {
     return is_known() ? edges_[1].square() / (weight_ * edges_[1].tail) : most_score;
   }
-  // Layers that have it in common are copies of each other.
-  double total() const { return is_known() ? edges_[0].tail : 0.0; }
+  // Layers that have it in common are copies of each other. Finite also where another thread has
+  // made weights larger than the scale allows for, as totals are sorted.
+  double total() const {
+    const double total = is_known() ? edges_[0].tail : 0.0;
+    return std::isfinite(total) ? total : 0.0;
+  }
 
   void start_search() { low_ = 0, end_ = last_ + 1; }
 

@@ -74,7 +74,7 @@ std::vector<double> copies(const std::vector<EmpiricalCdf>& cdfs) {
   std::sort(totals.begin(), totals.end());
   std::vector<double> result(cdfs.size());
   for (auto from = totals.begin(); from != totals.end();) {
-    const auto to = std::find_if(from, totals.end(),
+    const auto to = std::find_if(from + 1, totals.end(),
                                  [&](const auto& other) { return other.first != from->first; });
     for (auto one = from; one != to; ++one) result[one->second] = static_cast<double>(to - from);
     from = to;

@@ -88,7 +88,8 @@ class RankBounds::Builder {
     // The last key may be larger than any in the layer, and its square infinite, which makes the
     // ratio NaN; a score is at most 1.
     const double ratio = last / (last + interval.after);
-    const double least = first > 0.0 ? first / sum_.value() : 0.0;
+    // Not a number where another thread has made weights larger than the scale allows for.
+    const double least = first > 0.0 ? std::fmax(first / sum_.value(), 0.0) : 0.0;
     const double most = last > 0.0 ? std::fmin(ratio, 1.0) : 0.0;
     interval.least_score = least * (1.0 - bounds_.margin_);
     interval.most_score = most * (1.0 + bounds_.margin_);
