@@ -38,6 +38,11 @@ auto naming_not_finite(Backends& backends, Body&& body) {
 // The loop ends: every turn reads all open layers, or those whose interval missed, in a smaller
 // interval; or reads the same interval again and also records each bin's smallest and largest key;
 // or sorts all keys inside, after which nothing is open.
+//
+// Only weights that another thread changes meanwhile could keep it busy for more than some dozens
+// of turns: then it ends with an error.
+constexpr int most_turns = 400;
+
 std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec,
                                    const MaskSink& masks, StageClock& clock) {
   spec.check(backends.layers());
@@ -48,7 +53,8 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   Evidence evidence = partition(backends, spec, estimated, scales, masks);
   clock.start(&StageTimes::narrow);
   ThresholdBounds bounds(backends.layers(), spec);
-  for (;;) {
+  for (int turn = 0;; ++turn) {
+    if (turn == most_turns) throw std::runtime_error("the weights change while they are read");
     bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
     const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
     if (open.empty()) break;
