@@ -53,8 +53,10 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   Evidence evidence = partition(backends, spec, estimated, scales, masks);
   clock.start(&StageTimes::narrow);
   ThresholdBounds bounds(backends.layers(), spec);
-  for (int turn = 0;; ++turn) {
-    if (turn == most_turns) throw std::runtime_error("the weights change while they are read");
+  for (std::size_t turn = 0;; ++turn) {
+    if (turn == most_turns(backends.layers().size())) {
+      throw std::runtime_error("the weights change while they are read");
+    }
     bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
     const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
     if (open.empty()) break;
