@@ -39,9 +39,9 @@ auto naming_not_finite(Backends& backends, Body&& body) {
 // interval; or reads the same interval again and also records each bin's smallest and largest key;
 // or sorts all keys inside, after which nothing is open.
 //
-// Only weights that another thread changes meanwhile could keep it busy for more than some dozens
-// of turns: then it ends with an error.
-constexpr int most_turns = 400;
+// It takes some dozens of turns at most, and a few more for each layer whose interval misses. Only
+// weights that another thread changes meanwhile could keep it busy for longer: that is an error.
+constexpr std::size_t most_turns(std::size_t layers) { return 400 + 10 * layers; }
 
 std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec,
                                    const MaskSink& masks, StageClock& clock) {
