@@ -126,7 +126,7 @@ void settle_chunk(const Layer& source, std::uint8_t* kept,
   }
   keys.resize(keys.size() + static_cast<std::size_t>(classify_slack * width));
   const Kernels& kernels = kernels_for(source.dtype);
-  // If the threshold has ties, positions are row-major indices (see HostBackend::commit), and ties
+  // If the threshold has ties, positions are row-major indices (see HostBackend::prepare), and ties
   // before the first kept one are pruned.
   const std::int64_t ties_end = std::clamp(first_kept, chunk.begin, chunk.end);
   const std::int64_t settled =
@@ -159,7 +159,8 @@ void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
 }  // namespace
 
 // The last read of a layer, if it stored all candidates and its interval decides all other
-// elements. If the threshold has ties, all elements equal to its key are then candidates.
+// elements; else null. If the threshold has ties, all elements equal to its key are then
+// candidates.
 const HostBackend::Read* HostBackend::useful_read(std::size_t id,
                                                   const LayerThreshold& threshold) const {
   const Read& read = reads_[id];
@@ -170,11 +171,18 @@ const HostBackend::Read* HostBackend::useful_read(std::size_t id,
 
 void HostBackend::prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                           const MaskSink& masks) {
-  pending_ = {ids, &thresholds, masks, std::vector<std::int64_t>(layers_.size(), 0)};
+  pending_ = {ids, &thresholds, masks, std::vector<PendingLayer>(layers_.size())};
   for (const std::size_t id : ids) {
+    const Layer& layer = layers_[id];
     const Read* read = useful_read(id, thresholds[id]);
-    pending_.first_kept[id] = first_kept_tie(layers_[id], thresholds[id],
-                                             read == nullptr ? nullptr : &read->candidates, pool_);
+    PendingLayer& pending = pending_.layers[id];
+    const auto* candidates = read == nullptr ? nullptr : &read->candidates;
+    pending.first_kept = first_kept_tie(layer, thresholds[id], candidates, pool_);
+    // Unless positions are row-major indices, they do not tell which ties are pruned.
+    const bool positions_tell =
+        thresholds[id].ties == 0 || positions_are_indices(layer.shape, layer.strides);
+    const bool is_mask_written = read != nullptr && read->stored.is_mask_written;
+    pending.to_settle = is_mask_written && positions_tell ? candidates : nullptr;
   }
 }
 
@@ -183,18 +191,11 @@ void HostBackend::commit() {
     const std::size_t id = chunk.layer;
     const Layer& source = layers_[id];
     const LayerThreshold& threshold = (*pending_.thresholds)[id];
-    const std::int64_t first_kept = pending_.first_kept[id];
+    const auto& [first_kept, to_settle] = pending_.layers[id];
     if (!pending_.masks.wants_masks()) {
       zero_chunk(source, targets_[id], threshold, first_kept, chunk);
-      return;
-    }
-    const Read* read = useful_read(id, threshold);
-    // Unless positions are row-major indices, they do not tell which ties are pruned.
-    const bool positions_tell =
-        threshold.ties == 0 || positions_are_indices(source.shape, source.strides);
-    if (read != nullptr && read->stored.is_mask_written && positions_tell) {
-      settle_chunk(source, pending_.masks.bytes(id), read->candidates, threshold, first_kept,
-                   chunk);
+    } else if (to_settle != nullptr) {
+      settle_chunk(source, pending_.masks.bytes(id), *to_settle, threshold, first_kept, chunk);
     } else {
       mask_chunk(source, pending_.masks.mask(id), threshold, first_kept, chunk);
     }

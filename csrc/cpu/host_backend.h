@@ -58,12 +58,17 @@ class HostBackend : public Backend {
     std::vector<CandidateSegment> candidates;  // in the order of positions
   };
 
-  // What prepare has found out for commit.
+  // What prepare has found out for commit, of one layer and in all.
+  struct PendingLayer {
+    std::int64_t first_kept = 0;  // see tie_boundary.h
+    // The candidates, if a partition has written the mask of all other elements; else null.
+    const std::vector<CandidateSegment>* to_settle = nullptr;
+  };
   struct Pending {
     LayerIds ids;
     const std::vector<LayerThreshold>* thresholds = nullptr;
     MaskSink masks;
-    std::vector<std::int64_t> first_kept;  // by layer id; see tie_boundary.h
+    std::vector<PendingLayer> layers;  // by layer id
   };
 
   const Read* useful_read(std::size_t id, const LayerThreshold& threshold) const;
