@@ -21,6 +21,12 @@ __device__ const Any& owner(const Any* works, int count, std::int64_t block,
   return works[low];
 }
 
+// The index by which results that belong to one layer are found: that of its work among all works
+// that were sent, of which works[0] is the first_work-th (Launch::first).
+__device__ inline int result_index(const Work* works, const Work& work, int first_work) {
+  return first_work + static_cast<int>(&work - works);
+}
+
 // The positions [begin, end) of a span of a layer, and its number among all spans.
 struct Span {
   std::int64_t begin;

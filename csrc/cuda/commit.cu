@@ -49,7 +49,7 @@ __global__ __launch_bounds__(block_threads) void mask_span(const Work* __restric
                                                            const std::int64_t* first_kept) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
-  const PruneTest<Key> test(work, first_kept[first_work + static_cast<int>(&work - works)]);
+  const PruneTest<Key> test(work, first_kept[result_index(works, work, first_work)]);
   for_each_vector<Key>(work, Span::of_block<Key>(work),
                        [&](const Vector<Key>& vector, std::int64_t position, int count) {
                          Kept<Key> kept{};
@@ -86,7 +86,7 @@ __global__ __launch_bounds__(block_threads) void zero_span(const Work* __restric
                                                            const std::int64_t* first_kept) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
-  const PruneTest<Key> test(work, first_kept[first_work + static_cast<int>(&work - works)]);
+  const PruneTest<Key> test(work, first_kept[result_index(works, work, first_work)]);
   const auto zero_vector = [&](Vector<Key> vector, std::int64_t position, int count) {
     bool is_whole = work.own_target && work.aligned && count == vector_size<Key>;
     bool is_changed = false;
@@ -115,13 +115,12 @@ __global__ __launch_bounds__(block_threads) void settle_span(const Work* __restr
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const Span span = Span::of_block<Key>(work);
-  const PruneTest<Key> test(work, first_kept[first_work + static_cast<int>(&work - works)]);
+  const PruneTest<Key> test(work, first_kept[result_index(works, work, first_work)]);
   auto* target = reinterpret_cast<bool*>(work.target) + span.begin;
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
     const Segment segment = store.segments[s];
-    const auto* keys = reinterpret_cast<const Key*>(store.keys + segment.offset);
-    const auto* places = reinterpret_cast<const std::uint16_t*>(
-        store.keys + segment.offset + rounded(segment.count * sizeof(Key)));
+    const Key* keys = store.keys_at<Key>(segment.offset);
+    const std::uint16_t* places = store.places_at<Key>(segment.offset, segment.count);
     for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
       target[places[i]] = !test.prunes(keys[i], span.begin + places[i]);
     }

@@ -13,7 +13,7 @@ __global__ __launch_bounds__(block_threads) void stats_of_span(const Work* __res
   using Key = typename Format::Storage;
   __shared__ DeviceStats shared;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
-  DeviceStats& total = stats[first_work + static_cast<int>(&work - works)];
+  DeviceStats& total = stats[result_index(works, work, first_work)];
   constexpr unsigned long long none = ~0ULL;
   if (threadIdx.x == 0) shared = {0, none, 0, none};
   __syncthreads();

@@ -160,9 +160,8 @@ struct Staging {
       if (threadIdx.x == 0) reserve(work, layer, store, chain);
       __syncthreads();
       if (is_stored) {
-        auto* to = reinterpret_cast<Key*>(store.keys + offset);
-        auto* to_places =
-            reinterpret_cast<std::uint16_t*>(store.keys + offset + rounded(count * sizeof(Key)));
+        Key* to = store.keys_at<Key>(offset);
+        std::uint16_t* to_places = store.places_at<Key>(offset, count);
         for (std::uint32_t i = threadIdx.x; i < count; i += block_threads) {
           to[i] = keys[i];
           to_places[i] = places[i];
@@ -203,7 +202,7 @@ __global__ __launch_bounds__(block_threads) void partition_span(const Work* __re
   __shared__ Staging<Format> staging;
   __shared__ Bins bins;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
-  const int layer = first_work + static_cast<int>(&work - works);
+  const int layer = result_index(works, work, first_work);
   const Span span = Span::of_block<Key>(work);
   const Key low = static_cast<Key>(work.low);
   const auto width = static_cast<Key>(work.high - work.low);
@@ -252,11 +251,6 @@ __global__ __launch_bounds__(block_threads) void partition_span(const Work* __re
 }
 
 template <class Format>
-__device__ const typename Format::Storage* keys_of(const Store& store, const Segment& segment) {
-  return reinterpret_cast<const typename Format::Storage*>(store.keys + segment.offset);
-}
-
-template <class Format>
 __global__ __launch_bounds__(block_threads) void partition_stored(const Work* __restrict__ works,
                                                                   int work_count, Store store,
                                                                   Row* rows) {
@@ -269,7 +263,7 @@ __global__ __launch_bounds__(block_threads) void partition_stored(const Work* __
   bins.begin();
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
     const Segment segment = store.segments[s];
-    const Key* keys = keys_of<Format>(store, segment);
+    const Key* keys = store.keys_at<Key>(segment.offset);
     for (std::uint32_t begin = 0; begin < segment.count; begin += block_threads) {
       const std::uint32_t i = begin + threadIdx.x;
       const bool is_there = i < segment.count;
@@ -350,10 +344,10 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const Span span = Span::of_block<Key>(work);
-  unsigned long long& taken = found[first_work + static_cast<int>(&work - works)];
+  unsigned long long& taken = found[result_index(works, work, first_work)];
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
     const Segment segment = store.segments[s];
-    const Key* keys = keys_of<Format>(store, segment);
+    const Key* keys = store.keys_at<Key>(segment.offset);
     for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
       const Key key = keys[i];
       if (key < work.low || key >= work.high) continue;

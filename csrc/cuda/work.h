@@ -169,6 +169,16 @@ struct Store {
   std::uint32_t* chains;      // by span: its last segment, or no_segment
   unsigned long long* taken;  // by Work: how many candidates have asked for a place,
   std::uint32_t* incomplete;  // and whether some were not stored
+
+  // The keys of a segment, and the places of its `count` keys, which lie behind them.
+  template <class Key>
+  LAMPFAST_HOST_DEVICE Key* keys_at(std::uint64_t offset) const {
+    return reinterpret_cast<Key*>(keys + offset);
+  }
+  template <class Key>
+  LAMPFAST_HOST_DEVICE std::uint16_t* places_at(std::uint64_t offset, std::uint64_t count) const {
+    return reinterpret_cast<std::uint16_t*>(keys + offset + rounded(count * sizeof(Key)));
+  }
 };
 
 // Statistics of the weights that a layer has now. Blocks merge what they find by atomic operations.
