@@ -55,7 +55,9 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   ThresholdBounds bounds(backends.layers(), spec);
   for (std::size_t turn = 0;; ++turn) {
     if (turn == most_turns(backends.layers().size())) {
-      throw std::runtime_error("the weights change while they are read");
+      throw std::runtime_error(
+          "the weights keep changing while they are read, so they cannot be ranked; let no other "
+          "thread change them during the call");
     }
     bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
     const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
