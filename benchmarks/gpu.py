@@ -150,7 +150,7 @@ class Bench:
         spec = _core.SelectionSpec(_core.Ranking.lamp, [round(_SPARSITY * self.numel)])
         found = []
         for _ in range(self.rounds):
-            times = _core.StageTimes()
+            times = _core.CallProfile()
             with gpus.machine(sources, _core.cuda_needs) as machine:
                 _core.masks(sources, targets, spec, machine, times)
             found.append(times)

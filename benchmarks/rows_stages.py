@@ -79,12 +79,12 @@ def _seconds(run: Run, weights: Weights) -> dict[str, dict[str, float]]:
 
 
 def _by_stage(
-    run: Run, whole: Prepare, staged: Callable[[_core.StageTimes], Call]
+    run: Run, whole: Prepare, staged: Callable[[_core.CallProfile], Call]
 ) -> dict[str, float]:
-    recorded: list[_core.StageTimes] = []
+    recorded: list[_core.CallProfile] = []
 
     def prepare() -> Call:
-        recorded.append(_core.StageTimes())
+        recorded.append(_core.CallProfile())
         return staged(recorded[-1])
 
     call, _ = run.medians(whole, prepare)
@@ -95,12 +95,12 @@ def _by_stage(
     return seconds | {"rest of the call": call - sum(seconds.values()), "whole call": call}
 
 
-def _staged_masks(weights: Weights) -> Callable[[_core.StageTimes], Call]:
+def _staged_masks(weights: Weights) -> Callable[[_core.CallProfile], Call]:
     layers = views.layers(weights)
     sources, machine = [layer.pointer for layer in layers], (torch.get_num_threads(), ())
     spec = contenders.spec(weights, USUAL)
 
-    def masks(times: _core.StageTimes) -> list[views.View]:
+    def masks(times: _core.CallProfile) -> list[views.View]:
         outputs = views.empty_masks(layers)  # new ones, as lampfast.masks returns them
         targets = [output.pointer for output in outputs]
         _core.masks(sources, targets, spec, machine, times)
@@ -109,11 +109,11 @@ def _staged_masks(weights: Weights) -> Callable[[_core.StageTimes], Call]:
     return lambda times: partial(masks, times)
 
 
-def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.StageTimes], Call]:
+def _staged_prune(weights: Weights, targets: Weights) -> Callable[[_core.CallProfile], Call]:
     pointers = [layer.pointer for layer in views.layers(targets, write=True)]
     spec, machine = contenders.spec(weights, USUAL), (torch.get_num_threads(), ())
 
-    def prepare(times: _core.StageTimes) -> Call:
+    def prepare(times: _core.CallProfile) -> Call:
         contenders.restore(weights, targets)
         return partial(_core.prune, pointers, pointers, spec, machine, times)
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/big_uint.h"
+#include "core/group_tallies.h"
 #include "core/intervals.h"
 #include "core/layer.h"
 #include "core/layer_stats.h"
@@ -50,10 +51,9 @@ class Backend {
 
   virtual std::vector<std::uint64_t> largest_keys(const LayerIds& ids) = 0;
   virtual std::vector<LogHistogram> draw(const LayerIds& ids) = 0;
-  // The backend's own estimate for pruning `count` elements by LAMP score, if it has one. Only
-  // asked for if all layers live here.
-  virtual std::optional<Estimate> estimate(const std::vector<double>& scales,
-                                           std::int64_t count) = 0;
+  // Draws the same elements again, and tallies them on either side of a key for each layer.
+  virtual std::vector<GroupTallies> tally(const LayerIds& ids,
+                                          const std::vector<TallyRequest>& requests) = 0;
 
   // --- partition ---
 

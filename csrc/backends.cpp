@@ -131,21 +131,30 @@ std::vector<std::uint64_t> Backends::largest_keys(const LayerIds& ids) {
 }
 
 std::vector<LogHistogram> Backends::draw(const LayerIds& ids) {
-  return gather<LogHistogram>(ids,
-                              [](const Share& share) { return share.backend->draw(share.ids); });
+  std::vector<LogHistogram> histograms =
+      gather<LogHistogram>(ids, [](const Share& share) { return share.backend->draw(share.ids); });
+  for (const LogHistogram& histogram : histograms) counts_.drawn += histogram.drawn;
+  return histograms;
 }
 
-std::optional<Estimate> Backends::estimate(const std::vector<double>& scales, std::int64_t count) {
-  if (homes_.size() > 1) return std::nullopt;
-  return homes_[0].backend->estimate(scales, count);
+std::vector<GroupTallies> Backends::tally(const LayerIds& ids,
+                                          const std::vector<TallyRequest>& requests) {
+  return gather<GroupTallies>(ids, [&](const Share& share) {
+    return share.backend->tally(share.ids, pick(requests, share.positions));
+  });
 }
 
 std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  const MaskSink& masks, StoreLimit limit) {
-  return gather<PartitionResult>(ids, [&](const Share& share) {
+  std::vector<PartitionResult> results = gather<PartitionResult>(ids, [&](const Share& share) {
     return share.backend->partition(share.ids, pick(requests, share.positions), masks, limit);
   });
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    counts_.read += job_.layers[ids[p]].size;
+    counts_.candidates += results[p].found.inside();
+  }
+  return results;
 }
 
 std::vector<Partition> Backends::narrow(const LayerIds& ids,

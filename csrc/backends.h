@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "core/call_profile.h"
 #include "cpu/float_environment.h"
 #include "cpu/thread_pool.h"
 #include "cuda/gpu_backend.h"
@@ -32,12 +33,13 @@ class Backends {
 
   const std::vector<Layer>& layers() const { return job_.layers; }
   const LayerIds& all() const { return all_; }
+  const ReadCounts& counts() const { return counts_; }
   // For work in the host on what the backends found.
   cpu::ThreadPool& pool() { return pool_; }
 
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids);
   std::vector<LogHistogram> draw(const LayerIds& ids);
-  std::optional<Estimate> estimate(const std::vector<double>& scales, std::int64_t count);
+  std::vector<GroupTallies> tally(const LayerIds& ids, const std::vector<TallyRequest>& requests);
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit);
@@ -76,6 +78,7 @@ class Backends {
   cpu::ThreadPool pool_;
   LayerIds all_;
   std::vector<Home> homes_;
+  ReadCounts counts_;
   std::vector<std::size_t> home_of_;  // by layer: which of the homes it lives in
 };
 

@@ -8,12 +8,12 @@
 #include <numeric>
 #include <utility>
 
+#include "core/call_profile.h"
 #include "core/layer.h"
 #include "core/layer_threshold.h"
 #include "core/not_finite.h"
 #include "core/packed_mask.h"
 #include "core/selection_spec.h"
-#include "core/stage_times.h"
 #include "cpu/kernels/kernels.h"
 #include "cuda/gpu_backend.h"
 #include "prune.h"
@@ -142,13 +142,18 @@ void bind_types(py::module_& m) {
       .def_readonly("layer", &ElementIndex::layer)
       .def_readonly("index", &ElementIndex::index);
 
-  py::class_<StageTimes>(m, "StageTimes")
+  py::class_<CallProfile>(m, "CallProfile")
       .def(py::init<>())
-      .def_readonly("estimate", &StageTimes::estimate)
-      .def_readonly("partition", &StageTimes::partition)
-      .def_readonly("narrow", &StageTimes::narrow)
-      .def_readonly("select", &StageTimes::select)
-      .def_readonly("commit", &StageTimes::commit);
+      .def_readonly("estimate", &CallProfile::estimate)
+      .def_readonly("partition", &CallProfile::partition)
+      .def_readonly("narrow", &CallProfile::narrow)
+      .def_readonly("select", &CallProfile::select)
+      .def_readonly("commit", &CallProfile::commit)
+      .def_readonly("misses", &CallProfile::misses)
+      .def_property_readonly("drawn", [](const CallProfile& p) { return p.elements.drawn; })
+      .def_property_readonly("read", [](const CallProfile& p) { return p.elements.read; })
+      .def_property_readonly("candidates",
+                             [](const CallProfile& p) { return p.elements.candidates; });
 
   py::class_<cuda::Needs>(m, "Needs")
       .def_readonly("bytes", &cuda::Needs::bytes)
@@ -166,9 +171,9 @@ void bind_calls(py::module_& m) {
   const auto masks_arg = py::arg("masks");
   const auto spec = py::arg("spec");
   const auto machine = py::arg("machine");
-  const auto times = py::arg("times") = nullptr;
-  m.def("prune", &prune, layers, targets, spec, machine, times, released);
-  m.def("masks", &masks, layers, masks_arg, spec, machine, times, released);
+  const auto profile = py::arg("profile") = nullptr;
+  m.def("prune", &prune, layers, targets, spec, machine, profile, released);
+  m.def("masks", &masks, layers, masks_arg, spec, machine, profile, released);
   m.def("thresholds", &thresholds, layers, spec, machine, released);
   m.def("zero_thresholds", &zero_thresholds, layers, machine, released);
   m.def("score", &score, layers, py::arg("scores"), machine, released);

@@ -46,12 +46,12 @@ constexpr std::size_t most_turns(std::size_t layers) { return 400 + 10 * layers;
 std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec,
                                    const MaskSink& masks, StageClock& clock) {
   spec.check(backends.layers());
-  clock.start(&StageTimes::estimate);
+  clock.start(&CallProfile::estimate);
   const std::vector<double> scales = find_scales(backends);
   const Estimate estimated = estimate(backends, spec, scales);
-  clock.start(&StageTimes::partition);
+  clock.start(&CallProfile::partition);
   Evidence evidence = partition(backends, spec, estimated, scales, masks);
-  clock.start(&StageTimes::narrow);
+  clock.start(&CallProfile::narrow);
   ThresholdBounds bounds(backends.layers(), spec);
   for (std::size_t turn = 0;; ++turn) {
     if (turn == most_turns(backends.layers().size())) {
@@ -64,7 +64,8 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
     if (open.empty()) break;
     evidence = narrow(backends, spec, bounds, open, masks, std::move(evidence));
   }
-  clock.start(&StageTimes::select);
+  clock.count_misses(evidence.total_misses());
+  clock.start(&CallProfile::select);
   return select_exact(backends, spec, evidence.rank_bounds, bounds.ranges);
 }
 
@@ -76,13 +77,14 @@ void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks
 
 std::vector<LayerThreshold> select_and_commit(const Job& job, const SelectionSpec& spec,
                                               const MaskSink& masks, const Machine& machine,
-                                              StageTimes* times) {
+                                              CallProfile* profile) {
   Backends backends(job, machine);
-  StageClock clock(times);
+  StageClock clock(profile);
   return naming_not_finite(backends, [&] {
     std::vector<LayerThreshold> thresholds = select(backends, spec, masks, clock);
-    clock.start(&StageTimes::commit);
+    clock.start(&CallProfile::commit);
     backends.commit(thresholds, masks);
+    if (profile != nullptr) profile->elements = backends.counts();
     return thresholds;
   });
 }
@@ -91,14 +93,14 @@ std::vector<LayerThreshold> select_and_commit(const Job& job, const SelectionSpe
 
 std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
                                   const std::vector<Layer>& targets, const SelectionSpec& spec,
-                                  const Machine& machine, StageTimes* times) {
-  return select_and_commit({layers, targets}, spec, MaskSink(), machine, times);
+                                  const Machine& machine, CallProfile* profile) {
+  return select_and_commit({layers, targets}, spec, MaskSink(), machine, profile);
 }
 
 std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                                   const SelectionSpec& spec, const Machine& machine,
-                                  StageTimes* times) {
-  return select_and_commit({layers, masks}, spec, MaskSink(masks), machine, times);
+                                  CallProfile* profile) {
+  return select_and_commit({layers, masks}, spec, MaskSink(masks), machine, profile);
 }
 
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

@@ -13,7 +13,7 @@
 #include "core/not_finite.h"
 #include "core/packed_mask.h"
 #include "core/selection_spec.h"
-#include "core/stage_times.h"
+#include "core/call_profile.h"
 
 namespace lampfast {
 
@@ -21,12 +21,12 @@ namespace lampfast {
 // `targets`, which may be the layers themselves.
 std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
                                   const std::vector<Layer>& targets, const SelectionSpec& spec,
-                                  const Machine& machine, StageTimes* times);
+                                  const Machine& machine, CallProfile* profile);
 
 // Writes one mask per layer: true where a weight is kept.
 std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                                   const SelectionSpec& spec, const Machine& machine,
-                                  StageTimes* times);
+                                  CallProfile* profile);
 
 // Returns what prune would return; writes nothing.
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

@@ -67,8 +67,12 @@ class NotFiniteError(ValueError):
 
     element: ElementIndex | None
 
-class StageTimes:
-    """How long each stage of a call took, in seconds."""
+class CallProfile:
+    """What a call has cost: how long each stage took, in seconds, and how many elements were read.
+
+    `drawn` is for the estimate, `read` counts probes and partitions, `candidates` what lay inside
+    the intervals, and `misses` how often a layer's interval did not hold its threshold.
+    """
 
     def __init__(self) -> None: ...
     @property
@@ -81,6 +85,14 @@ class StageTimes:
     def select(self) -> float: ...
     @property
     def commit(self) -> float: ...
+    @property
+    def drawn(self) -> int: ...
+    @property
+    def read(self) -> int: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
 
 class Needs:
     """How many bytes a call needs on a GPU, and page-locked in the host."""
@@ -99,14 +111,14 @@ def prune(
     targets: Sequence[Layer],
     spec: SelectionSpec,
     machine: Machine,
-    times: StageTimes | None = None,
+    profile: CallProfile | None = None,
 ) -> list[LayerThreshold]: ...
 def masks(
     layers: Sequence[Layer],
     masks: Sequence[Layer],
     spec: SelectionSpec,
     machine: Machine,
-    times: StageTimes | None = None,
+    profile: CallProfile | None = None,
 ) -> list[LayerThreshold]: ...
 def thresholds(
     layers: Sequence[Layer], spec: SelectionSpec, machine: Machine

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "core/error_bounds.h"
-#include "core/test_sizes.h"
 
 namespace lampfast {
 
@@ -43,9 +42,5 @@ struct Estimate {
   std::vector<KeyInterval> intervals;  // one for each layer
   ScoreInterval scores;
 };
-
-// Half the width of an estimated interval, in standard deviations of the estimate. If it is larger,
-// every layer stores more candidates; if it is smaller, more layers are read again.
-constexpr double interval_deviations = test_sizes ? 0.5 : 3.5;
 
 }  // namespace lampfast

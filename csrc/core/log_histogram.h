@@ -1,51 +1,50 @@
-// A coarse histogram of a sample of a layer's magnitudes, by the leading bits of their keys: cheap
-// to make where the layer lives, and cheap to copy from there.
+// A histogram of the drawn elements of a layer by the leading bits of their keys. Histograms of
+// parts of a draw add up.
 #pragma once
 
-#include <array>
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
-#include "core/host_device.h"
 #include "core/key_format.h"
 #include "core/layer.h"
-#include "core/strata.h"
-#include "core/test_sizes.h"
 
 namespace lampfast {
 
-// Every octave (factor of two) of magnitudes is divided into up to 16 bins of equal width. The bins
-// cover at least the 32 octaves below the largest drawn magnitude.
+// Bins are equal parts of octaves (factors of two) of magnitudes. A bin holds the keys that agree
+// but for their last `shift` bits.
 struct LogHistogram {
-  static constexpr int bins = 512;
-  static constexpr int bits_per_octave = 4;
-
-  std::uint64_t first = 0;  // the key >> histogram_shift of counts[0], which also has all below it
   std::int64_t drawn = 0;
-  std::array<std::uint16_t, bins> counts{};  // 16 bits, as at most most_histogram_draws are drawn
+  std::int64_t zeros = 0;  // how many of them are zero
+  int shift = 0;
+  std::uint64_t first = 0;            // key >> shift of counts[0], which also has all keys below it
+  std::vector<std::uint32_t> counts;  // the last one is not empty
+
+  // Adds one of the same layer.
+  void add(const LogHistogram& other) {
+    drawn += other.drawn;
+    zeros += other.zeros;
+    shift = other.shift;
+    if (other.counts.empty()) return;
+    const std::uint64_t begin = counts.empty() ? other.first : std::max(first, other.first);
+    const std::uint64_t end = std::max(first + counts.size(), other.first + other.counts.size());
+    std::vector<std::uint32_t> sum(static_cast<std::size_t>(end - begin), 0);
+    for (const LogHistogram* each : {&std::as_const(*this), &other}) {
+      for (std::size_t b = 0; b < each->counts.size(); ++b) {
+        sum[static_cast<std::size_t>(std::max(each->first + b, begin) - begin)] += each->counts[b];
+      }
+    }
+    first = begin;
+    counts = std::move(sum);
+  }
 };
 
+// The shift that makes 2^bits_per_octave bins of an octave, or single keys if there are fewer.
 template <class Format>
-constexpr int histogram_shift() {
-  constexpr int surplus = Format::mantissa_bits - LogHistogram::bits_per_octave;
-  return surplus > 0 ? surplus : 0;
-}
-
-inline int histogram_shift(Dtype dtype) {
-  return with_format(dtype, [](auto format) { return histogram_shift<decltype(format)>(); });
-}
-
-constexpr std::int64_t most_histogram_draws = test_sizes ? 64 : 1 << 15;
-
-LAMPFAST_HOST_DEVICE constexpr std::int64_t histogram_draws(std::int64_t size) {
-  return size < most_histogram_draws ? size : most_histogram_draws;
-}
-
-// The position (strided_walk.h) of a draw: one from each of `draws` equal strata of the layer, at a
-// scrambled place in it, so that no period of the weights can hide. Strata begin at fractions of an
-// element: were they rounded, elements of longer strata would be drawn less often.
-LAMPFAST_HOST_DEVICE inline std::int64_t drawn_position(std::int64_t size, std::int64_t draws,
-                                                        std::int64_t draw) {
-  return (draw * size + scramble(static_cast<std::uint64_t>(draw), size)) / draws;
+constexpr int histogram_shift(int bits_per_octave) {
+  return Format::mantissa_bits > bits_per_octave ? Format::mantissa_bits - bits_per_octave : 0;
 }
 
 }  // namespace lampfast

@@ -21,7 +21,8 @@ class HostBackend : public Backend {
   // estimate.cpp
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids) override;
   std::vector<LogHistogram> draw(const LayerIds& ids) override;
-  std::optional<Estimate> estimate(const std::vector<double>& scales, std::int64_t count) override;
+  std::vector<GroupTallies> tally(const LayerIds& ids,
+                                  const std::vector<TallyRequest>& requests) override;
 
   // partition.cpp
   std::vector<PartitionResult> partition(const LayerIds& ids,

@@ -6,6 +6,7 @@
 
 #include "core/candidate_budget.h"
 #include "core/key_format.h"
+#include "core/log_histogram.h"
 #include "core/strided_walk.h"
 #include "cuda/gpu_backend.h"
 #include "cuda/kernels.h"
@@ -51,13 +52,32 @@ class GpuBackend : public Backend {
     transfer_.receive(workspace_.results, workspace_.histograms, works_.size());
     transfer_.wait();
     std::vector<LogHistogram> histograms(ids.size());
-    const auto* received = reinterpret_cast<const LogHistogram*>(workspace_.results);
-    for (std::size_t w = 0; w < works_.size(); ++w) histograms[works_[w].position] = received[w];
+    const auto* received = reinterpret_cast<const DeviceHistogram*>(workspace_.results);
+    for (std::size_t w = 0; w < works_.size(); ++w) {
+      histograms[works_[w].position] = histogram_of(layers_[works_[w].id].dtype, received[w]);
+    }
     return histograms;
   }
 
-  std::optional<Estimate> estimate(const std::vector<double>&, std::int64_t) override {
-    return std::nullopt;  // draw() tells as much, with one copy
+  std::vector<GroupTallies> tally(const LayerIds& ids,
+                                  const std::vector<TallyRequest>& requests) override {
+    const DeviceGuard guard(device_);
+    send(ids, [&](Work& work, std::size_t position) {
+      work.low = requests[position].key;
+      work.scale = requests[position].scale;
+    });
+    for (const Launch& launch : launches_) tally_draws(launch, workspace_.tallies);
+    transfer_.receive(workspace_.results, workspace_.tallies, works_.size());
+    transfer_.wait();
+    std::vector<GroupTallies> tallies(ids.size());
+    const auto* received = reinterpret_cast<const DeviceTallies*>(workspace_.results);
+    for (std::size_t w = 0; w < works_.size(); ++w) {
+      GroupTallies& found = tallies[works_[w].position];
+      std::copy_n(received[w].drawn, draw_groups, found.drawn.begin());
+      std::copy_n(received[w].below, draw_groups, found.below.begin());
+      std::copy_n(received[w].above, draw_groups, found.above.begin());
+    }
+    return tallies;
   }
 
   std::vector<PartitionResult> partition(const LayerIds& ids,
@@ -399,6 +419,20 @@ class GpuBackend : public Backend {
               ((std::uint64_t{row.lasts[b]} + 1) << shift) - 1);
     bin.count += row.counts[b];
     bin.sum += row.sums[b];
+  }
+
+  static LogHistogram histogram_of(Dtype dtype, const DeviceHistogram& received) {
+    LogHistogram histogram;
+    histogram.drawn = received.drawn;
+    histogram.zeros = received.zeros;
+    histogram.first = received.first;
+    histogram.shift = with_format(dtype, [](auto format) {
+      return histogram_shift<decltype(format)>(DeviceHistogram::bits_per_octave);
+    });
+    int size = DeviceHistogram::bins;
+    while (size > 0 && received.counts[size - 1] == 0) --size;
+    histogram.counts.assign(received.counts, received.counts + size);
+    return histogram;
   }
 
   // In the order of the ids.

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "core/layer.h"
-#include "core/log_histogram.h"
 #include "core/packed_mask.h"
 #include "cuda/work.h"
 
@@ -34,7 +33,8 @@ void collect_candidates(const Launch& launch, const Store& store, unsigned long 
                         std::uint64_t* keys);
 
 // One layer per block.
-void draw_histograms(const Launch& launch, LogHistogram* histograms);
+void draw_histograms(const Launch& launch, DeviceHistogram* histograms);
+void tally_draws(const Launch& launch, DeviceTallies* tallies);
 
 // Counts the elements that equal the thresholds' keys, in spans of the row-major order, one span
 // per block.

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/compensated_sum.h"
+#include "core/drawn_pieces.h"
 #include "core/error_bounds.h"
 #include "core/host_device.h"
 #include "core/key_format.h"
@@ -179,6 +180,26 @@ struct Store {
   LAMPFAST_HOST_DEVICE std::uint16_t* places_at(std::uint64_t offset, std::uint64_t count) const {
     return reinterpret_cast<std::uint16_t*>(keys + offset + rounded(count * sizeof(Key)));
   }
+};
+
+// Histograms and tallies of draws (core/log_histogram.h, core/group_tallies.h). 16 bits are enough
+// for the elements that are drawn on a GPU.
+constexpr std::int64_t most_draws = test_sizes ? 64 : 1 << 15;
+
+struct DeviceHistogram {
+  static constexpr int bins = 512;
+  static constexpr int bits_per_octave = 4;
+
+  std::uint64_t first;
+  std::uint32_t drawn;
+  std::uint32_t zeros;
+  std::uint16_t counts[bins];
+};
+
+struct DeviceTallies {
+  std::uint32_t drawn[draw_groups];
+  std::uint32_t below[draw_groups];
+  double above[draw_groups];
 };
 
 // Statistics of the weights that a layer has now. Blocks merge what they find by atomic operations.

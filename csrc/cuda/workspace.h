@@ -9,7 +9,6 @@
 #include "core/candidate_budget.h"
 #include "core/key_format.h"
 #include "core/layer.h"
-#include "core/log_histogram.h"
 #include "core/test_sizes.h"
 #include "cuda/gpu_backend.h"
 #include "cuda/work.h"
@@ -55,12 +54,15 @@ inline std::int64_t most_axes(const Layer& layer) {
 }
 
 struct Workspace {
+  static constexpr std::int64_t draw_bytes =
+      std::max(sizeof(DeviceHistogram), sizeof(DeviceTallies));  // of a layer
   static constexpr std::int64_t most_collected = test_sizes ? 64 : 1 << 15;
 
   Work* works;
   VisitAxis* axes;
   Row* rows;
-  LogHistogram* histograms;  // in the memory of the rows, which come later
+  DeviceHistogram* histograms;  // in the memory of the rows, which come later
+  DeviceTallies* tallies;       // and these, too
   Row* parts;
   std::uint32_t* tie_counts;
   std::int64_t* first_kept;
@@ -91,11 +93,12 @@ struct Workspace {
     Arena arena(memory);
     works = arena.take<Work>(count);
     axes = arena.take<VisitAxis>(axis_count);
-    const auto row_bytes = std::max<std::int64_t>(spans * std::int64_t{sizeof(Row)},
-                                                  count * std::int64_t{sizeof(LogHistogram)});
+    const auto row_bytes =
+        std::max<std::int64_t>(spans * std::int64_t{sizeof(Row)}, count * draw_bytes);
     auto* const shared = arena.take<std::byte>(row_bytes);
     rows = reinterpret_cast<Row*>(shared);
-    histograms = reinterpret_cast<LogHistogram*>(shared);
+    histograms = reinterpret_cast<DeviceHistogram*>(shared);
+    tallies = reinterpret_cast<DeviceTallies*>(shared);
     parts = arena.take<Row>(part_count);
     tie_counts = arena.take<std::uint32_t>(spans);
     first_kept = arena.take<std::int64_t>(count);
@@ -119,10 +122,9 @@ struct Workspace {
 
     Arena host(host_memory);
     const std::int64_t partition_bytes = part_count * std::int64_t{sizeof(Row)} + count * 4;
-    results =
-        host.take<std::byte>(std::max({partition_bytes, count * std::int64_t{sizeof(LogHistogram)},
-                                       count * std::int64_t{sizeof(DeviceStats)},
-                                       std::int64_t{most_digits} * 8, most_collected * 8}));
+    results = host.take<std::byte>(
+        std::max({partition_bytes, count * draw_bytes, count * std::int64_t{sizeof(DeviceStats)},
+                  std::int64_t{most_digits} * 8, most_collected * 8}));
     arena.take<std::byte>(0);  // what follows is aligned too
     needs = {arena.used(), host.used()};
   }

@@ -1,5 +1,4 @@
-// The estimate from coarse histograms: from each an empirical distribution of its layer's
-// magnitudes, and from all of them together the score of the last pruned element, with its error.
+// Draw, solve, error bars, probe.
 #include "estimate/estimate.h"
 
 #include <algorithm>
@@ -7,207 +6,286 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <optional>
+#include <unordered_map>
 #include <utility>
 
-#include "core/key_format.h"
-#include "core/log_histogram.h"
+#include "core/error_bounds.h"
+#include "core/test_sizes.h"
 #include "estimate/empirical_cdf.h"
+#include "estimate/error_bars.h"
+#include "estimate/solve.h"
 
 namespace lampfast {
 namespace {
 
-// Bisects the interval between two positive numbers for the one at which elements_at, which rises,
-// reaches the count. Calls narrowed(is_too_low) for every number that it tries.
-template <class ElementsAt, class Narrowed>
-double find(double lowest, double highest, double count, ElementsAt&& elements_at,
-            Narrowed&& narrowed) {
-  // Halving the difference of bit patterns bisects on a logarithmic scale. This difference is less
-  // than the histograms can tell.
-  constexpr std::uint64_t close_enough = std::uint64_t{1} << 40;
-  auto low = bit_cast<std::uint64_t>(lowest);
-  auto high = bit_cast<std::uint64_t>(highest);
-  while (high > low + close_enough) {
-    const std::uint64_t middle = low + (high - low) / 2;
-    const bool is_too_low = elements_at(bit_cast<double>(middle)) < count;
-    (is_too_low ? low : high) = middle;
-    narrowed(is_too_low);
-  }
-  return bit_cast<double>(high);
-}
+// Half the width of an estimated interval, in standard deviations. If it is larger, every layer
+// stores more candidates; if it is smaller, more layers are read again.
+constexpr double deviations = test_sizes ? 0.5 : 5.0;
 
-// The score in [lowest, highest] at which the cdfs together have `count` elements, or one of the
-// ends. It is the score that every cdf has looked at last.
-double find_score(std::vector<EmpiricalCdf>& cdfs, double lowest, double highest, double count) {
-  const auto elements_at = [&](double score) {
-    double elements = 0.0;
-    for (EmpiricalCdf& cdf : cdfs) elements += cdf.look_at(score);
-    return elements;
-  };
-  const auto narrow = [&](bool is_too_low) {
-    for (EmpiricalCdf& cdf : cdfs) cdf.narrow(is_too_low);
-  };
-  for (EmpiricalCdf& cdf : cdfs) cdf.start_search();
-  const double score = find(lowest, highest, count, elements_at, narrow);
-  elements_at(score);
-  return score;
-}
+// A probe pays where an interval would hold more than this part of a layer, as storing a candidate
+// takes about 30 times as long as counting an element.
+constexpr double most_inside = 1.0 / 32.0;
+// A probe also pays where the error is so large that it tells little of itself.
+constexpr double most_reach = 0.5;
+constexpr int most_probes = 3;
 
-// The magnitude in [lowest, highest] below which the cdfs together have `count` elements, or one of
-// the ends.
-double find_magnitude(const std::vector<EmpiricalCdf>& cdfs, double lowest, double highest,
-                      double count) {
-  const auto elements_below = [&](double magnitude) {
-    double elements = 0.0;
-    for (const EmpiricalCdf& cdf : cdfs) elements += cdf.count_below(magnitude);
-    return elements;
-  };
-  return find(lowest, highest, count, elements_below, [](bool) {});
-}
+// Layers [begin, end) of which the elements with the least scores are pruned, `wanted` in all.
+// Scores are given by their logarithms.
+struct Problem {
+  std::size_t begin;
+  std::size_t end;
+  double wanted;
+  double score = std::numeric_limits<double>::quiet_NaN();  // of the last one that is pruned
+};
 
-// For every layer, how many layers are copies of it, itself included. The same elements of copies
-// are drawn, so their errors add up rather than average out.
-std::vector<double> copies(const std::vector<EmpiricalCdf>& cdfs) {
-  std::vector<std::pair<double, std::size_t>> totals;
-  totals.reserve(cdfs.size());
-  for (std::size_t i = 0; i < cdfs.size(); ++i) totals.emplace_back(cdfs[i].total(), i);
-  std::sort(totals.begin(), totals.end());
-  std::vector<double> result(cdfs.size());
-  for (auto from = totals.begin(); from != totals.end();) {
-    const auto to = std::find_if(from + 1, totals.end(),
-                                 [&](const auto& other) { return other.first != from->first; });
-    for (auto one = from; one != to; ++one) result[one->second] = static_cast<double>(to - from);
-    from = to;
+// Estimates in steps: draw, solve, error bars, probe.
+class Estimator {
+ public:
+  Estimator(Backends& backends, const SelectionSpec& spec, const std::vector<double>& scales)
+      : backends_(backends),
+        layers_(backends.layers()),
+        scales_(scales),
+        ranking_(spec.ranking),
+        cdfs_(layers_.size()),
+        errors_(layers_.size()),
+        intervals_(layers_.size()) {
+    if (ranking_ != Ranking::per_layer) {
+      problems_.push_back({0, layers_.size(), static_cast<double>(spec.count())});
+      return;
+    }
+    problems_.reserve(layers_.size());
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      problems_.push_back({i, i + 1, static_cast<double>(spec.counts[i])});
+    }
   }
-  return result;
-}
 
-// For pruning the first `wanted` elements of all layers by LAMP score.
-Estimate estimate_by_score(std::vector<EmpiricalCdf>& cdfs, double wanted) {
-  double lowest = most_score;
-  for (const EmpiricalCdf& cdf : cdfs) lowest = std::min(lowest, cdf.lowest_score());
-  const double score = find_score(cdfs, lowest, most_score, wanted);
+  Estimate estimate() {
+    draw();
+    LayerIds unsure;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (cdfs_[i].is_known() && !cdfs_[i].is_whole()) unsure.push_back(i);
+    }
+    for (int probes = 0;; ++probes) {
+      solve_problems();
+      measure_errors(unsure);
+      find_intervals();
+      unsure = too_wide();
+      if (unsure.empty() || probes == most_probes) break;
+      probe(unsure);
+    }
+    return {std::move(intervals_), scores_};
+  }
 
-  const std::vector<double> copy_counts = copies(cdfs);
-  std::vector<Errors> errors;
-  errors.reserve(cdfs.size());
-  double flow = 0.0;
-  double count_variance = 0.0;
-  for (std::size_t i = 0; i < cdfs.size(); ++i) {
-    errors.push_back(cdfs[i].errors(score));
-    flow += errors[i].flow();
-    count_variance += copy_counts[i] * errors[i].count_at_score();
+ private:
+  // Calls body(task) for `tasks` layers or problems, each of which takes as long as reading so many
+  // weights.
+  template <class Body>
+  void for_each(std::size_t tasks, Body&& body) {
+    constexpr std::int64_t weights = 512;
+    const auto count = static_cast<std::int64_t>(tasks);
+    backends_.pool().for_each(count, count * weights, [&](std::int64_t task, int) {
+      body(static_cast<std::size_t>(task));
+    });
   }
-  // An error of the counts moves the score until they add up again.
-  // Cdfs are continuous, so every count is off by up to half an element.
-  const double rounding = static_cast<double>(cdfs.size()) / 2.0;
-  const double count_error = interval_deviations * std::sqrt(count_variance) + rounding;
-  double reach = count_error / flow;
-  double low = score;
-  double high = score;
-  const bool is_linear = reach < 0.25;
-  if (!is_linear) {
-    low = find_score(cdfs, lowest, score, wanted - count_error);
-    high = find_score(cdfs, score, most_score, wanted + count_error);
-    reach = 0.0;
-  }
-  Estimate estimate;
-  estimate.intervals.reserve(cdfs.size());
-  for (std::size_t i = 0; i < cdfs.size(); ++i) {
-    // Where most elements near the threshold belong to one layer, the score follows that layer's
-    // sum, and their errors cancel in part.
-    const double score_variance = is_linear
-                                      ? count_variance / (flow * flow) -
-                                            2.0 * copy_counts[i] * errors[i].count_with_sum() / flow
-                                      : 0.0;
-    const double margin =
-        std::exp(interval_deviations * std::sqrt(std::max(errors[i].sum + score_variance, 0.0)));
-    estimate.intervals.push_back(cdfs[i].interval(low / margin, high * margin));
-  }
-  constexpr double slack = 0x1p-4;
-  const double margin = std::exp(reach + slack);
-  if (low > lowest * margin) estimate.scores.low = std::min(low, 1.0) / margin;
-  estimate.scores.high = high * margin;
-  return estimate;
-}
 
-// For pruning the first `count` elements of all layers by magnitude: all layers have the same
-// threshold.
-Estimate estimate_by_magnitude(const std::vector<Layer>& layers,
-                               const std::vector<EmpiricalCdf>& cdfs, double count) {
-  double lowest = std::numeric_limits<double>::infinity();
-  double highest = 0.0;
-  for (const EmpiricalCdf& cdf : cdfs) {
-    if (!cdf.is_known()) continue;
-    lowest = std::min(lowest, cdf.least_magnitude());
-    highest = std::max(highest, cdf.largest_magnitude());
+  void draw() {
+    const std::vector<LogHistogram> histograms = backends_.draw(backends_.all());
+    for_each(layers_.size(),
+             [&](std::size_t i) { cdfs_[i] = EmpiricalCdf(layers_[i], ranking_, histograms[i]); });
   }
-  Estimate estimate;
-  estimate.scores = ScoreInterval::of_magnitudes();
-  estimate.intervals.reserve(layers.size());
-  for (const Layer& layer : layers) estimate.intervals.push_back({1, not_finite_key(layer.dtype)});
-  if (!(lowest < highest)) return estimate;
 
-  const double middle = find_magnitude(cdfs, lowest, highest, count);
-  const std::vector<double> copy_counts = copies(cdfs);
-  double variance = 0.0;
-  for (std::size_t i = 0; i < cdfs.size(); ++i) {
-    variance += copy_counts[i] * cdfs[i].count_variance_below(middle);
-  }
-  const double rounding = static_cast<double>(cdfs.size()) / 2.0;
-  const double error = interval_deviations * std::sqrt(variance) + rounding;
-  const double low = find_magnitude(cdfs, lowest, middle, count - error);
-  const double high = find_magnitude(cdfs, middle, highest, count + error);
-  constexpr double slack = 1.0 + 0x1p-10;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    KeyInterval& interval = estimate.intervals[i];
-    // Elements beyond the magnitudes that were drawn may be anywhere.
-    if (low > lowest * slack) interval.low = nearest_key(layers[i].dtype, low / slack);
-    if (high * slack < highest) interval.high = nearest_key(layers[i].dtype, high * slack) + 2;
-    interval.low = std::max<std::uint64_t>(interval.low, 1);
-    interval.high =
-        std::min(std::max(interval.low, interval.high), not_finite_key(layers[i].dtype));
-  }
-  return estimate;
-}
+  // --- solve ---
 
-// For pruning the first elements of each layer by itself.
-Estimate estimate_per_layer(const std::vector<EmpiricalCdf>& cdfs,
-                            const std::vector<std::int64_t>& counts) {
-  Estimate estimate;
-  estimate.intervals.reserve(cdfs.size());
-  for (std::size_t i = 0; i < cdfs.size(); ++i) {
-    estimate.intervals.push_back(cdfs[i].interval_of_count(static_cast<double>(counts[i])));
+  // Few problems have many layers, or many have one: a step of the former works on all threads.
+  void solve_problems() {
+    const auto solve_one = [&](std::size_t p) {
+      problems_[p].score = solve_for(problems_[p], problems_[p].wanted, problems_[p].score);
+    };
+    if (problems_.size() == 1) {
+      solve_one(0);
+    } else {
+      for_each(problems_.size(), solve_one);
+    }
   }
-  return estimate;
-}
+
+  // The score at which the problem's layers have so many elements.
+  double solve_for(const Problem& problem, double wanted, double start) {
+    double low = std::numeric_limits<double>::infinity();
+    double high = -low;
+    for (std::size_t i = problem.begin; i < problem.end; ++i) {
+      if (!cdfs_[i].is_known()) continue;
+      low = std::min(low, cdfs_[i].least_log_score());
+      high = std::max(high, cdfs_[i].most_log_score());
+    }
+    if (!(low < high)) return 0.0;
+    return solve(low, high, start, wanted, [&](double score) { return count(problem, score); });
+  }
+
+  ScoreCount count(const Problem& problem, double score) {
+    constexpr std::size_t layers_at_a_time = test_sizes ? 2 : 512;
+    const std::size_t size = problem.end - problem.begin;
+    const std::size_t parts = (size + layers_at_a_time - 1) / layers_at_a_time;
+    std::vector<ScoreCount> counts(parts);
+    const auto count_part = [&](std::size_t part) {
+      const std::size_t begin = problem.begin + part * layers_at_a_time;
+      const std::size_t end = std::min(begin + layers_at_a_time, problem.end);
+      for (std::size_t i = begin; i < end; ++i) {
+        const ScoreCount found = cdfs_[i].at(score);
+        counts[part].count += found.count;
+        counts[part].flow += found.flow;
+      }
+    };
+    if (parts == 1) {
+      count_part(0);
+      return counts[0];
+    }
+    constexpr std::int64_t weights_per_layer = 128;  // that are read in the same time
+    backends_.pool().for_each(
+        static_cast<std::int64_t>(parts), static_cast<std::int64_t>(size) * weights_per_layer,
+        [&](std::int64_t part, int) { count_part(static_cast<std::size_t>(part)); });
+    ScoreCount sum;
+    for (const ScoreCount& part : counts) {
+      sum.count += part.count;
+      sum.flow += part.flow;
+    }
+    return sum;
+  }
+
+  const Problem& problem_of(std::size_t i) const {
+    return problems_[problems_.size() == 1 ? 0 : i];
+  }
+
+  std::vector<TallyRequest> at_thresholds(const LayerIds& ids) const {
+    std::vector<TallyRequest> requests;
+    requests.reserve(ids.size());
+    for (const std::size_t i : ids) {
+      requests.push_back({cdfs_[i].key_at(problem_of(i).score), scales_[i]});
+    }
+    return requests;
+  }
+
+  // --- error bars ---
+
+  void measure_errors(const LayerIds& ids) {
+    const std::vector<TallyRequest> requests = at_thresholds(ids);
+    const std::vector<GroupTallies> tallies = backends_.tally(ids, requests);
+    for (std::size_t a = 0; a < ids.size(); ++a) {
+      const std::size_t i = ids[a];
+      GroupTallies at_threshold = tallies[a];
+      const auto probed = probed_.find(i);
+      if (probed != probed_.end()) at_threshold.subtract(probed->second);
+      const double unit = cdfs_[i].unit() * scales_[i];
+      const double sum =
+          ranking_ == Ranking::lamp ? cdfs_[i].sum_from(requests[a].key) * unit * unit : 0.0;
+      errors_[i].draw = DrawErrors(at_threshold, static_cast<double>(layers_[i].size), sum);
+    }
+  }
+
+  void find_intervals() {
+    for_each(layers_.size(), [&](std::size_t i) {
+      const double score = problem_of(i).score;
+      constexpr double reach = 0x1p-4;  // within which the flow is measured
+      const ScoreCount low = cdfs_[i].at(score - reach);
+      const ScoreCount high = cdfs_[i].at(score + reach);
+      errors_[i].flow = (high.count - low.count) / (2.0 * reach);
+      errors_[i].unevenness = cdfs_[i].at(score).unevenness;
+    });
+    if (problems_.size() == 1) {
+      find_intervals(problems_[0]);
+    } else {
+      for_each(problems_.size(), [&](std::size_t p) { find_intervals(problems_[p]); });
+    }
+  }
+
+  void find_intervals(const Problem& problem) {
+    const ErrorBars bars(errors_.data() + problem.begin, problem.end - problem.begin);
+    // Counts are off by half an element, and sums by what bins do not tell.
+    constexpr double slack = 0x1p-8;
+    const double count_error =
+        deviations * bars.count + static_cast<double>(problem.end - problem.begin) / 2.0;
+    double low = problem.score;
+    double high = problem.score;
+    // Beyond this the delta method, which follows a tangent, tells nothing.
+    constexpr double most_linear = 0x1p-2;
+    const bool is_linear = deviations * bars.log_score < most_linear;
+    if (!is_linear) {
+      low = solve_for(problem, problem.wanted - count_error, low);
+      high = solve_for(problem, problem.wanted + count_error, high);
+    }
+    const auto find_one = [&](std::size_t i) {
+      const DrawErrors& draw = errors_[i].draw;
+      const double variance = draw.log_sum_variance();
+      const double error = is_linear ? bars.of_layer(draw) : std::sqrt(variance);
+      const double reach = deviations * error + variance + bars.bias + slack;
+      errors_[i].reach = reach;
+      intervals_[i] = cdfs_[i].interval(low - reach, high + reach);
+    };
+    if (problem.end - problem.begin == 1) {
+      find_one(problem.begin);
+      return;
+    }
+    for_each(layers_.size(), find_one);
+    const double reach = (is_linear ? deviations * bars.log_score : 0.0) + bars.bias + 4.0 * slack;
+    const double least = ranking_ == Ranking::lamp ? error_bounds::least_score : 0.0;
+    scores_.least = least;
+    scores_.low = std::max(std::exp(low - reach), least);
+    scores_.high = std::exp(high + reach);
+  }
+
+  // --- probe ---
+
+  // The layers of which an interval holds so much that a probe pays.
+  LayerIds too_wide() const {
+    LayerIds ids;
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (!cdfs_[i].is_known() || cdfs_[i].is_whole()) continue;
+      const auto size = static_cast<double>(layers_[i].size);
+      const bool is_wide = cdfs_[i].count_inside(intervals_[i]) > most_inside * size;
+      if (is_wide || errors_[i].reach > most_reach) ids.push_back(i);
+    }
+    return ids;
+  }
+
+  // Reads layers once at their estimated thresholds, which tells the count below and the sum above
+  // there exactly, and moves their curves to it.
+  void probe(const LayerIds& ids) {
+    const std::vector<TallyRequest> at = at_thresholds(ids);
+    std::vector<PartitionRequest> requests;
+    requests.reserve(ids.size());
+    for (const auto& [key, scale] : at) requests.push_back({{key, key}, scale, false});
+    const std::vector<PartitionResult> found =
+        backends_.partition(ids, requests, MaskSink(), StoreLimit::budget);
+    std::vector<GroupTallies> tallies = backends_.tally(ids, at);
+    for (std::size_t a = 0; a < ids.size(); ++a) {
+      const std::size_t i = ids[a];
+      const Sides& sides = found[a].found.sides;
+      const double unit = cdfs_[i].unit() * scales_[i];
+      const double sum = sides.above_sum.value() / (unit * unit);
+      if (!std::isfinite(sum)) continue;  // reporting it is left to the partition
+      cdfs_[i].shift(static_cast<double>(sides.below) - cdfs_[i].count_below(at[a].key),
+                     sum - cdfs_[i].sum_from(at[a].key));
+      probed_[i] = std::move(tallies[a]);
+    }
+  }
+
+  Backends& backends_;
+  const std::vector<Layer>& layers_;
+  const std::vector<double>& scales_;
+  const Ranking ranking_;
+  std::vector<Problem> problems_;
+  std::vector<EmpiricalCdf> cdfs_;
+  std::vector<LayerErrors> errors_;
+  std::vector<KeyInterval> intervals_;
+  ScoreInterval scores_;
+  std::unordered_map<std::size_t, GroupTallies> probed_;  // what the draws of a layer say where it
+                                                          // was probed last, by layer id
+};
 
 }  // namespace
 
 Estimate estimate(Backends& backends, const SelectionSpec& spec,
                   const std::vector<double>& scales) {
-  if (spec.ranking == Ranking::lamp) {
-    if (auto sampled = backends.estimate(scales, spec.count())) return *std::move(sampled);
-  }
-  const std::vector<Layer>& layers = backends.layers();
-  const std::vector<LogHistogram> histograms = backends.draw(backends.all());
-  constexpr std::int64_t weights_per_histogram = 64;  // that are read in the same time
-  const auto size = static_cast<std::int64_t>(layers.size());
-  std::vector<EmpiricalCdf> cdfs(layers.size());
-  backends.pool().for_each(size, size * weights_per_histogram, [&](std::int64_t task, int) {
-    const auto i = static_cast<std::size_t>(task);
-    cdfs[i] = EmpiricalCdf(layers[i], histograms[i], scales[i]);
-  });
-  const auto count = static_cast<double>(spec.count());
-  switch (spec.ranking) {
-    case Ranking::lamp:
-      return estimate_by_score(cdfs, count);
-    case Ranking::magnitude:
-      return estimate_by_magnitude(layers, cdfs, count);
-    case Ranking::per_layer:
-      break;
-  }
-  return estimate_per_layer(cdfs, spec.counts);
+  return Estimator(backends, spec, scales).estimate();
 }
 
 }  // namespace lampfast

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "backends.h"
@@ -25,6 +26,10 @@ struct Evidence {
   std::vector<int> reads;               // of weights or candidates
 
   explicit Evidence(std::vector<double> scales);
+
+  std::int64_t total_misses() const {
+    return std::accumulate(misses.begin(), misses.end(), std::int64_t{0});
+  }
 };
 
 // The layers to read, and the interval of keys for each.
