@@ -25,19 +25,23 @@ class DrawnPieces {
     length_ = wanted / (4 * draw_groups);
     if (length_ > longest) length_ = longest;
     if (length_ < 1) length_ = 1;
-    places_ = (size + length_ - 1) / length_;
+    const std::int64_t places = (size + length_ - 1) / length_;
     count_ = (wanted + length_ - 1) / length_;
-    if (count_ > places_) count_ = places_;
+    if (count_ > places) count_ = places;
+    if (count_ == 0) return;
+    stratum_ = places / count_;
+    longer_strata_ = places % count_;
   }
 
   LAMPFAST_HOST_DEVICE std::int64_t count() const { return count_; }
   LAMPFAST_HOST_DEVICE std::int64_t length() const { return length_; }
-  LAMPFAST_HOST_DEVICE bool is_whole() const { return count_ == places_; }
+  LAMPFAST_HOST_DEVICE bool is_whole() const { return stratum_ == 1 && longer_strata_ == 0; }
 
   // The positions of a piece's elements, in the visiting order of strided_walk.h.
   LAMPFAST_HOST_DEVICE std::int64_t begin(std::int64_t piece) const {
-    const std::int64_t first = part_begin(places_, count_, piece);
-    const std::int64_t places = part_begin(places_, count_, piece + 1) - first;
+    const bool is_longer = piece < longer_strata_;
+    const std::int64_t first = piece * stratum_ + (is_longer ? piece : longer_strata_);
+    const std::int64_t places = stratum_ + (is_longer ? 1 : 0);
     return (first + scramble(static_cast<std::uint64_t>(piece), places)) * length_;
   }
   LAMPFAST_HOST_DEVICE std::int64_t end(std::int64_t begin) const {
@@ -55,8 +59,9 @@ class DrawnPieces {
  private:
   std::int64_t size_;
   std::int64_t length_ = 1;
-  std::int64_t places_ = 0;
   std::int64_t count_ = 0;
+  std::int64_t stratum_ = 1;        // how many pieces would fit a stratum
+  std::int64_t longer_strata_ = 0;  // and the first so many strata have room for one more
 };
 
 }  // namespace lampfast

@@ -17,10 +17,21 @@ namespace lampfast {
 // but for their last `shift` bits.
 struct LogHistogram {
   std::int64_t drawn = 0;
-  std::int64_t zeros = 0;  // how many of them are zero
+  std::int64_t zeros = 0;  // how many of them are zero, or so small that their bin is zero's
   int shift = 0;
   std::uint64_t first = 0;            // key >> shift of counts[0], which also has all keys below it
   std::vector<std::uint32_t> counts;  // the last one is not empty
+
+  // Counts what is beyond a bin as if it were in it.
+  void limit(std::uint64_t bin) {
+    if (first + counts.size() <= bin + 1) return;
+    std::uint32_t beyond = 0;
+    const std::size_t size = first <= bin ? static_cast<std::size_t>(bin + 1 - first) : 1;
+    for (std::size_t b = size; b < counts.size(); ++b) beyond += counts[b];
+    counts.resize(size);
+    counts.back() += beyond;
+    first = std::min(first, bin);
+  }
 
   // Adds one of the same layer.
   void add(const LogHistogram& other) {

@@ -39,7 +39,8 @@ struct PieceRange {
   std::int64_t last;
 };
 
-// Calls body(piece, elements, step, length) for evenly spaced elements that make up the pieces.
+// Calls body(piece, elements, count) for contiguous elements that make up the pieces, or for copies
+// that gather them.
 template <class Element, class Body>
 void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   const DrawnPieces& pieces = range.pieces;
@@ -47,6 +48,7 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
   const std::int64_t step = walk.step()[0];
   constexpr std::int64_t ahead = 16;  // a draw waits for the memory, so ask early
+  alignas(64) Element gathered[classify_block];
   for (std::int64_t piece = range.first; piece < range.last; ++piece) {
     if (walk.is_one_run() && piece + ahead < range.last) {
       const std::int64_t soon = pieces.begin(piece + ahead);
@@ -56,13 +58,22 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
     }
     const std::int64_t begin = pieces.begin(piece);
     walk.runs(begin, pieces.end(begin), [&](auto, const auto& offsets, std::int64_t length) {
-      body(piece, data + offsets[0], step, length);
+      const Element* run = data + offsets[0];
+      if (step == 1) {
+        body(piece, run, length);
+        return;
+      }
+      for (std::int64_t first = 0; first < length; first += classify_block) {
+        const std::int64_t count = std::min<std::int64_t>(classify_block, length - first);
+        for (std::int64_t i = 0; i < count; ++i) gathered[i] = run[(first + i) * step];
+        body(piece, gathered, count);
+      }
     });
   }
 }
 
-// Bins of all magnitudes that a dtype has, of which a layer's histogram becomes a part.
-class Bins {
+// Counters for all magnitudes that a dtype has, of which a layer's histogram becomes a part.
+class Counters {
  public:
   static constexpr int bits_per_octave = 5;
   static constexpr std::size_t most_bins = test_sizes ? 64 : 40 << bits_per_octave;
@@ -71,37 +82,52 @@ class Bins {
   LogHistogram histogram(const Layer& layer, const PieceRange& range) {
     using Key = typename Format::Storage;
     constexpr int shift = histogram_shift<Format>(bits_per_octave);
-    counts_.resize(std::size_t{Format::not_finite >> shift} + 1);
+    constexpr std::size_t bins = std::size_t{Format::magnitude_mask >> shift} + 1;
+    counts_.resize(bins * tables);
+    const Kernels& kernels = kernels_for(layer.dtype);
     LogHistogram histogram;
     histogram.shift = shift;
-    Key largest = 0;
-    Key smallest = Format::not_finite - 1;
-    for_each_drawn<Key>(
-        layer, range, [&](std::int64_t, const Key* data, std::int64_t step, std::int64_t length) {
-          for (std::int64_t i = 0; i < length; ++i) {
-            // What is not finite is the partition's to report.
-            const Key key = std::min<Key>(Format::key(data[i * step]), Format::not_finite - 1);
-            histogram.zeros += key == 0 ? 1 : 0;
-            largest = std::max(largest, key);
-            smallest = std::min(smallest, key);
-            ++counts_[key >> shift];
-          }
-          histogram.drawn += length;
-        });
-    take(smallest >> shift, largest >> shift, histogram);
+    std::uint64_t largest = 0;
+    for_each_drawn<Key>(layer, range, [&](std::int64_t, const Key* keys, std::int64_t count) {
+      largest = std::max(largest, kernels.largest(keys, count));
+      count_keys<Format, shift, bins>(keys, count);
+      histogram.drawn += count;
+    });
+    if (histogram.drawn > 0) take(bins, largest >> shift, histogram);
+    // What is not finite is the partition's to report: here it counts as the largest that is.
+    histogram.limit(std::uint64_t{Format::not_finite - 1} >> shift);
     return histogram;
   }
 
  private:
-  // Moves the bins [low, high] to a histogram, all but the highest ones as one.
-  void take(std::size_t low, std::size_t high, LogHistogram& histogram) {
-    if (histogram.drawn == 0) return;
-    const std::size_t first = high < most_bins ? 0 : high - (most_bins - 1);
-    histogram.first = first;
-    histogram.counts.assign(high - first + 1, 0);
-    for (std::size_t bin = low; bin <= high; ++bin) {
-      histogram.counts[bin < first ? 0 : bin - first] += counts_[bin];
-      counts_[bin] = 0;
+  // Equal keys often follow each other: with one table, every increment would wait for the last.
+  static constexpr std::size_t tables = 4;
+
+  template <class Format, int shift, std::size_t bins>
+  void count_keys(const typename Format::Storage* keys, std::int64_t count) {
+    std::uint32_t* counts = counts_.data();
+    std::int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+      for (std::size_t t = 0; t < tables; ++t) {
+        ++counts[t * bins + (Format::key(keys[i + static_cast<std::int64_t>(t)]) >> shift)];
+      }
+    }
+    for (; i < count; ++i) ++counts[Format::key(keys[i]) >> shift];
+  }
+
+  // Moves the counts to a histogram: those from the largest bin down, and all small ones as one.
+  void take(std::size_t bins, std::size_t largest, LogHistogram& histogram) {
+    histogram.first = largest < most_bins ? 0 : largest - (most_bins - 1);
+    histogram.counts.assign(largest + 1 - histogram.first, 0);
+    std::int64_t left = histogram.drawn;
+    for (std::size_t bin = largest + 1; bin-- > 0 && left > 0;) {
+      std::uint32_t count = 0;
+      for (std::size_t t = 0; t < tables; ++t) {
+        count += std::exchange(counts_[t * bins + bin], 0U);
+      }
+      left -= count;
+      histogram.counts[std::max(bin, histogram.first) - histogram.first] += count;
+      if (bin == 0) histogram.zeros = count;
     }
   }
 
@@ -111,31 +137,16 @@ class Bins {
 template <class Format>
 GroupTallies tally_range(const Layer& layer, const PieceRange& range, const TallyRequest& request) {
   using Key = typename Format::Storage;
-  constexpr std::int64_t most = classify_block;
   GroupTallies tallies;
-  alignas(64) Key gathered[most];
-  for_each_drawn<Key>(
-      layer, range,
-      [&](std::int64_t piece, const Key* data, std::int64_t step, std::int64_t length) {
-        const auto group = static_cast<std::size_t>(DrawnPieces::group(piece));
-        tallies.drawn[group] += static_cast<double>(length);
-        const auto tally = [&](const Key* keys, std::int64_t count) {
-          classify(layer.dtype, keys, count, {request.key, request.key}, request.scale, nullptr,
-                   [&](const Classified& block, const Key*) {
-                     tallies.below[group] += block.below;
-                     tallies.above[group] += block.above_sum;
-                   });
-        };
-        if (step == 1) {
-          tally(data, length);
-          return;
-        }
-        for (std::int64_t begin = 0; begin < length; begin += most) {
-          const std::int64_t count = std::min(most, length - begin);
-          for (std::int64_t i = 0; i < count; ++i) gathered[i] = data[(begin + i) * step];
-          tally(gathered, count);
-        }
-      });
+  for_each_drawn<Key>(layer, range, [&](std::int64_t piece, const Key* keys, std::int64_t count) {
+    const auto group = static_cast<std::size_t>(DrawnPieces::group(piece));
+    tallies.drawn[group] += static_cast<double>(count);
+    classify(layer.dtype, keys, count, {request.key, request.key}, request.scale, nullptr,
+             [&](const Classified& block, const Key*) {
+               tallies.below[group] += block.below;
+               tallies.above[group] += block.above_sum;
+             });
+  });
   return tallies;
 }
 
@@ -194,11 +205,11 @@ std::vector<std::uint64_t> HostBackend::largest_keys(const LayerIds& ids) {
 }
 
 std::vector<LogHistogram> HostBackend::draw(const LayerIds& ids) {
-  std::vector<Bins> bins(static_cast<std::size_t>(pool_.size()));
+  std::vector<Counters> counters(static_cast<std::size_t>(pool_.size()));
   return add_up_draws<LogHistogram>(layers_, ids, pool_, [&](const PieceRange& range, int worker) {
     const Layer& layer = layers_[ids[range.position]];
     return with_format(layer.dtype, [&](auto format) {
-      return bins[static_cast<std::size_t>(worker)].histogram<decltype(format)>(layer, range);
+      return counters[static_cast<std::size_t>(worker)].histogram<decltype(format)>(layer, range);
     });
   });
 }

@@ -68,7 +68,7 @@ __global__ __launch_bounds__(block_threads) void draw_histogram(const Work* __re
     const std::uint64_t bin = key >> shift < first ? 0 : (key >> shift) - first;
     atomicAdd(&counts[bin < bins ? bin : bins - 1], 1U);
     ++own_drawn;
-    own_zeros += key == 0 ? 1U : 0U;
+    own_zeros += key >> shift == 0 ? 1U : 0U;
   });
   atomicAdd(&drawn, own_drawn);
   atomicAdd(&zeros, own_zeros);
