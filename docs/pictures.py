@@ -4,7 +4,9 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
@@ -50,9 +52,63 @@ def _schedules() -> Figure:
     return figure
 
 
+def _stages() -> Figure:
+    """What the stages of a call pass to each other, between the layers' memory and the host."""
+    figure = Figure((7.2, 4.4), layout="constrained")
+    panel = figure.subplots()
+    panel.set_xlim(0, 100)
+    panel.set_ylim(0, 62)
+    panel.axis("off")
+    panel.axhspan(40, 62, color="#eeeeee")
+    panel.axhspan(0, 22, color="#eeeeee")
+    above = "where the layers live: each backend reads and writes its own, on all its threads"
+    panel.text(50, 60.5, above, ha="center", va="top", fontsize="small", style="italic")
+    below = "in the host: one small computation for all layers"
+    panel.text(50, 1.5, below, ha="center", va="bottom", fontsize="small", style="italic")
+    for name, does, x, y in (
+        ("draw", "reads a small sample", 12.5, 49),
+        ("partition", "the one read of all\nweights; writes masks", 37.5, 49),
+        ("narrow", "reads candidates, or\na missed layer again", 62.5, 49),
+        ("commit", "zeroes weights, or\ncompletes masks", 87.5, 49),
+        ("estimate", "solves for thresholds,\nwith error bars", 21, 13),
+        ("bound", "rigorous ranks: which\nlayers are still open?", 56.5, 13),
+        ("select", "exact comparisons\nof what is left", 87.5, 13),
+    ):
+        _stage(panel, name, does, x, y)
+    for crosses, x, from_y, to_y in (
+        ("histogram,\nerror groups", 14, 43, 19),
+        ("an interval of\nkeys a layer", 29, 19, 43),
+        ("counts,\nsums, bins", 46, 43, 19),
+        ("smaller\nintervals", 56, 19, 43),
+        ("bins, or\nsorted keys", 65.5, 43, 19),
+        ("a threshold\na layer", 87.5, 19, 43),
+    ):
+        _arrow(panel, (x, from_y), (x, to_y))
+        panel.text(x + 1.2, 31, crosses, va="center", fontsize="x-small")
+    _arrow(panel, (67.5, 13), (76.5, 13))
+    panel.text(71.5, 14, "none", ha="center", va="bottom", fontsize="x-small")
+    return figure
+
+
+def _stage(panel: Axes, name: str, does: str, x: float, y: float) -> None:
+    """A box with the stage's name, and below it what it does."""
+    width, height = 22, 12
+    corner = x - width / 2, y - height / 2
+    style = "round,pad=0,rounding_size=1.2"
+    box = FancyBboxPatch(corner, width, height, boxstyle=style, fc="white", ec="#4477aa", lw=1.5)
+    panel.add_patch(box)
+    panel.text(x, y + 3.2, name, ha="center", va="center", weight="bold")
+    panel.text(x, y - 1.8, does, ha="center", va="center", fontsize="x-small")
+
+
+def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    look = {"arrowstyle": "-|>", "color": "#222222", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    panel.annotate("", end, start, arrowprops=look)
+
+
 def main() -> None:
     """Writes one file a picture; the same bytes each time, with the same matplotlib."""
-    for name, draw in {"layers": _methods, "schedules": _schedules}.items():
+    for name, draw in {"layers": _methods, "schedules": _schedules, "stages": _stages}.items():
         drawn = BytesIO()
         draw().savefig(drawn, format="png", dpi=150)
         # Few colours are drawn: a palette of them makes a file a third as large.
