@@ -10,10 +10,6 @@
 namespace lampfast {
 namespace {
 
-// A read divides an interval by at least two, so weights that hold still never need as many. A
-// layer that another thread changes all the while might need reads for ever, and is sorted instead.
-constexpr int most_reads = 100;
-
 // Plans the next reads.
 class NextReads {
  public:
@@ -41,10 +37,6 @@ class NextReads {
 
  private:
   void add(const OpenLayer& layer) {
-    if (evidence_.reads[layer.id] >= most_reads) {
-      unresolved.add(layer.id, {1, not_finite_key(layers_[layer.id].dtype)});
-      return;
-    }
     // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
     // the bins' smallest and largest keys, so that we can tell.
     const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
@@ -105,6 +97,15 @@ class NextReads {
   Evidence& evidence_;
 };
 
+// A layer whose open range has been sorted has nothing left to find out: every key of the range has
+// an interval of its own, whether or not other intervals were merged (RankBounds::drop_irrelevant),
+// and the range can only have shrunk since.
+void check_not_sorted(const std::vector<OpenLayer>& open, const Evidence& evidence) {
+  for (const OpenLayer& layer : open) {
+    if (evidence.is_sorted[layer.id]) throw WeightsChanged();
+  }
+}
+
 }  // namespace
 
 std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
@@ -126,6 +127,7 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
 
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
+  check_not_sorted(open, evidence);
   NextReads next(backends.layers(), spec.ranking, bounds, evidence);
   next.plan(open);
   Reader reader(backends, spec.ranking, bounds.scores, evidence);
@@ -136,6 +138,16 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   }
   if (!next.candidates.empty()) reader.read_candidates(next.candidates);
   if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
+  return evidence;
+}
+
+Evidence sort_open(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
+                   const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
+  check_not_sorted(open, evidence);
+  Reads reads;
+  for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
+  Reader(backends, spec.ranking, bounds.scores, evidence)
+      .read_weights(reads, StoreLimit::none, masks);
   return evidence;
 }
 

@@ -23,8 +23,13 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
                                  const std::vector<RankBounds>& rank_bounds,
                                  const std::vector<RankRange>& ranges);
 
-// Reads the open layers again. `bounds` are those for which find_open found them.
+// Reads some of the open layers again. `bounds` are those for which find_open found them. Throws
+// WeightsChanged if a layer is still open after all keys of its open range have been sorted.
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence);
+
+// The same, but sorts all keys of the open range of every layer, whatever memory that takes.
+Evidence sort_open(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
+                   const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence);
 
 }  // namespace lampfast
