@@ -106,6 +106,23 @@ void check_not_sorted(const std::vector<OpenLayer>& open, const Evidence& eviden
   }
 }
 
+// The interval that a layer needs certainly holds its open range and the element behind it, as its
+// ends follow from counts. Once it has been read, it must be seen to hold them; the intervals that
+// the layer needs next lie within it.
+void check_ranges(const std::vector<Layer>& layers, const std::vector<OpenLayer>& open,
+                  const std::vector<RankRange>& ranges, const Evidence& evidence) {
+  for (const OpenLayer& layer : open) {
+    const Sides& sides = evidence.sides[layer.id];
+    if (!(sides.interval == layer.needed)) continue;
+    const RankRange& range = ranges[layer.id];
+    const std::int64_t size = layers[layer.id].size;
+    // No interval holds zeros, so these may be part of the range.
+    const bool begins_below = layer.needed.low > 1 && range.begin < sides.below;
+    const bool ends_above = range.end < size && range.end >= size - sides.above;
+    if (begins_below || ends_above) throw WeightsChanged();
+  }
+}
+
 }  // namespace
 
 std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
@@ -134,10 +151,11 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   if (next.candidates.empty() && next.weights.empty()) {
     // The scores are too close or too small for the bounds to tell apart: sort all candidates.
     reader.read_weights(next.unresolved, StoreLimit::none, masks);
-    return evidence;
+  } else {
+    if (!next.candidates.empty()) reader.read_candidates(next.candidates);
+    if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
   }
-  if (!next.candidates.empty()) reader.read_candidates(next.candidates);
-  if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
+  check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }
 
@@ -148,6 +166,7 @@ Evidence sort_open(Backends& backends, const SelectionSpec& spec, const Threshol
   for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
   Reader(backends, spec.ranking, bounds.scores, evidence)
       .read_weights(reads, StoreLimit::none, masks);
+  check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }
 

@@ -24,7 +24,8 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
                                  const std::vector<RankRange>& ranges);
 
 // Reads some of the open layers again. `bounds` are those for which find_open found them. Throws
-// WeightsChanged if a layer is still open after all keys of its open range have been sorted.
+// WeightsChanged if a read does not find a layer's open range where it was, or the range is still
+// open after all of its keys have been sorted.
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence);
 
