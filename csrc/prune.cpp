@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "core/check_layers.h"
 #include "estimate/estimate.h"
 #include "estimate/scales.h"
 #include "select/bound_threshold.h"
@@ -92,12 +93,14 @@ std::vector<LayerThreshold> select_and_commit(const Job& job, const SelectionSpe
 std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
                                   const std::vector<Layer>& targets, const SelectionSpec& spec,
                                   const Machine& machine, StageTimes* times) {
+  check_targets(layers, targets, Written::weights);
   return select_and_commit({layers, targets}, spec, MaskSink(), machine, times);
 }
 
 std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                                   const SelectionSpec& spec, const Machine& machine,
                                   StageTimes* times) {
+  check_targets(layers, masks, Written::masks);
   return select_and_commit({layers, masks}, spec, MaskSink(masks), machine, times);
 }
 
@@ -123,6 +126,7 @@ std::vector<LayerThreshold> zero_thresholds(const std::vector<Layer>& layers,
 
 void score(const std::vector<Layer>& layers, const std::vector<Layer>& scores,
            const Machine& machine) {
+  check_targets(layers, scores, Written::scores);
   Backends backends({layers, scores}, machine);
   naming_not_finite(backends, [&] { backends.score(); });
 }
