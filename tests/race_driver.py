@@ -127,8 +127,8 @@ def writers(shapes: list[Shape]) -> list[list[State]]:
 
     normal = state(lambda x: x)
     zero = state(np.zeros_like)
-    large, small = (state(lambda x, f=factor: x * f) for factor in (1e3, 1e-3))
-    huge, tiny = (state(lambda x, f=factor: x * f) for factor in (1e300, 1e-300))
+    large, small = state(lambda x: x * 1e3), state(lambda x: x * 1e-3)
+    huge, tiny = state(lambda x: x * 1e300), state(lambda x: x * 1e-300)
     few, one = state(lambda x: (x * 2).round() / 2), state(np.ones_like)
     heavy = state(lambda x: x**9)
     not_finite = state(lambda x: np.full_like(x, np.nan))
@@ -264,8 +264,8 @@ def main() -> None:
     other.start()
     every_call = [calls(core, model) for model in models]
     states = [writers(shapes) for shapes in MODELS]
-    for model, starts in zip(models, states, strict=True):
-        model.write(starts[0][0])
+    for weights, starts in zip(models, states, strict=True):
+        weights.write(starts[0][0])
     quiet: dict[tuple[int, int], float] = {}
     random = np.random.default_rng()
     races, refusals, slowest = 0, 0, 0.0
