@@ -109,3 +109,10 @@ def test_strides_of_axes_that_have_one_element_mean_nothing() -> None:
     layer = _layer(WEIGHTS, shape=(1, 24), strides=(1 << 62, 1))
     _core.masks([layer], [_layer(MASKS.reshape(1, 24))], SPEC, MACHINE)
     assert MASKS.sum() == 24 - 7
+
+
+def test_empty_layers_have_no_address() -> None:
+    empty = _layer(WEIGHTS, data=0, shape=(0, 6))
+    target = _layer(WEIGHTS, data=0, shape=(0, 6), dtype=_core.Dtype.float16)
+    spec = _core.SelectionSpec(_core.Ranking.lamp, [0])
+    assert _core.prune([empty], [target], spec, MACHINE)[0].pruned == 0

@@ -125,7 +125,7 @@ inline void check_target(std::size_t position, const Layer& layer, const Layer& 
   switch (written) {
     case Written::weights:
       check_dtype(target.dtype != Dtype::boolean, "a floating dtype");
-      check_dtype(target.data != layer.data || target.dtype == layer.dtype,
+      check_dtype(target.data != layer.data || target.dtype == layer.dtype || layer.size == 0,
                   "that of its layer, which lies at the same address, " + name_of(layer.dtype));
       break;
     case Written::masks:
