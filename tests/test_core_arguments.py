@@ -111,8 +111,10 @@ def test_strides_of_axes_that_have_one_element_mean_nothing() -> None:
     assert MASKS.sum() == 24 - 7
 
 
-def test_empty_layers_have_no_address() -> None:
+def test_empty_layers_have_neither_address_nor_order() -> None:
     empty = _layer(WEIGHTS, data=0, shape=(0, 6))
     target = _layer(WEIGHTS, data=0, shape=(0, 6), dtype=_core.Dtype.float16)
     spec = _core.SelectionSpec(_core.Ranking.lamp, [0])
     assert _core.prune([empty], [target], spec, MACHINE)[0].pruned == 0
+    scores = _layer(SCORES, data=0, shape=(0, 6), strides=(1, 1))
+    _core.score([empty], [scores], MACHINE)

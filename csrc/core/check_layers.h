@@ -135,7 +135,7 @@ inline void check_target(std::size_t position, const Layer& layer, const Layer& 
       const bool is_wide = layer.dtype == Dtype::float64;
       const Dtype needed = is_wide ? Dtype::float64 : Dtype::float32;
       check_dtype(target.dtype == needed, name_of(needed));
-      if (!is_row_major(target.shape, target.strides)) {
+      if (target.size > 0 && !is_row_major(target.shape, target.strides)) {
         refuse("target", position, "the strides " + to_string(target.strides),
                "those of a row-major tensor, " + to_string(row_major_strides(target.shape)));
       }
