@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/check_layers.h"
 #include "cpu/host_backend.h"
 
 namespace lampfast {
@@ -64,6 +65,7 @@ void run_together(std::size_t tasks, Body&& body) {
 
 Backends::Backends(const Job& job, const Machine& machine)
     : job_(job), pool_(machine.threads), all_(job.layers.size()), home_of_(job.layers.size()) {
+  check_layers(job.layers);
   std::iota(all_.begin(), all_.end(), std::size_t{0});
   std::vector<int> devices;
   for (std::size_t i = 0; i < job.layers.size(); ++i) {

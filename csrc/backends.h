@@ -27,8 +27,8 @@ struct Machine {
 // at once, and these work concurrently.
 class Backends {
  public:
-  // Throws std::invalid_argument if a layer's device is not one of the machine's or differs from
-  // its target's.
+  // Throws std::invalid_argument if check_layers (core/check_layers.h) does, or if a layer's device
+  // is not one of the machine's or differs from its target's.
   Backends(const Job& job, const Machine& machine);
 
   const std::vector<Layer>& layers() const { return job_.layers; }

@@ -4,11 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <exception>
-#include <functional>
-#include <numeric>
 #include <utility>
 
 #include "core/call_profile.h"
+#include "core/check_layers.h"
 #include "core/layer.h"
 #include "core/layer_threshold.h"
 #include "core/not_finite.h"
@@ -35,11 +34,7 @@ struct py::detail::type_caster<Layer> {
     load_integers(item(2), value.shape);
     load_integers(item(3), value.strides);
     value.device = py::cast<int>(handle(item(4)));
-    if (value.shape.size() != value.strides.size()) {
-      throw std::invalid_argument("a layer needs as many strides as dimensions");
-    }
-    value.size = std::accumulate(value.shape.begin(), value.shape.end(), std::int64_t{1},
-                                 std::multiplies<>());
+    value.size = element_count(value.shape);
     return true;
   }
 

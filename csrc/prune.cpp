@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "core/check_layers.h"
 #include "estimate/estimate.h"
 #include "estimate/scales.h"
 #include "select/bound_threshold.h"
@@ -35,13 +36,31 @@ auto naming_not_finite(Backends& backends, Body&& body) {
 // keys, counts them in bins or adds them up: whichever interval it is, the counts and sums found
 // below, inside and above it are true, and so are the bounds that follow from them.
 //
-// The loop ends: every turn reads all open layers, or those whose interval missed, in a smaller
-// interval; or reads the same interval again and also records each bin's smallest and largest key;
-// or sorts all keys inside, after which nothing is open.
+// The loop ends, whether the weights hold still or not. A layer that is no longer open is not read
+// again, and its range only shrinks: it stays as it is. After most_turns, the layers that are still
+// open have all keys of their open ranges sorted. If the weights hold still, this closes them: each
+// interval in a range is then of one key. If a layer is open nevertheless, then somebody has
+// changed its weights, which is an error (sort_open and narrow throw WeightsChanged). So there are
+// never more than most_turns + 1 reads of a layer, and which number most_turns is only matters for
+// speed.
 //
-// It takes some dozens of turns at most, and a few more for each layer whose interval misses. Only
-// weights that another thread changes meanwhile could keep it busy for longer: that is an error.
-constexpr std::size_t most_turns(std::size_t layers) { return 400 + 10 * layers; }
+// Most calls take some 3 turns, and the worst that tests have found takes 73: float64 layers with
+// magnitudes of all exponents, in which a layer's interval misses again and again.
+constexpr int most_turns = 100;
+
+// Bounds the score of the last pruned element, and narrows until all open elements are told apart.
+ThresholdBounds resolve(Backends& backends, const SelectionSpec& spec, const MaskSink& masks,
+                        Evidence& evidence) {
+  evidence.is_sorted.assign(evidence.is_sorted.size(), false);
+  ThresholdBounds bounds(backends.layers(), spec);
+  for (int turn = 0;; ++turn) {
+    bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
+    const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
+    if (open.empty()) return bounds;
+    evidence = (turn < most_turns ? narrow : sort_open)(backends, spec, bounds, open, masks,
+                                                        std::move(evidence));
+  }
+}
 
 std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec,
                                    const MaskSink& masks, StageClock& clock) {
@@ -52,21 +71,15 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   clock.start(&CallProfile::partition);
   Evidence evidence = partition(backends, spec, estimated, scales, masks);
   clock.start(&CallProfile::narrow);
-  ThresholdBounds bounds(backends.layers(), spec);
-  for (std::size_t turn = 0;; ++turn) {
-    if (turn == most_turns(backends.layers().size())) {
-      throw std::runtime_error(
-          "the weights keep changing while they are read, so they cannot be ranked; let no other "
-          "thread change them during the call");
-    }
-    bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
-    const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
-    if (open.empty()) break;
-    evidence = narrow(backends, spec, bounds, open, masks, std::move(evidence));
-  }
-  clock.count_misses(evidence.total_misses());
+  const ThresholdBounds bounds = resolve(backends, spec, masks, evidence);
   clock.start(&CallProfile::select);
-  return select_exact(backends, spec, evidence.rank_bounds, bounds.ranges);
+  // The first kept element of a layer may lie far behind the open ones, which would be hard to tell
+  // apart in an interval that reaches to it. Its key is then found last, by itself.
+  const SelectionSpec counts(Ranking::per_layer,
+                             select_exact(backends, spec, evidence.rank_bounds, bounds.ranges));
+  resolve(backends, counts, masks, evidence);
+  clock.count_misses(evidence.total_misses());
+  return thresholds_after(backends.layers(), evidence.rank_bounds, counts.counts);
 }
 
 void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks) {
@@ -94,12 +107,14 @@ std::vector<LayerThreshold> select_and_commit(const Job& job, const SelectionSpe
 std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
                                   const std::vector<Layer>& targets, const SelectionSpec& spec,
                                   const Machine& machine, CallProfile* profile) {
+  check_targets(layers, targets, Written::weights);
   return select_and_commit({layers, targets}, spec, MaskSink(), machine, profile);
 }
 
 std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                                   const SelectionSpec& spec, const Machine& machine,
                                   CallProfile* profile) {
+  check_targets(layers, masks, Written::masks);
   return select_and_commit({layers, masks}, spec, MaskSink(masks), machine, profile);
 }
 
@@ -125,6 +140,7 @@ std::vector<LayerThreshold> zero_thresholds(const std::vector<Layer>& layers,
 
 void score(const std::vector<Layer>& layers, const std::vector<Layer>& scores,
            const Machine& machine) {
+  check_targets(layers, scores, Written::scores);
   Backends backends({layers, scores}, machine);
   naming_not_finite(backends, [&] { backends.score(); });
 }

@@ -53,6 +53,8 @@ struct Sides {
   std::int64_t above = 0;
   CompensatedSum above_sum;  // of the scaled squares
 
+  std::int64_t beside() const { return below + above; }
+
   void add(const Sides& other) {
     below += other.below;
     above += other.above;

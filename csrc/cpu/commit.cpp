@@ -124,15 +124,16 @@ void settle_chunk(const Layer& source, std::uint8_t* kept,
   for (auto segment = segments.first; segment != segments.second; ++segment) {
     keys.insert(keys.end(), segment->keys, segment->keys + segment->count * width);
   }
+  const std::int64_t available = static_cast<std::int64_t>(keys.size()) / width;
   keys.resize(keys.size() + static_cast<std::size_t>(classify_slack * width));
   const Kernels& kernels = kernels_for(source.dtype);
   // If the threshold has ties, positions are row-major indices (see HostBackend::prepare), and ties
   // before the first kept one are pruned.
   const std::int64_t ties_end = std::clamp(first_kept, chunk.begin, chunk.end);
-  const std::int64_t settled =
-      kernels.settle(kept + chunk.begin, ties_end - chunk.begin, keys.data(), threshold.key + 1);
+  const std::int64_t settled = kernels.settle(kept + chunk.begin, ties_end - chunk.begin,
+                                              keys.data(), available, threshold.key + 1);
   kernels.settle(kept + ties_end, chunk.end - ties_end, keys.data() + settled * width,
-                 threshold.key);
+                 available - settled, threshold.key);
 }
 
 void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& threshold,

@@ -83,55 +83,73 @@ class Counters {
     using Key = typename Format::Storage;
     constexpr int shift = histogram_shift<Format>(bits_per_octave);
     constexpr std::size_t bins = std::size_t{Format::magnitude_mask >> shift} + 1;
-    counts_.resize(bins * tables);
+    counts_.resize(most_tables * bins);
+    // Equal keys often follow each other: with one table, every increment would wait for the last.
+    // Where few elements are drawn, adding up several tables would take longer.
+    const bool is_small = range.pieces.count() * range.pieces.length() <= few_drawn;
+    const std::size_t tables = is_small ? 1 : most_tables;
+    const std::size_t next_table = is_small ? 0 : bins;
     const Kernels& kernels = kernels_for(layer.dtype);
     LogHistogram histogram;
     histogram.shift = shift;
     std::uint64_t largest = 0;
     for_each_drawn<Key>(layer, range, [&](std::int64_t, const Key* keys, std::int64_t count) {
       largest = std::max(largest, kernels.largest(keys, count));
-      count_keys<Format, shift, bins>(keys, count);
+      count_keys<Format, shift>(keys, count, next_table);
       histogram.drawn += count;
     });
-    if (histogram.drawn > 0) take(bins, largest >> shift, histogram);
+    if (histogram.drawn > 0) take(tables, bins, largest >> shift, histogram);
     // What is not finite is the partition's to report: here it counts as the largest that is.
     histogram.limit(std::uint64_t{Format::not_finite - 1} >> shift);
     return histogram;
   }
 
  private:
-  // Equal keys often follow each other: with one table, every increment would wait for the last.
-  static constexpr std::size_t tables = 4;
+  static constexpr std::size_t most_tables = 4;
+  static constexpr std::int64_t few_drawn = 1 << 12;
 
-  template <class Format, int shift, std::size_t bins>
-  void count_keys(const typename Format::Storage* keys, std::int64_t count) {
+  template <class Format, int shift>
+  void count_keys(const typename Format::Storage* keys, std::int64_t count,
+                  std::size_t next_table) {
     std::uint32_t* counts = counts_.data();
     std::int64_t i = 0;
     for (; i + 4 <= count; i += 4) {
-      for (std::size_t t = 0; t < tables; ++t) {
-        ++counts[t * bins + (Format::key(keys[i + static_cast<std::int64_t>(t)]) >> shift)];
+      for (std::size_t t = 0; t < most_tables; ++t) {
+        ++counts[t * next_table + (Format::key(keys[i + static_cast<std::int64_t>(t)]) >> shift)];
       }
     }
     for (; i < count; ++i) ++counts[Format::key(keys[i]) >> shift];
   }
 
-  // Moves the counts to a histogram: those from the largest bin down, and all small ones as one.
-  void take(std::size_t bins, std::size_t largest, LogHistogram& histogram) {
-    histogram.first = largest < most_bins ? 0 : largest - (most_bins - 1);
-    histogram.counts.assign(largest + 1 - histogram.first, 0);
-    std::int64_t left = histogram.drawn;
-    for (std::size_t bin = largest + 1; bin-- > 0 && left > 0;) {
+  // Moves the counts to a histogram, from the largest bin down: all small ones count as one.
+  void take(std::size_t tables, std::size_t bins, std::size_t largest, LogHistogram& histogram) {
+    const auto take_bin = [&](std::size_t bin) {
       std::uint32_t count = 0;
       for (std::size_t t = 0; t < tables; ++t) {
         count += std::exchange(counts_[t * bins + bin], 0U);
       }
+      return count;
+    };
+    histogram.zeros = take_bin(0);
+    std::int64_t left = histogram.drawn - histogram.zeros;
+    auto small = static_cast<std::uint32_t>(histogram.zeros);
+    taken_.clear();
+    for (std::size_t bin = largest; bin > 0 && left > 0; --bin) {
+      const std::uint32_t count = take_bin(bin);
       left -= count;
-      histogram.counts[std::max(bin, histogram.first) - histogram.first] += count;
-      if (bin == 0) histogram.zeros = count;
+      if (taken_.size() < most_bins) {
+        taken_.push_back(count);
+      } else {
+        small += count;
+      }
     }
+    taken_.push_back(small);
+    histogram.first = largest + 1 - taken_.size();
+    histogram.counts.assign(taken_.rbegin(), taken_.rend());
   }
 
   std::vector<std::uint32_t> counts_;  // zeros between calls
+  std::vector<std::uint32_t> taken_;   // scratch
 };
 
 template <class Format>

@@ -19,6 +19,8 @@ struct RankRange {
   std::int64_t end;
 
   bool is_empty() const { return begin == end; }
+  // The last open rank; if there is none, that of the first kept element.
+  std::int64_t last() const { return is_empty() ? begin : end - 1; }
 };
 
 // What is known of the score of the last pruned element, and of where each layer's pruned elements

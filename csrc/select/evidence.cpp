@@ -50,7 +50,7 @@ Evidence::Evidence(std::vector<double> layer_scales)
       stored(scales.size(), KeyInterval{0, 0}),
       tracks_min_max(scales.size(), false),
       misses(scales.size(), 0),
-      reads(scales.size(), 0) {}
+      is_sorted(scales.size(), false) {}
 
 void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
   const std::vector<PartitionResult> results =
@@ -59,6 +59,7 @@ void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& 
   found.reserve(results.size());
   for (std::size_t r = 0; r < results.size(); ++r) {
     evidence_.stored[reads.ids[r]] = results[r].is_stored ? reads.intervals[r] : KeyInterval{0, 0};
+    evidence_.is_sorted[reads.ids[r]] = limit == StoreLimit::none;
     found.push_back(&results[r].found);
   }
   learn(reads.ids, found,
@@ -95,8 +96,9 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
     const KeyInterval& interval = found[r]->sides.interval;
     const std::int64_t inside = found[r]->inside();
     if (!std::isfinite(found[r]->sides.above_sum.value())) throw NotFinite();
+    // Ranks are positions in a layer's order, so none may be missing.
+    if (found[r]->sides.beside() + inside != backends_.layers()[id].size) throw WeightsChanged();
     evidence_.sides[id] = found[r]->sides;
-    ++evidence_.reads[id];
     if (evidence_.stored[id].contains(interval) && inside <= most_sorted) {
       sorted.push_back(id);
       keys.push_back({interval, inside});
@@ -111,6 +113,11 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
 
 void Reader::learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests) {
   const auto learn_keys = [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
+    // Where candidates cannot be stored, their keys come from the weights, which are read again.
+    const std::int64_t beside = evidence_.sides[id].beside();
+    if (beside + static_cast<std::int64_t>(keys.size()) != backends_.layers()[id].size) {
+      throw WeightsChanged();
+    }
     evidence_.rank_bounds[id] =
         RankBounds(backends_.layers()[id].dtype, ranking_, evidence_.scales[id],
                    evidence_.sides[id], count_keys(std::move(keys)), scores_);

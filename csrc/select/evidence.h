@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <numeric>
+#include <stdexcept>
 #include <vector>
 
 #include "backends.h"
@@ -15,6 +16,14 @@
 
 namespace lampfast {
 
+// Weights that another thread or process changes have contradicted what was read of them before.
+struct WeightsChanged : std::runtime_error {
+  WeightsChanged()
+      : std::runtime_error(
+            "the weights keep changing while they are read, so they cannot be ranked; let no other "
+            "thread change them during the call") {}
+};
+
 // All members have one entry per layer.
 struct Evidence {
   std::vector<double> scales;           // for scaled_square (key_format.h)
@@ -23,7 +32,7 @@ struct Evidence {
   std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
   std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
   std::vector<int> misses;              // how often an interval did not hold the threshold
-  std::vector<int> reads;               // of weights or candidates
+  std::vector<bool> is_sorted;          // whether all keys inside its interval have been sorted
 
   explicit Evidence(std::vector<double> scales);
 
@@ -51,7 +60,7 @@ class Reader {
       : backends_(backends), ranking_(ranking), scores_(scores), evidence_(evidence) {}
 
   // Reads the weights, and writes masks on the way. If storing is not limited, all candidates are
-  // sorted, whatever memory that takes. Throws NotFinite.
+  // sorted, whatever memory that takes. Throws NotFinite and WeightsChanged.
   void read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks);
 
   // Reads the stored candidates instead of the weights. Throws NotFinite, as another thread may

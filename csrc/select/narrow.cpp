@@ -10,10 +10,6 @@
 namespace lampfast {
 namespace {
 
-// A read divides an interval by at least two, so weights that hold still never need as many. A
-// layer that another thread changes all the while might need reads for ever, and is sorted instead.
-constexpr int most_reads = 100;
-
 // Plans the next reads.
 class NextReads {
  public:
@@ -41,10 +37,6 @@ class NextReads {
 
  private:
   void add(const OpenLayer& layer) {
-    if (evidence_.reads[layer.id] >= most_reads) {
-      unresolved.add(layer.id, {1, not_finite_key(layers_[layer.id].dtype)});
-      return;
-    }
     // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
     // the bins' smallest and largest keys, so that we can tell.
     const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
@@ -105,6 +97,31 @@ class NextReads {
   Evidence& evidence_;
 };
 
+// A layer whose open range has been sorted has nothing left to find out: every key of the range has
+// an interval of its own, whether or not other intervals were merged (RankBounds::drop_irrelevant),
+// and the range can only have shrunk since.
+void check_not_sorted(const std::vector<OpenLayer>& open, const Evidence& evidence) {
+  for (const OpenLayer& layer : open) {
+    if (evidence.is_sorted[layer.id]) throw WeightsChanged();
+  }
+}
+
+// The interval that a layer needs certainly holds its open range or the first kept element, as its
+// ends follow from counts. Once it has been read, it must be seen to hold them; the intervals that
+// the layer needs next lie within it.
+void check_ranges(const std::vector<Layer>& layers, const std::vector<OpenLayer>& open,
+                  const std::vector<RankRange>& ranges, const Evidence& evidence) {
+  for (const OpenLayer& layer : open) {
+    const Sides& sides = evidence.sides[layer.id];
+    if (!(sides.interval == layer.needed)) continue;
+    const RankRange& range = ranges[layer.id];
+    // No interval holds zeros, so these may be part of the range.
+    const bool begins_below = layer.needed.low > 1 && range.begin < sides.below;
+    const bool ends_above = range.last() >= layers[layer.id].size - sides.above;
+    if (begins_below || ends_above) throw WeightsChanged();
+  }
+}
+
 }  // namespace
 
 std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
@@ -114,9 +131,14 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const RankRange& range = ranges[i];
     if (range.begin == layers[i].size) continue;  // all elements are pruned, or there are none
-    const std::int64_t last = std::min(range.end, layers[i].size - 1);
-    const ScoredInterval* from = rank_bounds[i].at_rank(std::min(range.begin, last));
-    const ScoredInterval* to = rank_bounds[i].at_rank(last);
+    const ScoredInterval* from = rank_bounds[i].at_rank(range.begin);
+    const ScoredInterval* to = rank_bounds[i].at_rank(range.last());
+    // The first kept element, if it is close enough to be found on the way.
+    if (range.end < layers[i].size) {
+      const ScoredInterval* kept = rank_bounds[i].at_rank(range.end);
+      constexpr std::uint64_t close = 16;
+      if (kept->last - from->first <= close * (to->last - from->first + 1)) to = kept;
+    }
     const auto is_one_key = [](const ScoredInterval& interval) { return interval.is_one_key(); };
     if (std::all_of(from, to + 1, is_one_key)) continue;
     open.push_back({i, {std::max<std::uint64_t>(from->first, 1), to->last + 1}});
@@ -126,16 +148,29 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
 
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
+  check_not_sorted(open, evidence);
   NextReads next(backends.layers(), spec.ranking, bounds, evidence);
   next.plan(open);
   Reader reader(backends, spec.ranking, bounds.scores, evidence);
   if (next.candidates.empty() && next.weights.empty()) {
     // The scores are too close or too small for the bounds to tell apart: sort all candidates.
     reader.read_weights(next.unresolved, StoreLimit::none, masks);
-    return evidence;
+  } else {
+    if (!next.candidates.empty()) reader.read_candidates(next.candidates);
+    if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
   }
-  if (!next.candidates.empty()) reader.read_candidates(next.candidates);
-  if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
+  check_ranges(backends.layers(), open, bounds.ranges, evidence);
+  return evidence;
+}
+
+Evidence sort_open(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
+                   const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
+  check_not_sorted(open, evidence);
+  Reads reads;
+  for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
+  Reader(backends, spec.ranking, bounds.scores, evidence)
+      .read_weights(reads, StoreLimit::none, masks);
+  check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }
 

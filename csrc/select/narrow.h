@@ -16,15 +16,21 @@ namespace lampfast {
 // A layer whose open range has keys that are not told apart yet.
 struct OpenLayer {
   std::size_t id;
-  KeyInterval needed;  // the keys of the open range and of the first kept element behind it
+  KeyInterval needed;  // the keys of the open range, or of the first kept element, or of both
 };
 
 std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
                                  const std::vector<RankBounds>& rank_bounds,
                                  const std::vector<RankRange>& ranges);
 
-// Reads the open layers again. `bounds` are those for which find_open found them.
+// Reads some of the open layers again. `bounds` are those for which find_open found them. Throws
+// WeightsChanged if a read does not find a layer's open range where it was, or the range is still
+// open after all of its keys have been sorted.
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence);
+
+// The same, but sorts all keys of the open range of every layer, whatever memory that takes.
+Evidence sort_open(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
+                   const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence);
 
 }  // namespace lampfast

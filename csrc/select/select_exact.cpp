@@ -228,18 +228,26 @@ LayerThreshold threshold_after(const Layer& layer, const RankBounds& rank_bounds
 
 }  // namespace
 
-std::vector<LayerThreshold> select_exact(Backends& backends, const SelectionSpec& spec,
-                                         const std::vector<RankBounds>& rank_bounds,
-                                         const std::vector<RankRange>& ranges) {
+std::vector<std::int64_t> select_exact(Backends& backends, const SelectionSpec& spec,
+                                       const std::vector<RankBounds>& rank_bounds,
+                                       const std::vector<RankRange>& ranges) {
   std::vector<RankRange> open = ranges;
   std::int64_t count = spec.count();
   for (const RankRange& range : open) count -= range.begin;
   OpenRanks(backends, spec.ranking, rank_bounds, open).take_first(count, open);
-  const std::vector<Layer>& layers = backends.layers();
+  std::vector<std::int64_t> pruned;
+  pruned.reserve(open.size());
+  for (const RankRange& range : open) pruned.push_back(range.begin);
+  return pruned;
+}
+
+std::vector<LayerThreshold> thresholds_after(const std::vector<Layer>& layers,
+                                             const std::vector<RankBounds>& rank_bounds,
+                                             const std::vector<std::int64_t>& pruned) {
   std::vector<LayerThreshold> thresholds;
   thresholds.reserve(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    thresholds.push_back(threshold_after(layers[i], rank_bounds[i], open[i].begin));
+    thresholds.push_back(threshold_after(layers[i], rank_bounds[i], pruned[i]));
   }
   return thresholds;
 }

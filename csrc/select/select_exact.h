@@ -12,11 +12,17 @@
 
 namespace lampfast {
 
-// Returns the layers' thresholds. Every interval that holds part of an open range must be of one
-// key. Elements are ordered by exact score (or magnitude), then by layer id, then in the layer's
-// own order.
-std::vector<LayerThreshold> select_exact(Backends& backends, const SelectionSpec& spec,
-                                         const std::vector<RankBounds>& rank_bounds,
-                                         const std::vector<RankRange>& ranges);
+// Returns how many elements of each layer are pruned. Every interval that holds part of an open
+// range must be of one key. Elements are ordered by exact score (or magnitude), then by layer id,
+// then in the layer's own order.
+std::vector<std::int64_t> select_exact(Backends& backends, const SelectionSpec& spec,
+                                       const std::vector<RankBounds>& rank_bounds,
+                                       const std::vector<RankRange>& ranges);
+
+// The thresholds that prune so many elements of each layer. The interval that holds the first kept
+// element must be of one key.
+std::vector<LayerThreshold> thresholds_after(const std::vector<Layer>& layers,
+                                             const std::vector<RankBounds>& rank_bounds,
+                                             const std::vector<std::int64_t>& pruned);
 
 }  // namespace lampfast

@@ -37,9 +37,10 @@ struct Kernels {
                std::uint8_t* kept);
   // Completes a mask that classify wrote: the candidates are the keys of its undecided elements, in
   // the same order, and these get kept[i] = key >= threshold. Returns how many candidates there
-  // were. Up to classify_slack keys behind them may be read.
+  // were. Up to classify_slack keys behind the last of `available` candidates may be read, but no
+  // more, even if another thread has written to the mask since.
   std::int64_t (*settle)(std::uint8_t* kept, std::int64_t count, const void* candidates,
-                         std::uint64_t threshold);
+                         std::int64_t available, std::uint64_t threshold);
   // Zeroes the elements whose key is below the threshold.
   void (*zero)(void* elements, std::int64_t count, std::uint64_t threshold);
   // The largest key.

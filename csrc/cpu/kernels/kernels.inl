@@ -249,7 +249,7 @@ void mask(const void* elements, std::int64_t count, std::uint64_t threshold, std
 
 template <class Format>
 std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidates,
-                    std::uint64_t threshold) {
+                    std::int64_t available, std::uint64_t threshold) {
   using Key = typename Format::Storage;
   const auto* keys = static_cast<const Key*>(candidates);
   const auto bound = static_cast<Key>(threshold);
@@ -257,9 +257,10 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
   std::int64_t settled = 0;
   for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* states, std::uint64_t valid) {
     const std::uint64_t open = open_places(states);
-    if (open == 0) return;
+    const std::int64_t end = settled + __builtin_popcountll(open);
+    if (open == 0 || end > available) return;
     settle_unit<Format>(states, open, keys + settled, bound, valid, kept + i);
-    settled += __builtin_popcountll(open);
+    settled = end;
   });
   return settled;
 #else
@@ -274,7 +275,7 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
     }
     const std::int64_t end = count - i < word ? count : i + word;
     for (std::int64_t j = i; j < end; ++j) {
-      const bool is_open = kept[j] == undecided;
+      const bool is_open = kept[j] == undecided && settled < available;
       const auto answer = static_cast<std::uint8_t>(keys[settled] < bound ? 0 : 1);
       kept[j] = is_open ? answer : kept[j];
       settled += is_open;
