@@ -184,38 +184,13 @@ Classified classify_in_registers(const typename Format::Storage* elements, int c
                                  double scale, typename Format::Storage* inside,
                                  std::uint8_t* kept) {
   using Key = typename Format::Storage;
-  using Keys = Register<Format>;
-  const auto lows = Keys::all(low);
-  const auto highs = Keys::all(high);
-  // Several sums, so that an addition need not wait for the one before it.
-  typename Keys::Sums sums[2] = {};
-  auto largest = Keys::all(0);
-  Classified result{};
+  Classifier<Format> classifier(low, high, scale);
+  int found = 0;
   for_each_unit(elements, count, [&](std::int64_t i, const Key* here, std::uint64_t valid) {
-    std::uint64_t below = 0;
-    std::uint64_t not_above = 0;
-    for (int j = 0; j < unit; j += Keys::lanes) {
-      const auto keys = Keys::load(here + j);
-      const auto is_not_above = Keys::less(keys, highs);
-      Keys::add_squares_unless(is_not_above, here + j, keys, scale, sums[j / Keys::lanes % 2]);
-      if constexpr (!Keys::sum_tells_not_finite) largest = Keys::larger(largest, keys);
-      below |= Keys::bits(Keys::less(keys, lows)) << j;
-      not_above |= Keys::bits(is_not_above) << j;
-    }
-    const std::uint64_t is_inside = valid & not_above & ~below;
-    result.below += __builtin_popcountll(valid & below);
-    result.above += __builtin_popcountll(valid & ~not_above);
-    result.inside += compact<Format>(here, is_inside, inside + result.inside);
-    if (kept != nullptr) store_kept(~not_above, is_inside, valid, kept + i);
+    std::uint8_t* const kept_here = kept == nullptr ? nullptr : kept + i;
+    found += compact<Format>(here, classifier.classify(here, valid, kept_here), inside + found);
   });
-  result.above_sum = Keys::total(sums[0]) + Keys::total(sums[1]);
-  if constexpr (!Keys::sum_tells_not_finite) {
-    constexpr std::uint64_t all = (std::uint64_t{1} << Keys::lanes) - 1;
-    if (Keys::bits(Keys::less(largest, Keys::all(Format::not_finite))) != all) {
-      result.above_sum = std::numeric_limits<double>::quiet_NaN();
-    }
-  }
-  return result;
+  return classifier.result(count, found);
 }
 #endif
 
