@@ -147,7 +147,8 @@ void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
 }
 
 // Writes the keys of the chosen elements of a unit, and possibly other values behind them; returns
-// how many are chosen. Usually these are few, so the first two are written without a branch.
+// how many are chosen. Usually there is one group of them at most, which is written without a
+// branch: their number cannot be predicted.
 template <class Format>
 int compact(const typename Format::Storage* elements, std::uint64_t chosen,
             typename Format::Storage* to) {
@@ -171,9 +172,11 @@ int compact(const typename Format::Storage* elements, std::uint64_t chosen,
     chosen &= chosen - 1;
     return static_cast<Key>(element & Format::magnitude_mask);
   };
-  to[0] = next();
-  to[1] = next();
-  for (int i = 2; i < found; ++i) to[i] = next();
+  constexpr int group = 4;
+  int i = 0;
+  do {
+    for (const int end = i + group; i < end; ++i) to[i] = next();
+  } while (i < found);
   return found;
 }
 
@@ -229,13 +232,29 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
   const auto* keys = static_cast<const Key*>(candidates);
   const auto bound = static_cast<Key>(threshold);
 #if defined(LAMPFAST_REGISTERS)
+  // First finds the units that have undecided elements, without a branch for each unit, as these
+  // cannot be predicted.
+  constexpr std::int64_t units = 64;
+  std::uint16_t open_units[units];
   std::int64_t settled = 0;
-  for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* states, std::uint64_t valid) {
-    const std::uint64_t open = open_places(states);
-    if (open == 0) return;
-    settle_unit<Format>(states, open, keys + settled, bound, valid, kept + i);
-    settled += __builtin_popcountll(open);
-  });
+  for (std::int64_t begin = 0; begin < count; begin += units * unit) {
+    const std::int64_t length = count - begin < units * unit ? count - begin : units * unit;
+    std::int64_t open = 0;
+    for_each_unit(kept + begin, length, [&](std::int64_t i, const std::uint8_t* states, auto) {
+      open_units[open] = static_cast<std::uint16_t>(i);
+      open += open_places(states) != 0;
+    });
+    for (std::int64_t u = 0; u < open; ++u) {
+      const std::int64_t i = open_units[u];
+      for_each_unit(kept + begin + i, length - i < unit ? length - i : unit,
+                    [&](auto, const std::uint8_t* states, std::uint64_t valid) {
+                      const std::uint64_t places = open_places(states);
+                      settle_unit<Format>(states, places, keys + settled, bound, valid,
+                                          kept + begin + i);
+                      settled += __builtin_popcountll(places);
+                    });
+    }
+  }
   return settled;
 #else
   constexpr std::int64_t word = sizeof(std::uint64_t);

@@ -287,12 +287,28 @@ inline std::uint64_t open_places(const std::uint8_t* states) {
   return open_bits(_mm256_loadu_si256(halves)) | open_bits(_mm256_loadu_si256(halves + 1)) << 32;
 }
 
-// Completes a unit: compares one candidate for each undecided element.
+// Completes a unit at once: compares one candidate for each undecided element, then deposits the
+// results at these elements.
 template <class Format>
-void settle_unit(const std::uint8_t*, std::uint64_t open,
+void settle_unit(const std::uint8_t* states, std::uint64_t open,
                  const typename Format::Storage* candidates, typename Format::Storage threshold,
-                 std::uint64_t, std::uint8_t* kept) {
-  for (; open != 0; open &= open - 1) {
-    kept[__builtin_ctzll(open)] = *candidates++ < threshold ? 0 : 1;
+                 std::uint64_t valid, std::uint8_t* kept) {
+  using Keys = Register<Format>;
+  const __m256i thresholds = Keys::all(threshold);
+  const int found = __builtin_popcountll(open);
+  std::uint64_t pruned = 0;
+  int j = 0;
+  do {  // usually once
+    pruned |= Keys::bits(Keys::less(Keys::load(candidates + j), thresholds)) << j;
+    j += Keys::lanes;
+  } while (j < found);
+  const std::uint64_t answers = _pdep_u64(~pruned, open);
+  const auto* from = reinterpret_cast<const __m256i*>(states);
+  __m256i settled[2];
+  for (int half = 0; half < 2; ++half) {
+    const __m256i decided = _mm256_and_si256(_mm256_loadu_si256(from + half), _mm256_set1_epi8(1));
+    const __m256i now = bytes_where(static_cast<std::uint32_t>(answers >> (32 * half)), 1);
+    settled[half] = _mm256_or_si256(decided, now);
   }
+  store_states(settled, valid, kept);
 }
