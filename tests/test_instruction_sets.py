@@ -25,7 +25,7 @@ def best() -> str:
     has = set(flags[1].split() if flags else ())
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= has:
         return "avx512"
-    return "avx2" if {"avx2", "bmi2"} <= has else "baseline"
+    return "avx2" if {"avx2", "fma", "bmi2"} <= has else "baseline"
 
 
 def test_baseline_is_always_there() -> None:

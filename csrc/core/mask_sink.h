@@ -13,6 +13,9 @@ namespace lampfast {
 // Whether an element's position (strided_walk.h) is its offset in the layer's memory and in its
 // target's: both are dense, and in the same order.
 inline bool same_memory_order(const Layer& layer, const Layer& target) {
+  if (is_row_major(layer.shape, layer.strides) && is_row_major(target.shape, target.strides)) {
+    return true;  // spares small layers the walk's allocations
+  }
   return StridedWalk<2>(layer.shape, {&layer.strides, &target.strides}, Order::memory).is_one_run();
 }
 

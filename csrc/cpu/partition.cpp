@@ -195,6 +195,7 @@ class WeightsReader {
   void finish() {
     for (std::size_t p = 0; p < results.size(); ++p) {
       results[p].is_stored = !is_incomplete_[p];
+      if (candidates[p].size() < 2) continue;  // spares small layers the sort's buffer
       std::stable_sort(candidates[p].begin(), candidates[p].end(),
                        [](const CandidateSegment& a, const CandidateSegment& b) {
                          return a.chunk_begin < b.chunk_begin;

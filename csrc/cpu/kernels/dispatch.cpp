@@ -40,7 +40,10 @@ const InstructionSet instruction_sets[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
     {"avx2", avx2::table, avx2::score_keys,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }},
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("bmi2");
+     }},
 #endif
     {"baseline", baseline::table, baseline::score_keys, [] { return true; }},
 };

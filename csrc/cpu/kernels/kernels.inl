@@ -147,7 +147,8 @@ void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
 }
 
 // Writes the keys of the chosen elements of a unit, and possibly other values behind them; returns
-// how many are chosen. Usually these are few, so the first two are written without a branch.
+// how many are chosen. Usually there is one group of them at most, which is written without a
+// branch: their number cannot be predicted.
 template <class Format>
 int compact(const typename Format::Storage* elements, std::uint64_t chosen,
             typename Format::Storage* to) {
@@ -171,9 +172,11 @@ int compact(const typename Format::Storage* elements, std::uint64_t chosen,
     chosen &= chosen - 1;
     return static_cast<Key>(element & Format::magnitude_mask);
   };
-  to[0] = next();
-  to[1] = next();
-  for (int i = 2; i < found; ++i) to[i] = next();
+  constexpr int group = 4;
+  int i = 0;
+  do {
+    for (const int end = i + group; i < end; ++i) to[i] = next();
+  } while (i < found);
   return found;
 }
 
@@ -184,38 +187,13 @@ Classified classify_in_registers(const typename Format::Storage* elements, int c
                                  double scale, typename Format::Storage* inside,
                                  std::uint8_t* kept) {
   using Key = typename Format::Storage;
-  using Keys = Register<Format>;
-  const auto lows = Keys::all(low);
-  const auto highs = Keys::all(high);
-  // Several sums, so that an addition need not wait for the one before it.
-  typename Keys::Sums sums[2] = {};
-  auto largest = Keys::all(0);
-  Classified result{};
+  Classifier<Format> classifier(low, high, scale);
+  int found = 0;
   for_each_unit(elements, count, [&](std::int64_t i, const Key* here, std::uint64_t valid) {
-    std::uint64_t below = 0;
-    std::uint64_t not_above = 0;
-    for (int j = 0; j < unit; j += Keys::lanes) {
-      const auto keys = Keys::load(here + j);
-      const auto is_not_above = Keys::less(keys, highs);
-      Keys::add_squares_unless(is_not_above, here + j, keys, scale, sums[j / Keys::lanes % 2]);
-      if constexpr (!Keys::sum_tells_not_finite) largest = Keys::larger(largest, keys);
-      below |= Keys::bits(Keys::less(keys, lows)) << j;
-      not_above |= Keys::bits(is_not_above) << j;
-    }
-    const std::uint64_t is_inside = valid & not_above & ~below;
-    result.below += __builtin_popcountll(valid & below);
-    result.above += __builtin_popcountll(valid & ~not_above);
-    result.inside += compact<Format>(here, is_inside, inside + result.inside);
-    if (kept != nullptr) store_kept(~not_above, is_inside, valid, kept + i);
+    std::uint8_t* const kept_here = kept == nullptr ? nullptr : kept + i;
+    found += compact<Format>(here, classifier.classify(here, valid, kept_here), inside + found);
   });
-  result.above_sum = Keys::total(sums[0]) + Keys::total(sums[1]);
-  if constexpr (!Keys::sum_tells_not_finite) {
-    constexpr std::uint64_t all = (std::uint64_t{1} << Keys::lanes) - 1;
-    if (Keys::bits(Keys::less(largest, Keys::all(Format::not_finite))) != all) {
-      result.above_sum = std::numeric_limits<double>::quiet_NaN();
-    }
-  }
-  return result;
+  return classifier.result(count, found);
 }
 #endif
 
@@ -254,14 +232,29 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
   const auto* keys = static_cast<const Key*>(candidates);
   const auto bound = static_cast<Key>(threshold);
 #if defined(LAMPFAST_REGISTERS)
+  // First finds the units that have undecided elements, without a branch for each unit, as these
+  // cannot be predicted.
+  constexpr std::int64_t units = 64;
+  std::uint16_t open_units[units];
   std::int64_t settled = 0;
-  for_each_unit(kept, count, [&](std::int64_t i, const std::uint8_t* states, std::uint64_t valid) {
-    const std::uint64_t open = open_places(states);
-    const std::int64_t end = settled + __builtin_popcountll(open);
-    if (open == 0 || end > available) return;
-    settle_unit<Format>(states, open, keys + settled, bound, valid, kept + i);
-    settled = end;
-  });
+  for (std::int64_t begin = 0; begin < count; begin += units * unit) {
+    const std::int64_t length = count - begin < units * unit ? count - begin : units * unit;
+    std::int64_t open = 0;
+    for_each_unit(kept + begin, length, [&](std::int64_t i, const std::uint8_t* states, auto) {
+      open_units[open] = static_cast<std::uint16_t>(i);
+      open += open_places(states) != 0;
+    });
+    for (std::int64_t u = 0; u < open; ++u) {
+      const std::int64_t i = open_units[u];
+      for_each_unit(kept + begin + i, length - i < unit ? length - i : unit,
+                    [&](auto, const std::uint8_t* states, std::uint64_t valid) {
+                      const std::uint64_t places = open_places(states);
+                      settle_unit<Format>(states, places, keys + settled, bound, valid,
+                                          kept + begin + i);
+                      settled += __builtin_popcountll(places);
+                    });
+    }
+  }
   return settled;
 #else
   constexpr std::int64_t word = sizeof(std::uint64_t);

@@ -15,31 +15,201 @@ inline __m256i bytes_where(std::uint32_t word, std::uint8_t value) {
 }
 
 // Writes the mask bytes of a unit.
-inline void store_kept(std::uint64_t above, std::uint64_t inside, std::uint64_t valid,
-                       std::uint8_t* kept) {
-  alignas(32) std::uint8_t states[unit];
-  std::uint8_t* to = ~valid == 0 ? kept : states;
-  for (int half = 0; half < unit; half += 32) {
-    const __m256i ones = bytes_where(static_cast<std::uint32_t>(above >> half), 1);
-    const __m256i open = bytes_where(static_cast<std::uint32_t>(inside >> half), undecided);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half), _mm256_or_si256(ones, open));
-  }
-  if (to != kept) {
-    std::memcpy(kept, states, static_cast<std::size_t>(__builtin_popcountll(valid)));
-  }
+inline void store_states(const __m256i* states, std::uint64_t valid, std::uint8_t* kept) {
+  alignas(32) std::uint8_t copy[unit];
+  std::uint8_t* const to = ~valid == 0 ? kept : copy;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), states[0]);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), states[1]);
+  if (to != kept) std::memcpy(kept, copy, static_cast<std::size_t>(__builtin_popcountll(valid)));
 }
 
-// As many keys as fit a register, zero-extended to 32 bits if they are narrower. A key has no sign
-// bit, so signed comparisons serve.
+// A bit for each byte that is undecided.
+inline std::uint64_t open_bits(__m256i states) {
+  static_assert(undecided == 2);
+  return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(states, 6)));
+}
+
+// Integers of so many bytes in the lanes of a register. A key has no sign bit, so signed
+// comparisons serve.
+template <std::size_t Bytes>
+struct Integers {
+  static __m256i all(std::int64_t value) {
+    if constexpr (Bytes == 1) return _mm256_set1_epi8(static_cast<char>(value));
+    if constexpr (Bytes == 2) return _mm256_set1_epi16(static_cast<short>(value));
+    if constexpr (Bytes == 4) return _mm256_set1_epi32(static_cast<int>(value));
+    if constexpr (Bytes == 8) return _mm256_set1_epi64x(value);
+  }
+  static __m256i greater(__m256i a, __m256i b) {
+    if constexpr (Bytes == 1) return _mm256_cmpgt_epi8(a, b);
+    if constexpr (Bytes == 2) return _mm256_cmpgt_epi16(a, b);
+    if constexpr (Bytes == 4) return _mm256_cmpgt_epi32(a, b);
+    if constexpr (Bytes == 8) return _mm256_cmpgt_epi64(a, b);
+  }
+  static __m256i subtract(__m256i a, __m256i b) {
+    if constexpr (Bytes == 1) return _mm256_sub_epi8(a, b);
+    if constexpr (Bytes == 2) return _mm256_sub_epi16(a, b);
+    if constexpr (Bytes == 4) return _mm256_sub_epi32(a, b);
+    if constexpr (Bytes == 8) return _mm256_sub_epi64(a, b);
+  }
+  // The small numbers in as many registers as an integer has bytes, in order, as bytes.
+  static __m256i pack(const __m256i* from) {
+    if constexpr (Bytes == 1) return from[0];
+    if constexpr (Bytes == 2) {
+      return _mm256_permute4x64_epi64(_mm256_packs_epi16(from[0], from[1]), 0xd8);
+    }
+    if constexpr (Bytes == 4) {
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+      return _mm256_permutevar8x32_epi32(pack_words(from), order);
+    }
+    if constexpr (Bytes == 8) {
+      __m256i words[4];
+      for (int i = 0; i < 4; ++i) {
+        words[i] = _mm256_castps_si256(_mm256_shuffle_ps(
+            _mm256_castsi256_ps(from[2 * i]), _mm256_castsi256_ps(from[2 * i + 1]), 0x88));
+      }
+      // Two elements from the lower half of a register, then two from its upper half.
+      const __m256i bytes = pack_words(words);
+      const __m128i lower = _mm256_castsi256_si128(bytes);
+      const __m128i upper = _mm256_extracti128_si256(bytes, 1);
+      return _mm256_set_m128i(_mm_unpackhi_epi16(lower, upper), _mm_unpacklo_epi16(lower, upper));
+    }
+  }
+
+ private:
+  static __m256i pack_words(const __m256i* words) {
+    return _mm256_packs_epi16(_mm256_packs_epi32(words[0], words[1]),
+                              _mm256_packs_epi32(words[2], words[3]));
+  }
+};
+
+// Classifies units of one block.
+template <class Format>
+class Classifier {
+ public:
+  using Key = typename Format::Storage;
+
+  Classifier(Key low, Key high, double scale)
+      : before_low_(Lanes::all(static_cast<std::int64_t>(low) - 1)),
+        before_high_(Lanes::all(static_cast<std::int64_t>(high) - 1)),
+        scale_(_mm256_set1_pd(scale)) {}
+
+  // Returns a bit for each element inside the interval; writes the mask bytes, unless `kept` is
+  // null. Only valid elements count.
+  std::uint64_t classify(const Key* elements, std::uint64_t valid, std::uint8_t* kept) {
+    __m256i states[2] = {half(elements), half(elements + 32)};
+    if (~valid != 0) {
+      states[0] = _mm256_and_si256(states[0], bytes_where(static_cast<std::uint32_t>(valid), 0xff));
+      states[1] =
+          _mm256_and_si256(states[1], bytes_where(static_cast<std::uint32_t>(valid >> 32), 0xff));
+    }
+    static_assert(2 * undecided * (classify_block / unit + 1) < 256);
+    state_sums_ = _mm256_add_epi8(state_sums_, _mm256_add_epi8(states[0], states[1]));
+    if (kept != nullptr) store_states(states, valid, kept);
+    return open_bits(states[0]) | open_bits(states[1]) << 32;
+  }
+
+  // What the units had, of so many valid elements and so many inside.
+  Classified result(int count, int inside) const {
+    // Every element above the interval has added 1, and every one inside it 2.
+    const __m256i sums = _mm256_sad_epu8(state_sums_, _mm256_setzero_si256());
+    const std::int64_t sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    const int above = static_cast<int>(sum) - undecided * inside;
+    return {count - above - inside, above, inside, above_sum()};
+  }
+
+ private:
+  using Lanes = Integers<sizeof(Key)>;
+  static constexpr bool is_byte = sizeof(Key) == 1;
+  static constexpr int lanes = 32 / static_cast<int>(sizeof(Key));
+  // A byte's bits, moved to the places that float16 has for them, stand for its value divided by
+  // this.
+  static constexpr float rebias_from_float16 = is_byte ? Format::rebias / Float16::rebias : 1.0F;
+  // Whether a sum of squares shows that an element is not finite: unless the format's infinity and
+  // NaN become finite numbers when its bits are moved.
+  static constexpr bool sum_tells_not_finite = rebias_from_float16 == 1.0F;
+
+  // The mask bytes of half a unit.
+  __m256i half(const Key* elements) {
+    const __m256i magnitudes = Lanes::all(static_cast<std::int64_t>(Format::magnitude_mask));
+    __m256i states[sizeof(Key)];
+    for (int i = 0; i < static_cast<int>(sizeof(Key)); ++i) {
+      const auto* here = reinterpret_cast<const __m256i*>(elements + i * lanes);
+      const __m256i keys = _mm256_and_si256(_mm256_loadu_si256(here), magnitudes);
+      const __m256i from_low = Lanes::greater(keys, before_low_);  // -1 where true
+      const __m256i above = Lanes::greater(keys, before_high_);
+      static_assert(undecided == 2);
+      states[i] = Lanes::subtract(Lanes::subtract(above, from_low), from_low);
+      add_squares(_mm256_and_si256(keys, above));
+    }
+    return Lanes::pack(states);
+  }
+
+  // Of a register of keys.
+  void add_squares(__m256i keys) {
+    if constexpr (sizeof(Key) == 8) {
+      const __m256d values = _mm256_mul_pd(_mm256_castsi256_pd(keys), scale_);
+      sums_[0] = _mm256_fmadd_pd(values, values, sums_[0]);
+    } else if constexpr (sizeof(Key) == 4) {
+      add_floats(_mm256_castsi256_ps(keys));
+    } else if constexpr (is_byte) {
+      if constexpr (!sum_tells_not_finite) largest_ = _mm256_max_epu8(largest_, keys);
+      constexpr int shift = Float16::mantissa_bits - Format::mantissa_bits;
+      const __m256i lower = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(keys));
+      const __m256i upper = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(keys, 1));
+      add_float16(_mm256_slli_epi16(lower, shift));
+      add_float16(_mm256_slli_epi16(upper, shift));
+    } else if constexpr (Format::mantissa_bits == Float16::mantissa_bits) {
+      add_float16(keys);
+    } else {
+      // The upper half of a float32 is a bfloat16.
+      add_floats(_mm256_castsi256_ps(_mm256_slli_epi32(keys, 16)));
+      add_floats(_mm256_castsi256_ps(
+          _mm256_and_si256(keys, _mm256_set1_epi32(static_cast<int>(0xffff0000)))));
+    }
+  }
+  void add_float16(__m256i bits) {
+    add_floats(_mm256_cvtph_ps(_mm256_castsi256_si128(bits)));
+    add_floats(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)));
+  }
+  // Squares are exact in doubles, so that the fused operation rounds as two separate ones do.
+  void add_floats(__m256 values) {
+    const __m256d lower = _mm256_cvtps_pd(_mm256_castps256_ps128(values));
+    const __m256d upper = _mm256_cvtps_pd(_mm256_extractf128_ps(values, 1));
+    // The sums take turns, so that an addition need not wait for the one before it.
+    const __m256d first = _mm256_fmadd_pd(lower, lower, sums_[0]);
+    const __m256d second = _mm256_fmadd_pd(upper, upper, sums_[1]);
+    sums_[0] = sums_[2];
+    sums_[1] = sums_[3];
+    sums_[2] = first;
+    sums_[3] = second;
+  }
+
+  double above_sum() const {
+    if constexpr (!sum_tells_not_finite) {
+      const __m256i finite = _mm256_set1_epi8(static_cast<char>(Format::not_finite - 1));
+      if (_mm256_movemask_epi8(_mm256_cmpgt_epi8(largest_, finite)) != 0) {
+        return std::numeric_limits<double>::quiet_NaN();
+      }
+    }
+    const __m256d sums =
+        _mm256_add_pd(_mm256_add_pd(sums_[0], sums_[1]), _mm256_add_pd(sums_[2], sums_[3]));
+    constexpr double factor = rebias_from_float16;
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) * (factor * factor);
+  }
+
+  __m256i before_low_;
+  __m256i before_high_;
+  __m256d scale_;
+  __m256i state_sums_ = _mm256_setzero_si256();
+  __m256i largest_ = _mm256_setzero_si256();
+  __m256d sums_[4] = {};
+};
+
+// As many keys as fit a register, zero-extended to 32 bits if they are narrower.
 template <class Format, std::size_t KeyBytes = sizeof(typename Format::Storage)>
 struct Register {
   static constexpr int lanes = 8;
   static constexpr bool can_compress = false;
-  using Flags = __m256i;
-  using Sums = __m256d[2];
-
-  // See registers_avx512.inl.
-  static constexpr bool sum_tells_not_finite = Format::rebias == 1.0F;
 
   static __m256i load(const typename Format::Storage* elements) {
     __m256i bits;
@@ -52,32 +222,12 @@ struct Register {
     }
     return _mm256_and_si256(bits, all(Format::magnitude_mask));
   }
-
   static __m256i all(typename Format::Storage key) {
     return _mm256_set1_epi32(static_cast<int>(key));
   }
-  static Flags less(__m256i a, __m256i b) { return _mm256_cmpgt_epi32(b, a); }
-  static std::uint64_t bits(Flags flags) {
+  static __m256i less(__m256i a, __m256i b) { return _mm256_cmpgt_epi32(b, a); }
+  static std::uint64_t bits(__m256i flags) {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(flags)));
-  }
-  static __m256i larger(__m256i a, __m256i b) { return _mm256_max_epu32(a, b); }
-
-  static void add_squares_unless(Flags left_out, const typename Format::Storage*, __m256i keys,
-                                 double, Sums& sums) {
-    const __m256i chosen = _mm256_andnot_si256(left_out, keys);
-    __m256 value = _mm256_castsi256_ps(_mm256_slli_epi32(chosen, 23 - Format::mantissa_bits));
-    if constexpr (Format::rebias != 1.0F) {
-      value = _mm256_mul_ps(value, _mm256_set1_ps(Format::rebias));
-    }
-    const __m256d half[2] = {_mm256_cvtps_pd(_mm256_castps256_ps128(value)),
-                             _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1))};
-    for (int i = 0; i < 2; ++i) {
-      sums[i] = _mm256_add_pd(sums[i], _mm256_mul_pd(half[i], half[i]));
-    }
-  }
-  static double total(const Sums& sums) {
-    const __m256d both = _mm256_add_pd(sums[0], sums[1]);
-    return (both[0] + both[1]) + (both[2] + both[3]);
   }
 };
 
@@ -85,9 +235,6 @@ template <class Format>
 struct Register<Format, 8> {
   static constexpr int lanes = 4;
   static constexpr bool can_compress = false;
-  using Flags = __m256i;
-  using Sums = __m256d[1];
-  static constexpr bool sum_tells_not_finite = true;
 
   static __m256i load(const std::uint64_t* elements) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(elements));
@@ -96,19 +243,9 @@ struct Register<Format, 8> {
   static __m256i all(std::uint64_t key) {
     return _mm256_set1_epi64x(static_cast<std::int64_t>(key));
   }
-  static Flags less(__m256i a, __m256i b) { return _mm256_cmpgt_epi64(b, a); }
-  static std::uint64_t bits(Flags flags) {
+  static __m256i less(__m256i a, __m256i b) { return _mm256_cmpgt_epi64(b, a); }
+  static std::uint64_t bits(__m256i flags) {
     return static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(flags)));
-  }
-  static void add_squares_unless(Flags left_out, const std::uint64_t*, __m256i keys, double scale,
-                                 Sums& sums) {
-    const __m256i chosen = _mm256_andnot_si256(left_out, keys);
-    const __m256d value = _mm256_mul_pd(_mm256_castsi256_pd(chosen), _mm256_set1_pd(scale));
-    sums[0] = _mm256_add_pd(sums[0], _mm256_mul_pd(value, value));
-  }
-  static double total(const Sums& sums) {
-    const __m256d sum = sums[0];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 };
 
@@ -146,22 +283,32 @@ void zero_cleared(Key* elements, std::uint64_t bits) {
 
 // A bit for each undecided element of a unit, given its mask bytes.
 inline std::uint64_t open_places(const std::uint8_t* states) {
-  static_assert(undecided == 2);
-  std::uint64_t open = 0;
-  for (int half = 0; half < unit; half += 32) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(states + half));
-    const int second_bits = _mm256_movemask_epi8(_mm256_slli_epi16(bytes, 6));
-    open |= std::uint64_t{static_cast<std::uint32_t>(second_bits)} << half;
-  }
-  return open;
+  const auto* halves = reinterpret_cast<const __m256i*>(states);
+  return open_bits(_mm256_loadu_si256(halves)) | open_bits(_mm256_loadu_si256(halves + 1)) << 32;
 }
 
-// Completes a unit: compares one candidate for each undecided element.
+// Completes a unit at once: compares one candidate for each undecided element, then deposits the
+// results at these elements.
 template <class Format>
-void settle_unit(const std::uint8_t*, std::uint64_t open,
+void settle_unit(const std::uint8_t* states, std::uint64_t open,
                  const typename Format::Storage* candidates, typename Format::Storage threshold,
-                 std::uint64_t, std::uint8_t* kept) {
-  for (; open != 0; open &= open - 1) {
-    kept[__builtin_ctzll(open)] = *candidates++ < threshold ? 0 : 1;
+                 std::uint64_t valid, std::uint8_t* kept) {
+  using Keys = Register<Format>;
+  const __m256i thresholds = Keys::all(threshold);
+  const int found = __builtin_popcountll(open);
+  std::uint64_t pruned = 0;
+  int j = 0;
+  do {  // usually once
+    pruned |= Keys::bits(Keys::less(Keys::load(candidates + j), thresholds)) << j;
+    j += Keys::lanes;
+  } while (j < found);
+  const std::uint64_t answers = _pdep_u64(~pruned, open);
+  const auto* from = reinterpret_cast<const __m256i*>(states);
+  __m256i settled[2];
+  for (int half = 0; half < 2; ++half) {
+    const __m256i decided = _mm256_and_si256(_mm256_loadu_si256(from + half), _mm256_set1_epi8(1));
+    const __m256i now = bytes_where(static_cast<std::uint32_t>(answers >> (32 * half)), 1);
+    settled[half] = _mm256_or_si256(decided, now);
   }
+  store_states(settled, valid, kept);
 }
