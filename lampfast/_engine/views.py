@@ -320,30 +320,31 @@ def _checked(what: str, name: str, weight: Weight) -> View:
 
 def _checked_mask(layer: View, mask: Weight) -> View:
     """The view of a mask that the caller gave for a layer."""
-    like, what = layer.weight, f"out of layer {layer.name!r}"
+    name, like, found = layer.name, layer.weight, getattr(mask, "dtype", None)
     if isinstance(like, torch.Tensor):
-        is_bool = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool
+        is_bool = isinstance(mask, torch.Tensor) and found is torch.bool
     else:
-        is_bool = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+        is_bool = isinstance(mask, np.ndarray) and found == np.bool_
     if not is_bool:
-        found = f"a {type(mask).__name__}"
-        if isinstance(mask, _KINDS):
-            found += f" of dtype {mask.dtype}"
         wanted = "tensor" if isinstance(like, torch.Tensor) else "numpy array, as the layer is one"
-        raise TypeError(f"{what} is {found}; pass a bool {wanted}")
-    if mask.shape != like.shape:
+        of_dtype = f" of dtype {found}" if found else ""
+        raise TypeError(
+            f"out of layer {name!r} is a {type(mask).__name__}{of_dtype}; pass a bool {wanted}"
+        )
+    if mask.shape != layer.shape:
         raise ValueError(
-            f"{what} has shape {tuple(mask.shape)}, the layer has shape {tuple(like.shape)}; pass "
-            "one value for every weight"
+            f"out of layer {name!r} has shape {tuple(mask.shape)}, the layer has shape "
+            f"{tuple(layer.shape)}; pass one value for every weight"
         )
     device = mask.device if isinstance(mask, torch.Tensor) else None
     if isinstance(like, torch.Tensor) and device != like.device:
         raise ValueError(
-            f"{what} is on {device}, the layer is on {like.device}; pass a mask on its device"
+            f"out of layer {name!r} is on {device}, the layer is on {like.device}; pass a mask on "
+            "its device"
         )
     if problem := _memory_problem(mask):
-        raise TypeError(f"{what} {problem}")
-    view = _view(layer.name, mask, Dtype.boolean)
+        raise TypeError(f"out of layer {name!r} {problem}")
+    view = _view(name, mask, Dtype.boolean)
     _check_writable("out of layer", view, "pass a mask with memory of its own")
     return view
 
