@@ -111,8 +111,9 @@ def masks(
 ) -> dict[str, Any]:
     """Which weights `prune` would keep; changes no weight.
 
-    A loop that asks again and again passes the masks that it has as `out`: new memory has to be
-    brought in page by page when it is first written, which takes about half of a call.
+    A loop that asks again and again may pass the masks that it has as `out`. That saves bringing in
+    new memory, page by page, for every call; with thousands of small layers checking the masks
+    takes longer than that.
 
     Example:
         >>> import lampfast, torch
