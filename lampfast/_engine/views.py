@@ -355,14 +355,14 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     if isinstance(weight, torch.Tensor):
         address, strides = weight.data_ptr(), weight.stride()
         size, dense = weight.numel(), weight.is_contiguous()
-        if not copies.is_local(weight):
+        if copies.is_local(weight):
+            device = gpus.index(weight)
+        else:
             remote = weight
             if not copies.has_address(weight):
                 space = weight.untyped_storage()._cdata
                 # The offset within the storage, plus a page: for numpy address 0 is no memory.
                 address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
-        elif not weight.is_cpu:
-            device = gpus.index(weight)
     else:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
