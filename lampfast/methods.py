@@ -16,6 +16,8 @@ __all__ = ["Method", "kept_counts"]
 Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
 Shape: TypeAlias = Sequence[int]
 
+_METHODS = get_args(Method)
+
 
 def check(method: str) -> None:
     """Check that a method is known.
@@ -23,8 +25,8 @@ def check(method: str) -> None:
     Raises:
         ValueError: It is not.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r} is not known; choose one of {get_args(Method)}")
+    if method not in _METHODS:
+        raise ValueError(f"method={method!r} is not known; choose one of {_METHODS}")
 
 
 def selection_spec(

@@ -107,13 +107,23 @@ def masks(
     include: Patterns = None,
     exclude: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
+    out: Mapping[str, Weight] | None = None,
 ) -> dict[str, Any]:
-    """Which weights `prune` would keep; changes nothing.
+    """Which weights `prune` would keep; changes no weight.
+
+    A loop that asks again and again may pass the masks that it has as `out`. That saves bringing in
+    new memory, page by page, for every call; with thousands of small layers checking the masks
+    takes longer than that.
 
     Example:
         >>> import lampfast, torch
-        >>> lampfast.masks({"a": torch.tensor([3.0, 1.0, -2.0])}, 1)
+        >>> weights = {"a": torch.tensor([3.0, 1.0, -2.0])}
+        >>> kept = lampfast.masks(weights, 1)
+        >>> kept
         {'a': tensor([ True, False,  True])}
+        >>> weights["a"][1] = 4.0
+        >>> lampfast.masks(weights, 1, out=kept)["a"] is kept["a"], kept
+        (True, {'a': tensor([ True,  True, False])})
 
     Args:
         model: As for `prune`; read-only arrays and expanded tensors are fine too.
@@ -122,24 +132,39 @@ def masks(
         include: As for `prune`.
         exclude: As for `prune`.
         importance: As for `prune`.
+        out: Masks to write to, as this function returns them, in any memory format; their content
+            does not matter. If the call fails once it has begun to read weights (one is NaN, memory
+            runs out, Ctrl-C), what they hold is undefined; the weights are as they were.
 
     Returns:
         By layer name a bool tensor (a numpy array for a numpy array) of the layer's shape, on its
-        device: True where the weight is kept.
+        device: True where the weight is kept. With `out`, the same tensors as there.
 
     Raises:
-        TypeError: As for `prune`.
-        ValueError: As for `prune`.
+        TypeError: As for `prune`; or `out` is not a mapping, or has something other than a bool
+            tensor, or a bool array for an array.
+        ValueError: As for `prune`; or `out` has other names, shapes or devices than the layers, or
+            a mask that cannot be written, or shares memory with another one or with what is read.
 
     Source:
         As for `prune`.
     """
     methods.check(method)
     layers = views.layers(parameters.named(model, include, exclude))
-    targets, sources, spec = _plan(layers, _sources(layers, importance), s, method)
-    outputs = views.empty_masks(layers)
-    calls.masks(targets, sources, outputs, spec)
-    return views.delivered(outputs, layers)
+    scored = _sources(layers, importance)
+    given = None if out is None else views.given_masks(out, layers, scored)
+    targets, sources, spec = _plan(layers, scored, s, method)
+    if given is None:
+        outputs = views.empty_masks(layers)
+        calls.masks(targets, sources, outputs, spec)
+        return views.delivered(outputs, layers)
+    reachable = views.local(given)
+    try:
+        calls.masks(targets, sources, reachable, spec)
+        views.write_back(given, reachable)
+    finally:
+        changes.mark(mask.weight for mask in given)
+    return {mask.name: mask.weight for mask in given}
 
 
 @collector.paused
@@ -301,7 +326,7 @@ def _plan(
 
 def _report(layers: Sequence[View], thresholds: Sequence[_core.LayerThreshold]) -> Report:
     # Rows are made later, from copies of what they need: a report must not keep weights alive.
-    shapes = [layer.weight.shape for layer in layers]
+    shapes = [layer.shape for layer in layers]
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
     return Report.lazily(partial(map, _row, names, shapes, sizes, thresholds))
 

@@ -395,11 +395,15 @@ def _kept(layers: Mapping[str, _MaskedWeight], amount: float) -> dict[str, torch
             else _left(layer.importance, layer)
             for label, layer in distinct.items()
         },
+        out={
+            label: kept[label]
+            if layer.remaining is None
+            else torch.empty_like(left[label], dtype=torch.bool)
+            for label, layer in distinct.items()
+        },
     )
     for label, layer in distinct.items():
-        if layer.remaining is None:
-            kept[label] = chosen[label]
-        else:
+        if layer.remaining is not None:
             kept[label].masked_scatter_(layer.remaining, chosen[label])
     first = {id(layer.weight): label for label, layer in distinct.items()}
     return {label: kept[first[id(layer.weight)]] for label, layer in layers.items()}

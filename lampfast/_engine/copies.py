@@ -36,7 +36,7 @@ def is_local(tensor: torch.Tensor) -> bool:
 
 def has_address(tensor: torch.Tensor) -> bool:
     """Whether a tensor's data_ptr is an address, and not its device's handle for a storage."""
-    return tensor.device.type in _UNIFIED
+    return tensor.is_cpu or tensor.device.type in _UNIFIED
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

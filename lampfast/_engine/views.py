@@ -28,8 +28,12 @@ _DTYPES: dict[object, Dtype] = {
     np.dtype(np.float64): Dtype.float64,
 }
 
-
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+_KINDS = (torch.Tensor, np.ndarray)
+
+# View(...) itself takes twice as long, as it goes through a function in Python.
+_new_view = tuple.__new__
 
 
 class View(NamedTuple):
@@ -42,8 +46,8 @@ class View(NamedTuple):
         pointer: What the engine sees of it: address, dtype, shape, strides in elements, device.
         space: Which addresses its own is one of: None for those of the host and the GPUs, or the
             storage in which its device counts.
-        span: The addresses [start, stop) that its elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
+        remote: The weight, if it is a tensor whose memory the engine cannot reach.
     """
 
     name: str
@@ -51,8 +55,8 @@ class View(NamedTuple):
     size: int
     pointer: Pointer
     space: int | None
-    span: tuple[int, int]
     dense: bool
+    remote: torch.Tensor | None
 
     @property
     def dtype(self) -> Dtype:
@@ -75,10 +79,14 @@ class View(NamedTuple):
         return self.pointer[4]
 
     @property
-    def remote(self) -> torch.Tensor | None:
-        """The weight, if it is a tensor whose memory the engine cannot reach."""
-        weight = self.weight
-        return weight if isinstance(weight, torch.Tensor) and not copies.is_local(weight) else None
+    def span(self) -> tuple[int, int]:
+        """The addresses [start, stop) that its elements lie in."""
+        address, _, shape, strides, _ = self.pointer
+        itemsize = self.weight.itemsize
+        if self.dense:
+            return address, address + self.size * itemsize
+        first, last = memory.reach(shape, strides)
+        return address + first * itemsize, address + (last + 1) * itemsize
 
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
@@ -104,7 +112,7 @@ def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
     views = [_checked("layer", name, weight) for name, weight in weights.items()]
     if write:
         for view in views:
-            _check_writable(view)
+            _check_writable("layer", view, "prune a copy of it")
     tied = _tied(views)
     return [view for i, view in enumerate(views) if i not in tied] if tied else views
 
@@ -175,15 +183,32 @@ def check_names(
 
 def empty_masks(layers: Sequence[View]) -> list[View]:
     """New bool tensors or arrays of the layers' shapes, where the engine writes masks to."""
-    masks: list[Weight] = [
-        torch.empty_like(layer.weight, dtype=torch.bool, device=_device(layer))
-        if isinstance(layer.weight, torch.Tensor)
-        else np.empty_like(layer.weight, dtype=bool, subok=False)
-        for layer in layers
-    ]
-    return [
-        _view(layer.name, mask, Dtype.boolean) for layer, mask in zip(layers, masks, strict=True)
-    ]
+    return [_empty_mask(layer) for layer in layers]
+
+
+def given_masks(
+    given: Mapping[str, Weight], layers: Sequence[View], sources: Sequence[View]
+) -> list[View]:
+    """Check masks that the caller wants written, and put them in the layers' order.
+
+    Args:
+        given: For the name of every layer, a bool tensor of its shape on its device, or a bool
+            array where the layer is one.
+        layers: What they are the masks of.
+        sources: What is scored: the layers' importances, or the layers themselves.
+
+    Returns:
+        The masks.
+
+    Raises:
+        TypeError: It is not a mapping, or a mask has another type, dtype or layout.
+        ValueError: A name is missing or unknown, a shape or a device differs; or a mask cannot be
+            written, or shares memory with another mask or with what is read.
+    """
+    check_names("out", given, layers, "pass what lampfast.masks returned for the same layers")
+    masks = [_checked_mask(layer, given[layer.name]) for layer in layers]
+    _check_masks_apart(masks, layers, sources)
+    return masks
 
 
 def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
@@ -252,12 +277,26 @@ def write_back(views: Sequence[View], targets: Sequence[View]) -> None:
 
 def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]:
     """The tensors or arrays of outputs by name, each on its layer's device."""
-    return {
-        output.name: output.weight
-        if (remote := layer.remote) is None
-        else cast(torch.Tensor, output.weight).to(remote.device)
-        for output, layer in zip(outputs, layers, strict=True)
-    }
+    found: dict[str, Any] = {output.name: output.weight for output in outputs}
+    for layer in layers:
+        if layer.remote is not None:
+            found[layer.name] = found[layer.name].to(layer.remote.device)
+    return found
+
+
+def _empty_mask(layer: View) -> View:
+    name, weight, size, (_, _, shape, strides, device), _, dense, remote = layer
+    if isinstance(weight, np.ndarray):
+        return _view(name, np.empty_like(weight, dtype=bool, subok=False), Dtype.boolean)
+    if remote is not None:
+        mask = torch.empty_like(weight, dtype=torch.bool, device="cpu")
+        return _view(name, mask, Dtype.boolean)
+    if not dense:
+        return _view(name, torch.empty_like(weight, dtype=torch.bool), Dtype.boolean)
+    # As above, but in less time: the mask has the very shape and strides of its layer.
+    mask = torch.empty_strided(shape, strides, dtype=torch.bool, device=weight.device)
+    pointer = mask.data_ptr(), Dtype.boolean, shape, strides, device
+    return _new_view(View, (name, mask, size, pointer, None, True, None))
 
 
 def _device(view: View) -> torch.device:
@@ -270,62 +309,89 @@ def _device(view: View) -> torch.device:
 
 def _checked(what: str, name: str, weight: Weight) -> View:
     """The view of a weight that the caller gave."""
-    if isinstance(weight, torch.Tensor):
-        problem = _tensor_problem(weight)
-    elif isinstance(weight, np.ndarray):
-        problem = _array_problem(weight)
-    else:
-        problem = _kind_problem(weight)
-    if problem:
+    if not isinstance(weight, _KINDS):
+        raise TypeError(f"{what} {name!r} {_kind_problem(weight)}")
+    dtype = _DTYPES.get(weight.dtype)
+    problem = _dtype_problem(weight.dtype) if dtype is None else _memory_problem(weight)
+    if dtype is None or problem:
         raise TypeError(f"{what} {name!r} {problem}")
-    return _view(name, weight, _DTYPES[weight.dtype])
+    return _view(name, weight, dtype)
+
+
+def _checked_mask(layer: View, mask: Weight) -> View:
+    """The view of a mask that the caller gave for a layer."""
+    name, like, found = layer.name, layer.weight, getattr(mask, "dtype", None)
+    if isinstance(like, torch.Tensor):
+        is_bool = isinstance(mask, torch.Tensor) and found is torch.bool
+    else:
+        is_bool = isinstance(mask, np.ndarray) and found == np.bool_
+    if not is_bool:
+        wanted = "tensor" if isinstance(like, torch.Tensor) else "numpy array, as the layer is one"
+        of_dtype = f" of dtype {found}" if found else ""
+        raise TypeError(
+            f"out of layer {name!r} is a {type(mask).__name__}{of_dtype}; pass a bool {wanted}"
+        )
+    if mask.shape != layer.shape:
+        raise ValueError(
+            f"out of layer {name!r} has shape {tuple(mask.shape)}, the layer has shape "
+            f"{tuple(layer.shape)}; pass one value for every weight"
+        )
+    device = mask.device if isinstance(mask, torch.Tensor) else None
+    if isinstance(like, torch.Tensor) and device != like.device:
+        raise ValueError(
+            f"out of layer {name!r} is on {device}, the layer is on {like.device}; pass a mask on "
+            "its device"
+        )
+    if problem := _memory_problem(mask):
+        raise TypeError(f"out of layer {name!r} {problem}")
+    view = _view(name, mask, Dtype.boolean)
+    _check_writable("out of layer", view, "pass a mask with memory of its own")
+    return view
 
 
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
-    shape = weight.shape
-    space, device = None, gpus.HOST
+    space, remote, device = None, None, gpus.HOST
     if isinstance(weight, torch.Tensor):
-        strides, size, dense = weight.stride(), weight.numel(), weight.is_contiguous()
-        device = gpus.index(weight)
-        if copies.is_local(weight) or copies.has_address(weight):
-            address = weight.data_ptr()
+        address, strides = weight.data_ptr(), weight.stride()
+        size, dense = weight.numel(), weight.is_contiguous()
+        if copies.is_local(weight):
+            device = gpus.index(weight)
         else:
-            space = weight.untyped_storage()._cdata
-            # The offset within the storage, plus a page: numpy takes address 0 for no memory.
-            address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
+            remote = weight
+            if not copies.has_address(weight):
+                space = weight.untyped_storage()._cdata
+                # The offset within the storage, plus a page: for numpy address 0 is no memory.
+                address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
     else:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
         size, dense = weight.size, weight.flags.c_contiguous
-    if dense:
-        span = address, address + size * weight.itemsize
-    else:
-        first, last = memory.reach(shape, strides)
-        span = address + first * weight.itemsize, address + (last + 1) * weight.itemsize
-    return View(name, weight, size, (address, dtype, shape, strides, device), space, span, dense)
+    pointer = address, dtype, weight.shape, strides, device
+    return _new_view(View, (name, weight, size, pointer, space, dense, remote))
+
+
+def _memory_problem(weight: Weight) -> str | None:
+    """Why the engine cannot take a weight or mask by its address, and what to do."""
+    return _tensor_problem(weight) if isinstance(weight, torch.Tensor) else _array_problem(weight)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is not one whose values the engine can read at its address, and what to do."""
     kind = type(tensor)
     if kind is not Parameter and kind is not torch.Tensor:
         if is_lazy(tensor):
             return "is not initialised yet; run its lazy module once first"
         if is_wrapper(tensor):
             return f"is a {kind.__name__}, which wraps other tensors; pass plain tensors"
-    if tensor.dtype not in _DTYPES:
-        return _dtype_problem(tensor.dtype)
     if tensor.layout is not torch.strided or tensor.is_nested:
         return "is sparse or nested, not strided; convert it with .to_dense() first"
-    if tensor.is_meta:
-        return "is on the meta device and has no values; load them first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
-    if not copies.is_local(tensor) and not copies.has_address(tensor):
-        return None
-    if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
-        return "has no memory, its storage was freed; restore it first"
+    if copies.is_local(tensor) or copies.has_address(tensor):
+        if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
+            return "has no memory, its storage was freed; restore it first"
+    elif tensor.is_meta:
+        return "is on the meta device and has no values; load them first"
     return None
 
 
@@ -342,9 +408,6 @@ def _kind_problem(weight: object) -> str:
 
 
 def _array_problem(array: npt.NDArray[Any]) -> str | None:
-    """Why an array is not one whose values the engine can read at its address, and what to do."""
-    if array.dtype not in _DTYPES:
-        return _dtype_problem(array.dtype)
     if not array.flags.aligned or any(step % array.itemsize for step in array.strides):
         return "does not lie in memory as whole, aligned elements; pass a copy of it"
     return None
@@ -358,15 +421,15 @@ def _dtype_problem(dtype: object) -> str:
     )
 
 
-def _check_writable(view: View) -> None:
-    """Check that a weight can be changed in place, each element by itself."""
+def _check_writable(what: str, view: View, way_out: str) -> None:
+    """Check that a weight or mask can be changed in place, each element by itself."""
     weight = view.weight
     if isinstance(weight, np.ndarray) and not weight.flags.writeable:
-        raise ValueError(f"layer {view.name!r} is a read-only array; prune a copy of it")
+        raise ValueError(f"{what} {view.name!r} is a read-only array; {way_out}")
     if not view.dense and memory.repeats(_array(view)):
         raise ValueError(
-            f"layer {view.name!r} has elements that share memory, as an expanded tensor does; "
-            "prune the tensor that it was expanded from, or a copy"
+            f"{what} {view.name!r} has elements that share memory, as an expanded tensor does; "
+            f"{way_out}"
         )
 
 
@@ -415,6 +478,23 @@ def _check_apart(sources: Sequence[View], layers: Sequence[View]) -> None:
                 raise ValueError(
                     f"importance of layer {source.name!r} shares memory with layer {layer.name!r}, "
                     "which is pruned in place; pass a copy of it"
+                )
+
+
+def _check_masks_apart(
+    masks: Sequence[View], layers: Sequence[View], sources: Sequence[View]
+) -> None:
+    """Check that writing a mask changes neither another one nor what is read meanwhile."""
+    n = len(masks)
+    views = [*masks, *layers] if sources is layers else [*masks, *layers, *sources]
+    for cluster in _clusters(views):
+        arrays = {i: _array(views[i]) for i in cluster}
+        for i, j in itertools.combinations(cluster, 2):
+            if i < n and np.shares_memory(arrays[i], arrays[j]):
+                other = ("out of layer", "layer", "importance of layer")[j // n]
+                raise ValueError(
+                    f"out of layer {views[i].name!r} shares memory with {other} "
+                    f"{views[j].name!r}; pass a mask with memory of its own"
                 )
 
 
