@@ -249,9 +249,11 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
       for_each_unit(kept + begin + i, length - i < unit ? length - i : unit,
                     [&](auto, const std::uint8_t* states, std::uint64_t valid) {
                       const std::uint64_t places = open_places(states);
+                      const std::int64_t end = settled + __builtin_popcountll(places);
+                      if (end > available) return;  // another thread has written the mask
                       settle_unit<Format>(states, places, keys + settled, bound, valid,
                                           kept + begin + i);
-                      settled += __builtin_popcountll(places);
+                      settled = end;
                     });
     }
   }
