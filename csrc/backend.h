@@ -51,9 +51,12 @@ class Backend {
 
   virtual std::vector<std::uint64_t> largest_keys(const LayerIds& ids) = 0;
   virtual std::vector<LogHistogram> draw(const LayerIds& ids) = 0;
-  // Draws the same elements again, and tallies them on either side of a key for each layer.
+  // Draws the same elements again and tallies them.
   virtual std::vector<GroupTallies> tally(const LayerIds& ids,
                                           const std::vector<TallyRequest>& requests) = 0;
+  // Reads the whole layers and tallies them.
+  virtual std::vector<Tally> probe(const LayerIds& ids,
+                                   const std::vector<TallyRequest>& requests) = 0;
 
   // --- partition ---
 

@@ -146,6 +146,13 @@ std::vector<GroupTallies> Backends::tally(const LayerIds& ids,
   });
 }
 
+std::vector<Tally> Backends::probe(const LayerIds& ids, const std::vector<TallyRequest>& requests) {
+  for (const std::size_t id : ids) counts_.read += job_.layers[id].size;
+  return gather<Tally>(ids, [&](const Share& share) {
+    return share.backend->probe(share.ids, pick(requests, share.positions));
+  });
+}
+
 std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  const MaskSink& masks, StoreLimit limit) {

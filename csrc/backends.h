@@ -40,6 +40,7 @@ class Backends {
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids);
   std::vector<LogHistogram> draw(const LayerIds& ids);
   std::vector<GroupTallies> tally(const LayerIds& ids, const std::vector<TallyRequest>& requests);
+  std::vector<Tally> probe(const LayerIds& ids, const std::vector<TallyRequest>& requests);
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit);

@@ -67,7 +67,7 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   spec.check(backends.layers());
   clock.start(&CallProfile::estimate);
   const std::vector<double> scales = find_scales(backends);
-  const Estimate estimated = estimate(backends, spec, scales);
+  const Estimate estimated = estimate(backends, spec);
   clock.start(&CallProfile::partition);
   Evidence evidence = partition(backends, spec, estimated, scales, masks);
   clock.start(&CallProfile::narrow);

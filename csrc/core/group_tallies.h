@@ -1,4 +1,4 @@
-// What each group of a draw has on either side of a key. Tallies of parts of a draw add up.
+// What a layer, or each group of a draw, has on either side of a key. Tallies of parts add up.
 #pragma once
 
 #include <array>
@@ -9,18 +9,30 @@
 
 namespace lampfast {
 
-// The key at which a draw is tallied.
+// The key, above 0, at which elements are tallied, and a factor that keeps the squares of their
+// magnitudes in the range of float32.
 struct TallyRequest {
   std::uint64_t key;
-  double scale;  // for scaled_square (key_format.h)
+  double scale;
+};
+
+// What elements have on either side of the key. Sums are for estimates only.
+struct Tally {
+  double below = 0.0;  // elements with smaller keys
+  double above = 0.0;  // the sum of the squares of the others' magnitudes, times the scale
+
+  void add(const Tally& other) {
+    below += other.below;
+    above += other.above;
+  }
 };
 
 struct GroupTallies {
   using Groups = std::array<double, draw_groups>;
 
   Groups drawn{};  // elements
-  Groups below{};  // elements with smaller keys
-  Groups above{};  // the sum of the scaled squares of the others
+  Groups below{};
+  Groups above{};  // see Tally
 
   void add(const GroupTallies& other) {
     for (std::size_t g = 0; g < draw_groups; ++g) {

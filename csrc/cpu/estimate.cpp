@@ -11,7 +11,6 @@
 #include "core/strided_walk.h"
 #include "core/test_sizes.h"
 #include "cpu/chunks.h"
-#include "cpu/classify.h"
 #include "cpu/host_backend.h"
 #include "cpu/kernels/kernels.h"
 
@@ -48,7 +47,8 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
   const std::int64_t step = walk.step()[0];
   constexpr std::int64_t ahead = 16;  // a draw waits for the memory, so ask early
-  alignas(64) Element gathered[classify_block];
+  constexpr std::int64_t most_gathered = test_sizes ? 4 : 1 << 10;
+  alignas(64) Element gathered[most_gathered];
   for (std::int64_t piece = range.first; piece < range.last; ++piece) {
     if (walk.is_one_run() && piece + ahead < range.last) {
       const std::int64_t soon = pieces.begin(piece + ahead);
@@ -63,8 +63,8 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
         body(piece, run, length);
         return;
       }
-      for (std::int64_t first = 0; first < length; first += classify_block) {
-        const std::int64_t count = std::min<std::int64_t>(classify_block, length - first);
+      for (std::int64_t first = 0; first < length; first += most_gathered) {
+        const std::int64_t count = std::min(most_gathered, length - first);
         for (std::int64_t i = 0; i < count; ++i) gathered[i] = run[(first + i) * step];
         body(piece, gathered, count);
       }
@@ -155,15 +155,14 @@ class Counters {
 template <class Format>
 GroupTallies tally_range(const Layer& layer, const PieceRange& range, const TallyRequest& request) {
   using Key = typename Format::Storage;
+  const Kernels& kernels = kernels_for(layer.dtype);
   GroupTallies tallies;
   for_each_drawn<Key>(layer, range, [&](std::int64_t piece, const Key* keys, std::int64_t count) {
     const auto group = static_cast<std::size_t>(DrawnPieces::group(piece));
+    const RoughTally found = kernels.tally(keys, count, request.key, request.scale);
     tallies.drawn[group] += static_cast<double>(count);
-    classify(layer.dtype, keys, count, {request.key, request.key}, request.scale, nullptr,
-             [&](const Classified& block, const Key*) {
-               tallies.below[group] += block.below;
-               tallies.above[group] += block.above_sum;
-             });
+    tallies.below[group] += static_cast<double>(found.below);
+    tallies.above[group] += found.above;
   });
   return tallies;
 }
@@ -240,6 +239,29 @@ std::vector<GroupTallies> HostBackend::tally(const LayerIds& ids,
       return tally_range<decltype(format)>(layer, range, requests[range.position]);
     });
   });
+}
+
+std::vector<Tally> HostBackend::probe(const LayerIds& ids,
+                                      const std::vector<TallyRequest>& requests) {
+  std::vector<Tally> tallies(ids.size());
+  std::mutex mutex;
+  for_each_chunk(whole(layers_, ids), pool_, [&](const Chunk& chunk, int) {
+    const Layer& layer = layers_[chunk.layer];
+    const Kernels& kernels = kernels_for(layer.dtype);
+    const auto& [key, scale] = requests[chunk.position];
+    Tally tally;
+    with_format(layer.dtype, [&, key = key, scale = scale](auto format) {
+      using Key = typename decltype(format)::Storage;
+      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
+                       [&](const Key* elements, std::int64_t length) {
+                         const RoughTally found = kernels.tally(elements, length, key, scale);
+                         tally.add({static_cast<double>(found.below), found.above});
+                       });
+    });
+    const std::lock_guard<std::mutex> lock(mutex);
+    tallies[chunk.position].add(tally);
+  });
+  return tallies;
 }
 
 }  // namespace lampfast::cpu

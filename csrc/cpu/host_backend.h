@@ -23,6 +23,7 @@ class HostBackend : public Backend {
   std::vector<LogHistogram> draw(const LayerIds& ids) override;
   std::vector<GroupTallies> tally(const LayerIds& ids,
                                   const std::vector<TallyRequest>& requests) override;
+  std::vector<Tally> probe(const LayerIds& ids, const std::vector<TallyRequest>& requests) override;
 
   // partition.cpp
   std::vector<PartitionResult> partition(const LayerIds& ids,

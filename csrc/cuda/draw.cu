@@ -104,7 +104,8 @@ __global__ __launch_bounds__(block_threads) void tally_draw(const Work* __restri
     if (key < low) {
       atomicAdd(&sums.below[group], 1U);
     } else {
-      atomicAdd(&sums.above[group], scaled_square<Format>(key, work.scale));
+      const double magnitude = Format::value(key) * work.scale;
+      atomicAdd(&sums.above[group], magnitude * magnitude);
     }
   });
   __syncthreads();

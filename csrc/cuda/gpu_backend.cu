@@ -80,6 +80,27 @@ class GpuBackend : public Backend {
     return tallies;
   }
 
+  // A partition with empty intervals.
+  std::vector<Tally> probe(const LayerIds& ids,
+                           const std::vector<TallyRequest>& requests) override {
+    std::vector<PartitionRequest> empty;
+    empty.reserve(ids.size());
+    for (const auto& [key, scale] : requests) empty.push_back({{key, key}, scale, false});
+    const std::vector<PartitionResult> found =
+        partition(ids, empty, MaskSink(), StoreLimit::budget);
+    std::vector<Tally> tallies;
+    tallies.reserve(ids.size());
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const Sides& sides = found[p].found.sides;
+      // A partition scales float64 only.
+      const bool is_scaled = layers_[ids[p]].dtype == Dtype::float64;
+      const double scale = is_scaled ? 1.0 : requests[p].scale;
+      tallies.push_back(
+          {static_cast<double>(sides.below), sides.above_sum.value() * scale * scale});
+    }
+    return tallies;
+  }
+
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit) override {

@@ -41,10 +41,9 @@ struct Problem {
 // Estimates in steps: draw, solve, error bars, probe.
 class Estimator {
  public:
-  Estimator(Backends& backends, const SelectionSpec& spec, const std::vector<double>& scales)
+  Estimator(Backends& backends, const SelectionSpec& spec)
       : backends_(backends),
         layers_(backends.layers()),
-        scales_(scales),
         ranking_(spec.ranking),
         cdfs_(layers_.size()),
         errors_(layers_.size()),
@@ -159,7 +158,7 @@ class Estimator {
     std::vector<TallyRequest> requests;
     requests.reserve(ids.size());
     for (const std::size_t i : ids) {
-      requests.push_back({cdfs_[i].key_at(problem_of(i).score), scales_[i]});
+      requests.push_back({cdfs_[i].key_at(problem_of(i).score), 1.0 / cdfs_[i].unit()});
     }
     return requests;
   }
@@ -174,9 +173,7 @@ class Estimator {
       GroupTallies at_threshold = tallies[a];
       const auto probed = probed_.find(i);
       if (probed != probed_.end()) at_threshold.subtract(probed->second);
-      const double unit = cdfs_[i].unit() * scales_[i];
-      const double sum =
-          ranking_ == Ranking::lamp ? cdfs_[i].sum_from(requests[a].key) * unit * unit : 0.0;
+      const double sum = ranking_ == Ranking::lamp ? cdfs_[i].sum_from(requests[a].key) : 0.0;
       errors_[i].draw = DrawErrors(at_threshold, static_cast<double>(layers_[i].size), sum);
     }
   }
@@ -250,27 +247,19 @@ class Estimator {
   // there exactly, and moves their curves to it.
   void probe(const LayerIds& ids) {
     const std::vector<TallyRequest> at = at_thresholds(ids);
-    std::vector<PartitionRequest> requests;
-    requests.reserve(ids.size());
-    for (const auto& [key, scale] : at) requests.push_back({{key, key}, scale, false});
-    const std::vector<PartitionResult> found =
-        backends_.partition(ids, requests, MaskSink(), StoreLimit::budget);
-    std::vector<GroupTallies> tallies = backends_.tally(ids, at);
+    const std::vector<Tally> found = backends_.probe(ids, at);
+    std::vector<GroupTallies> drawn = backends_.tally(ids, at);
     for (std::size_t a = 0; a < ids.size(); ++a) {
       const std::size_t i = ids[a];
-      const Sides& sides = found[a].found.sides;
-      const double unit = cdfs_[i].unit() * scales_[i];
-      const double sum = sides.above_sum.value() / (unit * unit);
-      if (!std::isfinite(sum)) continue;  // reporting it is left to the partition
-      cdfs_[i].shift(static_cast<double>(sides.below) - cdfs_[i].count_below(at[a].key),
-                     sum - cdfs_[i].sum_from(at[a].key));
-      probed_[i] = std::move(tallies[a]);
+      if (!std::isfinite(found[a].above)) continue;  // reporting it is left to the partition
+      cdfs_[i].shift(found[a].below - cdfs_[i].count_below(at[a].key),
+                     found[a].above - cdfs_[i].sum_from(at[a].key));
+      probed_[i] = std::move(drawn[a]);
     }
   }
 
   Backends& backends_;
   const std::vector<Layer>& layers_;
-  const std::vector<double>& scales_;
   const Ranking ranking_;
   std::vector<Problem> problems_;
   std::vector<EmpiricalCdf> cdfs_;
@@ -283,9 +272,8 @@ class Estimator {
 
 }  // namespace
 
-Estimate estimate(Backends& backends, const SelectionSpec& spec,
-                  const std::vector<double>& scales) {
-  return Estimator(backends, spec, scales).estimate();
+Estimate estimate(Backends& backends, const SelectionSpec& spec) {
+  return Estimator(backends, spec).estimate();
 }
 
 }  // namespace lampfast

@@ -9,7 +9,6 @@
 
 namespace lampfast {
 
-// `scales` are those of find_scales (scales.h).
-Estimate estimate(Backends& backends, const SelectionSpec& spec, const std::vector<double>& scales);
+Estimate estimate(Backends& backends, const SelectionSpec& spec);
 
 }  // namespace lampfast

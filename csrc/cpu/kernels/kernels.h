@@ -26,12 +26,21 @@ constexpr int classify_slack = 64;  // keys behind those inside that may be over
 // below the interval have 0, and those above it 1, as in the finished mask.
 constexpr std::uint8_t undecided = 2;
 
+// What elements have on either side of a key, for estimates: the sum of the squares above it is off
+// by up to 2^-12 of itself, as it is added up in float32 (float64 of float64 elements).
+struct RoughTally {
+  std::int64_t below;
+  double above;
+};
+
 // Elements are passed untyped: each function belongs to one dtype.
 struct Kernels {
   // Classifies up to classify_block elements. Writes the keys inside the interval to `inside`, and
   // every element's mask byte to `kept`, unless that is null.
   Classified (*classify)(const void* elements, int count, const KeyInterval& interval, double scale,
                          void* inside, std::uint8_t* kept);
+  // Tallies the elements below a key, and the squares of the others' magnitudes times `scale`.
+  RoughTally (*tally)(const void* elements, std::int64_t count, std::uint64_t key, double scale);
   // kept[i] = key(elements[i]) >= threshold.
   void (*mask)(const void* elements, std::int64_t count, std::uint64_t threshold,
                std::uint8_t* kept);

@@ -215,6 +215,92 @@ Classified classify(const void* elements, int count, const KeyInterval& interval
 #endif
 }
 
+// Integers and floats as wide as those that a format is tallied in.
+template <class Format, std::size_t KeyBytes = sizeof(typename Format::Storage)>
+struct TallyTypes {
+  using Integer = std::int32_t;
+  using Float = float;
+};
+template <class Format>
+struct TallyTypes<Format, 8> {
+  using Integer = std::int64_t;
+  using Float = double;
+};
+
+// As many elements as two registers of lanes hold.
+template <class Format>
+class RoughSums {
+ public:
+  using Key = typename Format::Storage;
+  using Integer = typename TallyTypes<Format>::Integer;
+  using Float = typename TallyTypes<Format>::Float;
+  static constexpr int elements = 2 * lane_count;
+
+  RoughSums(std::uint64_t key, double scale)
+      : least_(static_cast<Integer>(key)), scale_(static_cast<Float>(scale)) {}
+
+  void add(const Key* from) {
+    for (int half = 0; half < 2; ++half) {
+      Lanes<Key> keys;
+      std::memcpy(&keys, from + half * lane_count, sizeof(keys));
+      keys &= Format::magnitude_mask;
+      // Keys have no sign bit, so signed comparisons serve.
+      const auto wide = __builtin_convertvector(keys, Lanes<Integer>);
+      const Lanes<Integer> is_above = wide >= least_;
+      Lanes<Integer> bits = wide & is_above;
+      if constexpr (sizeof(Key) < sizeof(Integer)) bits = bits << (23 - Format::mantissa_bits);
+      Lanes<Float> values;
+      std::memcpy(&values, &bits, sizeof(values));
+      if constexpr (sizeof(Key) < sizeof(Integer)) values *= Format::rebias;
+      values *= scale_;
+      sums_[half] += values * values;
+      above_[half] -= is_above;
+    }
+  }
+
+  std::int64_t above() const {
+    std::int64_t total = 0;
+    for (int lane = 0; lane < lane_count; ++lane) total += above_[0][lane] + above_[1][lane];
+    return total;
+  }
+  double sum() const {
+    double total = 0.0;
+    for (int lane = 0; lane < lane_count; ++lane) {
+      total += static_cast<double>(sums_[0][lane]) + static_cast<double>(sums_[1][lane]);
+    }
+    return total;
+  }
+
+ private:
+  Integer least_;
+  Float scale_;
+  Lanes<Float> sums_[2] = {};
+  Lanes<Integer> above_[2] = {};
+};
+
+template <class Format>
+RoughTally tally(const void* elements, std::int64_t count, std::uint64_t key, double scale) {
+  using Sums = RoughSums<Format>;
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  constexpr std::int64_t block = 1 << 12;  // so short that sums in float32 are good enough
+  RoughTally result{count, 0.0};
+  for (std::int64_t begin = 0; begin < count; begin += block) {
+    const std::int64_t end = count - begin < block ? count : begin + block;
+    Sums sums(key, scale);
+    std::int64_t i = begin;
+    for (; i + Sums::elements <= end; i += Sums::elements) sums.add(data + i);
+    if (i < end) {
+      Key rest[Sums::elements] = {};  // zeros are below every key
+      std::memcpy(rest, data + i, static_cast<std::size_t>(end - i) * sizeof(Key));
+      sums.add(rest);
+    }
+    result.below -= sums.above();
+    result.above += sums.sum();
+  }
+  return result;
+}
+
 template <class Format>
 void mask(const void* elements, std::int64_t count, std::uint64_t threshold, std::uint8_t* kept) {
   using Key = typename Format::Storage;
@@ -425,9 +511,10 @@ double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
 
 template <class Format>
 constexpr Kernels kernels_of() {
-  return {classify<Format>,    mask<Format>,    settle<Format>,
-          zero<Format>,        largest<Format>, smallest<Format>,
-          count_equal<Format>, pack<Format>,    apply_packed_mask<Format>};
+  return {classify<Format>,         tally<Format>,       mask<Format>,
+          settle<Format>,           zero<Format>,        largest<Format>,
+          smallest<Format>,         count_equal<Format>, pack<Format>,
+          apply_packed_mask<Format>};
 }
 
 }  // namespace
