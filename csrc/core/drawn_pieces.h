@@ -22,7 +22,7 @@ class DrawnPieces {
   // About `wanted` elements of a layer of `size`, in pieces of at most `longest` elements.
   LAMPFAST_HOST_DEVICE DrawnPieces(std::int64_t size, std::int64_t wanted, std::int64_t longest)
       : size_(size) {
-    length_ = wanted / (4 * draw_groups);
+    length_ = wanted < size ? wanted / (4 * draw_groups) : longest;
     if (length_ > longest) length_ = longest;
     if (length_ < 1) length_ = 1;
     const std::int64_t places = (size + length_ - 1) / length_;

@@ -22,7 +22,7 @@ namespace {
 DrawnPieces pieces_of(const Layer& layer) {
   constexpr std::int64_t whole = test_sizes ? 12 : 1 << 12;
   constexpr std::int64_t least = test_sizes ? 32 : 1 << 13;
-  constexpr std::int64_t most = test_sizes ? 128 : 1 << 21;
+  constexpr std::int64_t most = test_sizes ? 128 : 1 << 20;
   constexpr std::int64_t longest = test_sizes ? 2 : 64;
   const std::int64_t size = layer.size;
   if (size <= whole) return DrawnPieces(size, size, std::max<std::int64_t>(size, 1));
@@ -75,57 +75,60 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
 // Counters for all magnitudes that a dtype has, of which a layer's histogram becomes a part.
 class Counters {
  public:
-  static constexpr int bits_per_octave = 5;
-  static constexpr std::size_t most_bins = test_sizes ? 64 : 40 << bits_per_octave;
-
   template <class Format>
   LogHistogram histogram(const Layer& layer, const PieceRange& range) {
+    // Where few elements are drawn, adding up several tables of many bins would take longer.
+    return range.pieces.count() * range.pieces.length() <= few_drawn
+               ? histogram<Format, 4, 1>(layer, range)
+               : histogram<Format, 5, 4>(layer, range);
+  }
+
+ private:
+  static constexpr std::int64_t few_drawn = 1 << 12;
+  static constexpr int octaves = test_sizes ? 2 : 40;  // below the largest magnitude
+
+  // With bins of 2^-Bits octaves. Equal keys often follow each other: with one table of counters,
+  // every increment would wait for the one before it.
+  template <class Format, int Bits, std::size_t Tables>
+  LogHistogram histogram(const Layer& layer, const PieceRange& range) {
     using Key = typename Format::Storage;
-    constexpr int shift = histogram_shift<Format>(bits_per_octave);
+    constexpr int shift = histogram_shift<Format>(Bits);
     constexpr std::size_t bins = std::size_t{Format::magnitude_mask >> shift} + 1;
-    counts_.resize(most_tables * bins);
-    // Equal keys often follow each other: with one table, every increment would wait for the last.
-    // Where few elements are drawn, adding up several tables would take longer.
-    const bool is_small = range.pieces.count() * range.pieces.length() <= few_drawn;
-    const std::size_t tables = is_small ? 1 : most_tables;
-    const std::size_t next_table = is_small ? 0 : bins;
+    counts_.resize(std::max(counts_.size(), Tables * bins));
     const Kernels& kernels = kernels_for(layer.dtype);
     LogHistogram histogram;
     histogram.shift = shift;
     std::uint64_t largest = 0;
     for_each_drawn<Key>(layer, range, [&](std::int64_t, const Key* keys, std::int64_t count) {
       largest = std::max(largest, kernels.largest(keys, count));
-      count_keys<Format, shift>(keys, count, next_table);
+      count_keys<Format, shift, Tables>(keys, count);
       histogram.drawn += count;
     });
-    if (histogram.drawn > 0) take(tables, bins, largest >> shift, histogram);
+    if (histogram.drawn > 0) take<Tables>(bins, octaves << Bits, largest >> shift, histogram);
     // What is not finite is the partition's to report: here it counts as the largest that is.
     histogram.limit(std::uint64_t{Format::not_finite - 1} >> shift);
     return histogram;
   }
 
- private:
-  static constexpr std::size_t most_tables = 4;
-  static constexpr std::int64_t few_drawn = 1 << 12;
-
-  template <class Format, int shift>
-  void count_keys(const typename Format::Storage* keys, std::int64_t count,
-                  std::size_t next_table) {
+  template <class Format, int shift, std::size_t Tables>
+  void count_keys(const typename Format::Storage* keys, std::int64_t count) {
+    constexpr std::size_t bins = std::size_t{Format::magnitude_mask >> shift} + 1;
     std::uint32_t* counts = counts_.data();
     std::int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      for (std::size_t t = 0; t < most_tables; ++t) {
-        ++counts[t * next_table + (Format::key(keys[i + static_cast<std::int64_t>(t)]) >> shift)];
+    for (; i + std::int64_t{Tables} <= count; i += std::int64_t{Tables}) {
+      for (std::size_t t = 0; t < Tables; ++t) {
+        ++counts[t * bins + (Format::key(keys[i + static_cast<std::int64_t>(t)]) >> shift)];
       }
     }
     for (; i < count; ++i) ++counts[Format::key(keys[i]) >> shift];
   }
 
   // Moves the counts to a histogram, from the largest bin down: all small ones count as one.
-  void take(std::size_t tables, std::size_t bins, std::size_t largest, LogHistogram& histogram) {
+  template <std::size_t Tables>
+  void take(std::size_t bins, std::size_t most_bins, std::size_t largest, LogHistogram& histogram) {
     const auto take_bin = [&](std::size_t bin) {
       std::uint32_t count = 0;
-      for (std::size_t t = 0; t < tables; ++t) {
+      for (std::size_t t = 0; t < Tables; ++t) {
         count += std::exchange(counts_[t * bins + bin], 0U);
       }
       return count;

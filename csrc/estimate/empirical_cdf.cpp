@@ -18,9 +18,9 @@ constexpr double zeros_reach = 32.0;
 // largest elements is a matter of few of them. So there are at most some hundreds of bins, and some
 // dozens if few elements were drawn.
 constexpr double few_drawn = 8192.0;
-double depth_of_bin(double drawn, double drawn_above) {
-  const double part = drawn / (drawn < few_drawn ? 64.0 : 1024.0);
-  return std::max(std::min(part, drawn_above / 8.0), 1.0);
+double depth_of_all(double drawn) { return drawn / (drawn < few_drawn ? 64.0 : 1024.0); }
+double depth_of_bin(double depth_of_all, double drawn_above) {
+  return std::max(std::min(depth_of_all, drawn_above / 8.0), 1.0);
 }
 
 }  // namespace
@@ -63,6 +63,7 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
       static_cast<std::size_t>(std::find_if(histogram.counts.begin() + 1, histogram.counts.end(),
                                             [](std::uint32_t count) { return count > 0; }) -
                                histogram.counts.begin());
+  const double usual_depth = depth_of_all(drawn);
   const std::size_t wide_gap = drawn < few_drawn ? 8 : 2;
   std::size_t last_edge = bin + 1;
   double depth = 0.0;
@@ -74,7 +75,7 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
     sum += count * (middle * middle);
     below -= count;
     depth += count;
-    if (bin > lowest && depth < depth_of_bin(drawn, drawn - below - depth)) continue;
+    if (bin > lowest && depth < depth_of_bin(usual_depth, drawn - below - depth)) continue;
     push_edge(value(bin, 0));
     last_edge = bin;
     depth = 0.0;

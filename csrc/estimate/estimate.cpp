@@ -20,11 +20,11 @@ namespace {
 
 // Half the width of an estimated interval, in standard deviations. If it is larger, every layer
 // stores more candidates; if it is smaller, more layers are read again.
-constexpr double deviations = test_sizes ? 0.5 : 5.0;
+constexpr double deviations = test_sizes ? 0.5 : 4.0;
 
-// A probe pays where an interval would hold more than this part of a layer, as storing a candidate
-// takes about 30 times as long as counting an element.
-constexpr double most_inside = 1.0 / 32.0;
+// A probe pays where an interval would hold more than this part of a layer, as a candidate costs
+// about 25 times as much as counting an element.
+constexpr double most_inside = 1.0 / 24.0;
 // A probe also pays where the error is so large that it tells little of itself.
 constexpr double most_reach = 0.5;
 constexpr int most_probes = 3;
