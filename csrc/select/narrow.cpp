@@ -97,12 +97,14 @@ class NextReads {
   Evidence& evidence_;
 };
 
-// A layer whose open range has been sorted has nothing left to find out: every key of the range has
-// an interval of its own, whether or not other intervals were merged (RankBounds::drop_irrelevant),
-// and the range can only have shrunk since.
+// In an interval whose keys have all been sorted there is nothing left to find out: every key of
+// the open range has an interval of its own, whether or not other intervals were merged
+// (RankBounds::drop_irrelevant). Only the first kept element, once no other is open, may still have
+// to be found beyond it.
 void check_not_sorted(const std::vector<OpenLayer>& open, const Evidence& evidence) {
   for (const OpenLayer& layer : open) {
-    if (evidence.is_sorted[layer.id]) throw WeightsChanged();
+    const KeyInterval& read = evidence.sides[layer.id].interval;
+    if (evidence.is_sorted[layer.id] && read.contains(layer.needed)) throw WeightsChanged();
   }
 }
 
