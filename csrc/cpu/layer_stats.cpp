@@ -4,7 +4,6 @@
 
 #include "core/key_format.h"
 #include "core/strided_walk.h"
-#include "core/test_sizes.h"
 #include "cpu/chunks.h"
 #include "cpu/host_backend.h"
 #include "cpu/kernels/kernels.h"
@@ -16,16 +15,12 @@ namespace {
 template <class Format>
 LayerStats stats_of(const Layer& layer, const Chunk& chunk) {
   using Key = typename Format::Storage;
-  constexpr std::int64_t piece = test_sizes ? 8 : 4096;  // stays in the cache for three reads
   const Kernels& kernels = kernels_for(layer.dtype);
   LayerStats stats;
   const auto add = [&](const Key* elements, std::int64_t length) {
-    for (std::int64_t begin = 0; begin < length; begin += piece) {
-      const std::int64_t count = std::min(piece, length - begin);
-      const Key* here = elements + begin;
-      if (kernels.largest(here, count) >= Format::not_finite) throw NotFinite();
-      stats.merge({kernels.count_equal(here, count, 0), kernels.smallest(here, count)});
-    }
+    const KeyStats found = kernels.stats(elements, length);
+    if (found.largest >= Format::not_finite) throw NotFinite();
+    stats.merge({found.zeros, found.smallest});
   };
   for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk, add);
   return stats;

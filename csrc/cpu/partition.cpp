@@ -37,13 +37,15 @@ class Tally {
  public:
   // Has the bins of `partition`, into which it is merged in the end.
   Tally(const PartitionRequest& request, const Partition& partition)
-      : request_(request), bins_(partition.bins.size()), bin_bits_(partition.bin_bits) {
+      : request_(request), bin_count_(partition.bins.size()), bin_bits_(partition.bin_bits) {
     // If every bin is a single key, the sums follow from the counts. As equal keys often follow
     // each other, each key then has several counters: with one, every increment would wait for the
     // one before it.
-    counts_.resize(bins_ * (bin_bits_ == 0 ? counters_per_key : 1));
-    if (bin_bits_ > 0) sums_.resize(bins_);
-    if (bin_bits_ > 0 && request.track_min_max) min_max_.resize(bins_);
+    if (bin_bits_ == 0) {
+      counts_.resize(bin_count_ * counters_per_key);
+    } else {
+      bins_.resize(bin_count_);
+    }
   }
 
   // Adds elements, and calls sink(keys, count) with those inside the interval. Writes their mask
@@ -60,8 +62,10 @@ class Tally {
                if (block.inside == 0) return;
                if (bin_bits_ == 0) {
                  count_keys(inside, block.inside);
+               } else if (are_equal(inside, block.inside)) {
+                 add_to_bin<Format>(inside[0], block.inside);
                } else {
-                 fill_bins<Format>(inside, block.inside);
+                 for (int i = 0; i < block.inside; ++i) add_to_bin<Format>(inside[i], 1);
                }
                sink(inside, static_cast<std::int64_t>(block.inside));
              });
@@ -69,19 +73,23 @@ class Tally {
 
   void merge_into(Partition& partition) const {
     partition.sides.add(sides_);
-    for (std::size_t i = 0; i < bins_; ++i) {
+    for (std::size_t i = 0; i < bin_count_; ++i) {
       Bin& bin = partition.bins[i];
-      for (std::size_t c = i; c < counts_.size(); c += bins_) bin.count += counts_[c];
-      if (!sums_.empty()) bin.sum += sums_[i];
-      if (!min_max_.empty()) bin.widen(min_max_[i].smallest, min_max_[i].largest);
+      for (std::size_t c = i; c < counts_.size(); c += bin_count_) bin.count += counts_[c];
+      if (bins_.empty() || bins_[i].count == 0) continue;
+      bin.count += bins_[i].count;
+      bin.sum += bins_[i].sum;
+      bin.widen(bins_[i].smallest, bins_[i].largest);
     }
   }
 
  private:
   static constexpr std::size_t counters_per_key = 4;
 
-  // Relative to the bin's first key.
-  struct MinMax {
+  struct TaskBin {
+    std::uint32_t count = 0;
+    double sum = 0.0;
+    // Relative to the bin's first key.
     std::uint64_t smallest = ~std::uint64_t{0};
     std::uint64_t largest = 0;
   };
@@ -93,38 +101,39 @@ class Tally {
     int i = 0;
     for (; i + 4 <= count; i += 4) {
       ++counts[static_cast<Key>(keys[i] - low)];
-      ++counts[static_cast<Key>(keys[i + 1] - low) + bins_];
-      ++counts[static_cast<Key>(keys[i + 2] - low) + 2 * bins_];
-      ++counts[static_cast<Key>(keys[i + 3] - low) + 3 * bins_];
+      ++counts[static_cast<Key>(keys[i + 1] - low) + bin_count_];
+      ++counts[static_cast<Key>(keys[i + 2] - low) + 2 * bin_count_];
+      ++counts[static_cast<Key>(keys[i + 3] - low) + 3 * bin_count_];
     }
     for (; i < count; ++i) ++counts[static_cast<Key>(keys[i] - low)];
   }
 
+  // Where there are many candidates, most are ties.
+  template <class Key>
+  static bool are_equal(const Key* keys, int count) {
+    if (keys[0] != keys[count - 1]) return false;
+    Key differences = 0;
+    for (int i = 0; i < count; ++i) differences |= static_cast<Key>(keys[i] ^ keys[0]);
+    return differences == 0;
+  }
+
   template <class Format>
-  void fill_bins(const typename Format::Storage* keys, int count) {
-    const auto low = static_cast<typename Format::Storage>(request_.interval.low);
-    for (int i = 0; i < count; ++i) {
-      const auto bin = static_cast<std::size_t>((keys[i] - low) >> bin_bits_);
-      ++counts_[bin];
-      sums_[bin] += scaled_square<Format>(keys[i], request_.scale);
-    }
-    if (min_max_.empty()) return;
-    const std::uint64_t bin_mask = (std::uint64_t{1} << bin_bits_) - 1;
-    for (int i = 0; i < count; ++i) {
-      const std::uint64_t offset = keys[i] - low;
-      MinMax& bin = min_max_[offset >> bin_bits_];
-      bin.smallest = std::min(bin.smallest, offset & bin_mask);
-      bin.largest = std::max(bin.largest, offset & bin_mask);
-    }
+  void add_to_bin(typename Format::Storage key, int count) {
+    const std::uint64_t offset = key - request_.interval.low;
+    const std::uint64_t within = offset & ((std::uint64_t{1} << bin_bits_) - 1);
+    TaskBin& bin = bins_[offset >> bin_bits_];
+    bin.count += static_cast<std::uint32_t>(count);
+    bin.sum += count * scaled_square<Format>(key, request_.scale);
+    bin.smallest = std::min(bin.smallest, within);
+    bin.largest = std::max(bin.largest, within);
   }
 
   const PartitionRequest& request_;
-  std::size_t bins_;
+  std::size_t bin_count_;
   int bin_bits_;
   Sides sides_;
-  std::vector<std::uint32_t> counts_;
-  std::vector<double> sums_;
-  std::vector<MinMax> min_max_;
+  std::vector<std::uint32_t> counts_;  // of single keys
+  std::vector<TaskBin> bins_;          // of wider bins
 };
 
 static_assert(classify_block <= error_bounds::most_plain_terms);

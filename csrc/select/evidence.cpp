@@ -48,7 +48,6 @@ Evidence::Evidence(std::vector<double> layer_scales)
       rank_bounds(scales.size()),
       sides(scales.size()),
       stored(scales.size(), KeyInterval{0, 0}),
-      tracks_min_max(scales.size(), false),
       misses(scales.size(), 0),
       is_sorted(scales.size(), false) {}
 
@@ -80,7 +79,7 @@ std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
   requests.reserve(reads.ids.size());
   for (std::size_t r = 0; r < reads.ids.size(); ++r) {
     const std::size_t id = reads.ids[r];
-    requests.push_back({reads.intervals[r], evidence_.scales[id], evidence_.tracks_min_max[id]});
+    requests.push_back({reads.intervals[r], evidence_.scales[id]});
   }
   return requests;
 }

@@ -33,6 +33,12 @@ struct RoughTally {
   double above;
 };
 
+struct KeyStats {
+  std::int64_t zeros;
+  std::uint64_t smallest;  // key above 0, or the first key that is not finite if there is none
+  std::uint64_t largest;
+};
+
 // Elements are passed untyped: each function belongs to one dtype.
 struct Kernels {
   // Classifies up to classify_block elements. Writes the keys inside the interval to `inside`, and
@@ -54,8 +60,7 @@ struct Kernels {
   void (*zero)(void* elements, std::int64_t count, std::uint64_t threshold);
   // The largest key.
   std::uint64_t (*largest)(const void* elements, std::int64_t count);
-  // The smallest key above 0, or the first key that is not finite if there is none.
-  std::uint64_t (*smallest)(const void* elements, std::int64_t count);
+  KeyStats (*stats)(const void* elements, std::int64_t count);
   // How many elements have the key.
   std::int64_t (*count_equal)(const void* elements, std::int64_t count, std::uint64_t key);
   // As Backend::pack and apply_packed_masks. The first element has the first bit of words[0].

@@ -389,16 +389,28 @@ std::uint64_t largest(const void* elements, std::int64_t count) {
 }
 
 template <class Format>
-std::uint64_t smallest(const void* elements, std::int64_t count) {
+KeyStats stats(const void* elements, std::int64_t count) {
   using Key = typename Format::Storage;
   const auto* data = static_cast<const Key*>(elements);
+  // Zeros are counted in the key's own type, so that a register of keys makes a register of counts.
+  constexpr std::int64_t most = std::numeric_limits<Key>::max() < 4096 ? 128 : 4096;
   auto least = std::numeric_limits<Key>::max();
-  for (std::int64_t i = 0; i < count; ++i) {
-    // Subtracting 1 makes 0 the largest.
-    const auto before = static_cast<Key>((data[i] & Format::magnitude_mask) - 1);
-    least = before < least ? before : least;
+  Key largest = 0;
+  std::int64_t total = 0;
+  for (std::int64_t begin = 0; begin < count; begin += most) {
+    const std::int64_t end = count - begin < most ? count : begin + most;
+    Key zeros = 0;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto key = static_cast<Key>(data[i] & Format::magnitude_mask);
+      const auto before = static_cast<Key>(key - 1);  // makes 0 the largest
+      zeros = static_cast<Key>(zeros + (key == 0));
+      least = before < least ? before : least;
+      largest = key > largest ? key : largest;
+    }
+    total += static_cast<std::int64_t>(zeros);
   }
-  return least < Format::not_finite ? std::uint64_t{least} + 1 : Format::not_finite;
+  const bool has_least = least < Format::not_finite;
+  return {total, has_least ? std::uint64_t{least} + 1 : Format::not_finite, largest};
 }
 
 template <class Format>
@@ -511,10 +523,11 @@ double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
 
 template <class Format>
 constexpr Kernels kernels_of() {
-  return {classify<Format>,         tally<Format>,       mask<Format>,
-          settle<Format>,           zero<Format>,        largest<Format>,
-          smallest<Format>,         count_equal<Format>, pack<Format>,
-          apply_packed_mask<Format>};
+  return {classify<Format>, tally<Format>,
+          mask<Format>,     settle<Format>,
+          zero<Format>,     largest<Format>,
+          stats<Format>,    count_equal<Format>,
+          pack<Format>,     apply_packed_mask<Format>};
 }
 
 }  // namespace
