@@ -16,7 +16,8 @@ namespace lampfast {
 // What one read of a layer is asked.
 struct PartitionRequest {
   KeyInterval interval;
-  double scale;  // for scaled_square (key_format.h)
+  double scale;        // for scaled_square (key_format.h)
+  bool track_min_max;  // whether bins record their smallest and largest keys (on GPUs all do)
 };
 
 // The interval whose stored keys are wanted, and how many of them a partition has found there.
@@ -26,8 +27,8 @@ struct KeyRequest {
 };
 
 // One of the equally wide parts of an interval of keys. The keys of its elements lie in [first,
-// last], relative to the bin's own first key: all that is known of them if a bin is a single key
-// wide, else the smallest and the largest. The sum of the scaled squares has the relative error
+// last], relative to the bin's own first key; unless smallest and largest keys are tracked, that is
+// the whole bin. The sum of the scaled squares has the relative error
 // error_bounds::bin_sum.
 struct Bin {
   static constexpr std::uint64_t unbounded = ~std::uint64_t{0};
@@ -37,7 +38,8 @@ struct Bin {
   std::uint64_t first = 0;
   std::uint64_t last = unbounded;
 
-  // Merges the smallest and largest keys of further elements.
+  // Merges the smallest and largest keys of further elements. Either all of a bin's elements are
+  // tracked or none is.
   void widen(std::uint64_t smallest, std::uint64_t largest) {
     const bool is_first = first == 0 && last == unbounded;
     first = is_first ? smallest : std::min(first, smallest);

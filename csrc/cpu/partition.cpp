@@ -44,7 +44,9 @@ class Tally {
     if (bin_bits_ == 0) {
       counts_.resize(bin_count_ * counters_per_key);
     } else {
-      bins_.resize(bin_count_);
+      counts_.resize(bin_count_);
+      sums_.resize(bin_count_);
+      if (request.track_min_max) min_max_.resize(bin_count_);
     }
   }
 
@@ -65,7 +67,7 @@ class Tally {
                } else if (are_equal(inside, block.inside)) {
                  add_to_bin<Format>(inside[0], block.inside);
                } else {
-                 for (int i = 0; i < block.inside; ++i) add_to_bin<Format>(inside[i], 1);
+                 fill_bins<Format>(inside, block.inside);
                }
                sink(inside, static_cast<std::int64_t>(block.inside));
              });
@@ -76,22 +78,24 @@ class Tally {
     for (std::size_t i = 0; i < bin_count_; ++i) {
       Bin& bin = partition.bins[i];
       for (std::size_t c = i; c < counts_.size(); c += bin_count_) bin.count += counts_[c];
-      if (bins_.empty() || bins_[i].count == 0) continue;
-      bin.count += bins_[i].count;
-      bin.sum += bins_[i].sum;
-      bin.widen(bins_[i].smallest, bins_[i].largest);
+      if (sums_.empty() || counts_[i] == 0) continue;
+      bin.sum += sums_[i];
+      if (!min_max_.empty()) bin.widen(min_max_[i].smallest, min_max_[i].largest);
     }
   }
 
  private:
   static constexpr std::size_t counters_per_key = 4;
 
-  struct TaskBin {
-    std::uint32_t count = 0;
-    double sum = 0.0;
-    // Relative to the bin's first key.
+  // Relative to the bin's first key.
+  struct MinMax {
     std::uint64_t smallest = ~std::uint64_t{0};
     std::uint64_t largest = 0;
+
+    void add(std::uint64_t key) {
+      smallest = std::min(smallest, key);
+      largest = std::max(largest, key);
+    }
   };
 
   template <class Key>
@@ -121,19 +125,39 @@ class Tally {
   void add_to_bin(typename Format::Storage key, int count) {
     const std::uint64_t offset = key - request_.interval.low;
     const std::uint64_t within = offset & ((std::uint64_t{1} << bin_bits_) - 1);
-    TaskBin& bin = bins_[offset >> bin_bits_];
-    bin.count += static_cast<std::uint32_t>(count);
-    bin.sum += count * scaled_square<Format>(key, request_.scale);
-    bin.smallest = std::min(bin.smallest, within);
-    bin.largest = std::max(bin.largest, within);
+    const auto bin = static_cast<std::size_t>(offset >> bin_bits_);
+    counts_[bin] += static_cast<std::uint32_t>(count);
+    sums_[bin] += count * scaled_square<Format>(key, request_.scale);
+    if (!min_max_.empty()) min_max_[bin].add(within);
+  }
+
+  template <class Format>
+  void fill_bins(const typename Format::Storage* keys, int count) {
+    const auto low = static_cast<typename Format::Storage>(request_.interval.low);
+    const int bits = bin_bits_;
+    const double scale = request_.scale;
+    std::uint32_t* counts = counts_.data();
+    double* sums = sums_.data();
+    for (int i = 0; i < count; ++i) {
+      const auto bin = static_cast<std::size_t>((keys[i] - low) >> bits);
+      ++counts[bin];
+      sums[bin] += scaled_square<Format>(keys[i], scale);
+    }
+    if (min_max_.empty()) return;
+    const std::uint64_t bin_mask = (std::uint64_t{1} << bits) - 1;
+    for (int i = 0; i < count; ++i) {
+      const std::uint64_t offset = keys[i] - low;
+      min_max_[offset >> bits].add(offset & bin_mask);
+    }
   }
 
   const PartitionRequest& request_;
   std::size_t bin_count_;
   int bin_bits_;
   Sides sides_;
-  std::vector<std::uint32_t> counts_;  // of single keys
-  std::vector<TaskBin> bins_;          // of wider bins
+  std::vector<std::uint32_t> counts_;
+  std::vector<double> sums_;
+  std::vector<MinMax> min_max_;
 };
 
 static_assert(classify_block <= error_bounds::most_plain_terms);

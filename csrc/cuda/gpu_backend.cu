@@ -85,7 +85,7 @@ class GpuBackend : public Backend {
                            const std::vector<TallyRequest>& requests) override {
     std::vector<PartitionRequest> empty;
     empty.reserve(ids.size());
-    for (const auto& [key, scale] : requests) empty.push_back({{key, key}, scale});
+    for (const auto& [key, scale] : requests) empty.push_back({{key, key}, scale, false});
     const std::vector<PartitionResult> found =
         partition(ids, empty, MaskSink(), StoreLimit::budget);
     std::vector<Tally> tallies;

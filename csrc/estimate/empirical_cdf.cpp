@@ -132,8 +132,7 @@ ScoreCount EmpiricalCdf::at(double log_score) const {
   const std::size_t bin = position.bin;
   const double elements = count_in(bin);
   if (bin == 0) return {rank(position), position.part > 0.0 ? elements / zeros_reach : 0.0, 0.0};
-  const double unevenness = elements * (is_rough(bin) ? 0x1p-2 : 0x1p-5);
-  if (position.part == 1.0) return {rank(position), 0.0, unevenness};
+  if (position.part == 1.0) return {rank(position), 0.0, 0.0};
   // How fast the part grows with the log score: the derivative of the equation in part_at.
   const double m = magnitude(position);
   double growth = m / spread(bin);
@@ -141,7 +140,12 @@ ScoreCount EmpiricalCdf::at(double log_score) const {
     const double d = double{edges_[bin].sum_from} - edges_[bin + 1].sum_from;
     growth = m * m / (2.0 * m * spread(bin) + std::exp(log_score) * d);
   }
-  return {rank(position), elements * growth, unevenness};
+  const double flow = elements * growth;
+  // Wherever in its bin an element lies, its log score is off by the bin's width at most; and where
+  // the bins are smooth, elements are nearly as evenly spread as is assumed.
+  const double width_in_scores = (by_lamp_score_ ? 2.0 : 1.0) * spread(bin) / m;
+  const double most = std::min(elements, flow * width_in_scores);
+  return {rank(position), flow, most * (is_rough(bin) ? 0x1p-2 : 0x1p-5)};
 }
 
 EmpiricalCdf::Position EmpiricalCdf::position_of_rank(double rank) const {
@@ -175,8 +179,10 @@ std::uint64_t EmpiricalCdf::key_of(double magnitude) const {
   return nearest_key(dtype_, magnitude * unit_);
 }
 
-std::uint64_t EmpiricalCdf::key_at(double log_score) const {
-  return std::max<std::uint64_t>(key_of(magnitude(position_at(log_score))), 1);
+std::uint64_t EmpiricalCdf::edge_near(double log_score) const {
+  const Position position = position_at(log_score);
+  const std::size_t edge = position.bin + (position.part < 0.5 && position.bin > 0 ? 0 : 1);
+  return std::max<std::uint64_t>(key_of(edges_[std::min(edge, edges_.size() - 2)].magnitude), 1);
 }
 
 KeyInterval EmpiricalCdf::interval(double low_log_score, double high_log_score) const {

@@ -44,8 +44,8 @@ class EmpiricalCdf {
   double zeros() const { return zeros_; }  // elements
   // How many elements have keys in the interval, which must not begin below 1.
   double count_inside(const KeyInterval& interval) const;
-  // The magnitude that has the score, as a key.
-  std::uint64_t key_at(double log_score) const;
+  // The end of a bin that is near the score, as a key: there, no interpolation is wrong.
+  std::uint64_t edge_near(double log_score) const;
 
   // The count below a key and the sum of the squares from there on, in units of unit()^2.
   double count_below(std::uint64_t key) const;

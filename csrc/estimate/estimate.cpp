@@ -72,7 +72,7 @@ class Estimator {
       if (unsure.empty() || probes == most_probes) break;
       probe(unsure);
     }
-    return {std::move(intervals_), scores_};
+    return {std::move(intervals_), has_ties(), scores_};
   }
 
  private:
@@ -158,7 +158,7 @@ class Estimator {
     std::vector<TallyRequest> requests;
     requests.reserve(ids.size());
     for (const std::size_t i : ids) {
-      requests.push_back({cdfs_[i].key_at(problem_of(i).score), 1.0 / cdfs_[i].unit()});
+      requests.push_back({cdfs_[i].edge_near(problem_of(i).score), 1.0 / cdfs_[i].unit()});
     }
     return requests;
   }
@@ -237,10 +237,29 @@ class Estimator {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (!cdfs_[i].is_known() || cdfs_[i].is_whole()) continue;
       const auto size = static_cast<double>(layers_[i].size);
-      const bool is_wide = cdfs_[i].count_inside(intervals_[i]) > most_inside * size;
+      // No probe would tell apart what is inside the narrowest interval, such as ties.
+      const double inside = cdfs_[i].count_inside(intervals_[i]) - narrowest(i);
+      const bool is_wide = inside > most_inside * size;
       if (is_wide || errors_[i].reach > most_reach) ids.push_back(i);
     }
     return ids;
+  }
+
+  // The layers with so many elements in the narrowest interval that many of them are probably
+  // equal.
+  std::vector<bool> has_ties() const {
+    constexpr double many = 1.0 / 16.0;
+    std::vector<bool> ties(layers_.size());
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      ties[i] = narrowest(i) > many * static_cast<double>(layers_[i].size);
+    }
+    return ties;
+  }
+
+  // How many elements are in the interval that there would be if the score were known exactly.
+  double narrowest(std::size_t i) const {
+    const double score = problem_of(i).score;
+    return cdfs_[i].count_inside(cdfs_[i].interval(score, score));
   }
 
   // Reads layers once at their estimated thresholds, which tells the count below and the sum above

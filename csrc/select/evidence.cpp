@@ -48,6 +48,7 @@ Evidence::Evidence(std::vector<double> layer_scales)
       rank_bounds(scales.size()),
       sides(scales.size()),
       stored(scales.size(), KeyInterval{0, 0}),
+      tracks_min_max(scales.size(), false),
       misses(scales.size(), 0),
       is_sorted(scales.size(), false) {}
 
@@ -79,7 +80,7 @@ std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
   requests.reserve(reads.ids.size());
   for (std::size_t r = 0; r < reads.ids.size(); ++r) {
     const std::size_t id = reads.ids[r];
-    requests.push_back({reads.intervals[r], evidence_.scales[id]});
+    requests.push_back({reads.intervals[r], evidence_.scales[id], evidence_.tracks_min_max[id]});
   }
   return requests;
 }
@@ -141,6 +142,7 @@ void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partit
 Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,
                    std::vector<double> scales, const MaskSink& masks) {
   Evidence evidence(std::move(scales));
+  evidence.tracks_min_max = estimate.has_ties;
   Reader(backends, spec.ranking, estimate.scores, evidence)
       .read_weights(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
   return evidence;

@@ -30,6 +30,7 @@ struct Evidence {
   std::vector<RankBounds> rank_bounds;  // from the last read
   std::vector<Sides> sides;             // the interval of that read, and what lies beside it
   std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
+  std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
   std::vector<int> misses;              // how often an interval did not hold the threshold
   std::vector<bool> is_sorted;          // whether all keys inside its interval have been sorted
 

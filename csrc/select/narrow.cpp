@@ -19,8 +19,9 @@ class NextReads {
 
   Reads candidates;
   Reads weights;
-  // Layers of which all keys inside an interval must be sorted: they are still open in all of the
-  // interval of their last read.
+  // Layers of which all keys inside an interval must be sorted. They are still open in the interval
+  // of their last read, although the smallest and largest keys of its bins are known: reading it
+  // once more would tell nothing new.
   Reads unresolved;
 
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
@@ -36,8 +37,11 @@ class NextReads {
 
  private:
   void add(const OpenLayer& layer) {
-    // Reading the same interval once more would tell nothing new.
-    const bool is_unresolved = evidence_.sides[layer.id].interval == layer.needed;
+    // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
+    // the bins' smallest and largest keys, so that we can tell.
+    const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
+    const bool is_unresolved = is_same && evidence_.tracks_min_max[layer.id];
+    if (is_same) evidence_.tracks_min_max[layer.id] = true;
     const bool is_stored = evidence_.stored[layer.id].contains(layer.needed);
     (is_unresolved ? unresolved : is_stored ? candidates : weights).add(layer.id, layer.needed);
   }
