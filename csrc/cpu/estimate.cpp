@@ -146,6 +146,8 @@ class Counters {
         small += count;
       }
     }
+    // What has been changed since the largest key was found may have been counted beyond it.
+    if (left > 0) std::fill(counts_.begin(), counts_.end(), 0U);
     taken_.push_back(small);
     histogram.first = largest + 1 - taken_.size();
     histogram.counts.assign(taken_.rbegin(), taken_.rend());
