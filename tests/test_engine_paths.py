@@ -309,3 +309,23 @@ def test_two_hundred_small_layers(make: Callable[[Rng, int], Array], dtype: torc
     check = SortedCheck(model)
     counts = [round(share * check.numel) for share in (0.01, 0.5, 0.9, 0.95, 0.999)]
     _assert_exact(model, [*counts, *rng.integers(0, check.numel, 5).tolist()], check)
+
+
+# --- magnitudes at the ends of a dtype's range ---
+
+
+@pytest.mark.skipif(cpu_settings.TEST_SIZES, reason="so few are drawn that most are candidates")
+@pytest.mark.parametrize(
+    ("dtype", "power"),
+    [(torch.float32, 125), (torch.float32, -127), (torch.float64, 1020), (torch.float64, -1022)],
+)
+def test_candidates_are_few_whatever_the_magnitudes(dtype: torch.dtype, power: int) -> None:
+    size = 300_000
+    rng = np.random.default_rng(7)
+    model = _model([np.ldexp(rng.uniform(-1, 1, size), power)], dtype)
+    mask = torch.empty(size, dtype=torch.bool)
+    spec = _core.SelectionSpec(_core.Ranking.lamp, [size // 2])
+    profile = _core.CallProfile()
+    _core.masks(_pointers(model), [_pointer(mask)], spec, (1, ()), profile)
+    assert int(mask.sum()) == size // 2
+    assert profile.candidates < size / 4

@@ -146,6 +146,8 @@ class Counters {
         small += count;
       }
     }
+    // What has been changed since the largest key was found may have been counted beyond it.
+    if (left > 0) std::fill(counts_.begin(), counts_.end(), 0U);
     taken_.push_back(small);
     histogram.first = largest + 1 - taken_.size();
     histogram.counts.assign(taken_.rbegin(), taken_.rend());
@@ -251,13 +253,14 @@ std::vector<Tally> HostBackend::probe(const LayerIds& ids,
   for_each_chunk(whole(layers_, ids), pool_, [&](const Chunk& chunk, int) {
     const Layer& layer = layers_[chunk.layer];
     const Kernels& kernels = kernels_for(layer.dtype);
-    const auto& [key, scale] = requests[chunk.position];
+    const TallyRequest& request = requests[chunk.position];
     Tally tally;
-    with_format(layer.dtype, [&, key = key, scale = scale](auto format) {
+    with_format(layer.dtype, [&](auto format) {
       using Key = typename decltype(format)::Storage;
       for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
                        [&](const Key* elements, std::int64_t length) {
-                         const RoughTally found = kernels.tally(elements, length, key, scale);
+                         const RoughTally found =
+                             kernels.tally(elements, length, request.key, request.scale);
                          tally.add({static_cast<double>(found.below), found.above});
                        });
     });

@@ -47,7 +47,10 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
   const std::uint64_t half = (std::uint64_t{1} << histogram.shift) >> 1;
   std::size_t bin = histogram.counts.size() - 1;
   const double largest = value(bin, half);
-  const int exponent = std::clamp(std::ilogb(largest), -1000, 1000);
+  // The unit's inverse, too, is a normal number of the type in which kernels tally: float64 for
+  // float64, and float32 for all others.
+  constexpr int most_exponent = sizeof(Key) == 8 ? 1000 : 126;
+  const int exponent = std::clamp(std::ilogb(largest), -most_exponent, most_exponent);
   unit_ = std::ldexp(1.0, exponent);
   log_unit_ = exponent * std::log(2.0);
   const double inverse = std::ldexp(1.0, -exponent);
