@@ -64,8 +64,6 @@ class Tally {
                if (block.inside == 0) return;
                if (bin_bits_ == 0) {
                  count_keys(inside, block.inside);
-               } else if (are_equal(inside, block.inside)) {
-                 add_to_bin<Format>(inside[0], block.inside);
                } else {
                  fill_bins<Format>(inside, block.inside);
                }
@@ -112,15 +110,6 @@ class Tally {
     for (; i < count; ++i) ++counts[static_cast<Key>(keys[i] - low)];
   }
 
-  // Where there are many candidates, most are ties.
-  template <class Key>
-  static bool are_equal(const Key* keys, int count) {
-    if (keys[0] != keys[count - 1]) return false;
-    Key differences = 0;
-    for (int i = 0; i < count; ++i) differences |= static_cast<Key>(keys[i] ^ keys[0]);
-    return differences == 0;
-  }
-
   template <class Format>
   void add_to_bin(typename Format::Storage key, int count) {
     const std::uint64_t offset = key - request_.interval.low;
@@ -133,6 +122,26 @@ class Tally {
 
   template <class Format>
   void fill_bins(const typename Format::Storage* keys, int count) {
+    // Where there are many candidates, most are ties of a few keys: these are added at once.
+    constexpr int many = classify_block / 2;
+    constexpr int most_keys = 4;
+    typename Format::Storage others[classify_block];
+    for (int key = 0; key < most_keys && count > many; ++key) {
+      const auto tied = keys[0];
+      int left = 0;
+      for (int i = 0; i < count; ++i) {
+        others[left] = keys[i];
+        left += keys[i] == tied ? 0 : 1;
+      }
+      add_to_bin<Format>(tied, count - left);
+      keys = others;
+      count = left;
+    }
+    fill_bins_one_by_one<Format>(keys, count);
+  }
+
+  template <class Format>
+  void fill_bins_one_by_one(const typename Format::Storage* keys, int count) {
     const auto low = static_cast<typename Format::Storage>(request_.interval.low);
     const int bits = bin_bits_;
     const double scale = request_.scale;

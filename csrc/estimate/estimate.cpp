@@ -248,7 +248,7 @@ class Estimator {
   // The layers with so many elements in the narrowest interval that many of them are probably
   // equal.
   std::vector<bool> has_ties() const {
-    constexpr double many = 1.0 / 16.0;
+    constexpr double many = 1.0 / 32.0;
     std::vector<bool> ties(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       ties[i] = narrowest(i) > many * static_cast<double>(layers_[i].size);
