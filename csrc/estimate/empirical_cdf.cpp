@@ -191,7 +191,11 @@ KeyInterval EmpiricalCdf::interval(double low_log_score, double high_log_score) 
     const double least = is_rough(low.bin) ? edges_[low.bin].magnitude : magnitude(low);
     interval.low = std::max<std::uint64_t>(key_of(least), 1);
   }
-  // Unless all were drawn, the layer may have elements beyond the largest that was.
+  // Unless all were drawn, the layer may have elements beyond the largest that was, but hardly far
+  // beyond: bins that divided all larger magnitudes would tell little apart.
+  constexpr double most_beyond = 16.0;
+  interval.high =
+      std::clamp(key_of(edges_.back().magnitude * most_beyond), interval.low, interval.high);
   if (high_rank < size_) {
     const Position high = position_of_rank(high_rank);
     const double most =

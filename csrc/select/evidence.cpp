@@ -142,6 +142,10 @@ void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partit
 Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,
                    std::vector<double> scales, const MaskSink& masks) {
   Evidence evidence(std::move(scales));
+  // Bins that begin at 0 are octaves wide, but few elements are in them.
+  for (std::size_t i = 0; i < estimate.intervals.size(); ++i) {
+    evidence.tracks_min_max[i] = estimate.intervals[i].low <= 1;
+  }
   Reader(backends, spec.ranking, estimate.scores, evidence)
       .read_weights(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
   return evidence;
