@@ -40,7 +40,7 @@ struct ScoreInterval {
 // interval misses its threshold is read again; the answer is the same.
 struct Estimate {
   std::vector<KeyInterval> intervals;  // one for each layer
-  std::vector<bool> has_ties;          // whether many of a layer's elements in there may be equal
+  std::vector<bool> tracks_min_max;    // whether it pays that their bins track what they hold
   ScoreInterval scores;
 };
 

@@ -10,10 +10,6 @@
 namespace lampfast {
 namespace {
 
-// Over how many units of log score what is as good as zero is taken to be spread: so wide that the
-// zeros' scores are below all others, and continuous, so that any count can be solved for.
-constexpr double zeros_reach = 32.0;
-
 // A bin is closed once it has this part of all draws, or of those above it: what matters of the
 // largest elements is a matter of few of them. So there are at most some hundreds of bins, and some
 // dozens if few elements were drawn.
@@ -94,7 +90,7 @@ double EmpiricalCdf::log_score_of(const Edge& edge) const {
   return std::log(double{edge.magnitude}) + log_unit_;
 }
 
-double EmpiricalCdf::least_log_score() const { return log_score_of(edges_[1]) - zeros_reach; }
+double EmpiricalCdf::least_log_score() const { return log_score_of(edges_[1]); }
 
 double EmpiricalCdf::most_log_score() const {
   return by_lamp_score_ ? std::log(2.0) : log_score_of(edges_.back());
@@ -111,8 +107,7 @@ EmpiricalCdf::Position EmpiricalCdf::position_at(double log_score) const {
                                          [&](const Edge& edge) { return is_reached(edge, score); });
   const auto bin = static_cast<std::size_t>(next - edges_.begin()) - 1;
   if (bin > 0) return {bin, part_at(bin, score)};
-  const double part = 1.0 + (log_score - log_score_of(edges_[1])) / zeros_reach;
-  return {0, std::clamp(part, 0.0, 1.0)};
+  return {0, std::clamp(1.0 + (log_score - zeros_end_) / zeros_reach, 0.0, 1.0)};
 }
 
 // Where in a bin the score is. With magnitudes m + x w and the sum of squares s - x d at the part x
@@ -134,7 +129,10 @@ ScoreCount EmpiricalCdf::at(double log_score) const {
   const Position position = position_at(log_score);
   const std::size_t bin = position.bin;
   const double elements = count_in(bin);
-  if (bin == 0) return {rank(position), position.part > 0.0 ? elements / zeros_reach : 0.0, 0.0};
+  if (bin == 0) {
+    const bool is_inside = position.part > 0.0 && position.part < 1.0;
+    return {rank(position), is_inside ? elements / zeros_reach : 0.0, 0.0};
+  }
   if (position.part == 1.0) return {rank(position), 0.0, 0.0};
   // How fast the part grows with the log score: the derivative of the equation in part_at.
   const double m = magnitude(position);
@@ -196,12 +194,17 @@ KeyInterval EmpiricalCdf::interval(double low_log_score, double high_log_score) 
   constexpr double least_part = test_sizes ? 0.0 : 0x1p-10;
   const double room = is_whole() ? 1.0 : few_draws * weight_ + least_part * size_;
   const Position low = position_of_rank(rank(position_at(low_log_score)) - room);
-  const double high_rank = rank(position_at(high_log_score)) + room;
+  // Where the score is that of zeros, all zeros of a layer may be pruned, or none.
+  const double high_rank = std::max(rank(position_at(high_log_score)), zeros_) + room;
   if (low.bin > 0) {
     const double least = is_rough(low.bin) ? edges_[low.bin].magnitude : magnitude(low);
     interval.low = std::max<std::uint64_t>(key_of(least), 1);
   }
-  // Unless all were drawn, the layer may have elements beyond the largest that was.
+  // Unless all were drawn, the layer may have elements beyond the largest that was, but hardly far
+  // beyond: bins that divided all larger magnitudes would tell little apart.
+  constexpr double most_beyond = 16.0;
+  interval.high =
+      std::clamp(key_of(edges_.back().magnitude * most_beyond), interval.low, interval.high);
   if (high_rank < size_) {
     const Position high = position_of_rank(high_rank);
     const double most =

@@ -31,8 +31,17 @@ class EmpiricalCdf {
   // Nothing is known of a layer in which all that was drawn is zero, or as good as zero.
   bool is_known() const { return !edges_.empty(); }
   bool is_whole() const { return weight_ == 1.0; }  // whether all elements were drawn
+  // Whether all elements of a bin are equal: a partition then tells all of them apart.
+  bool is_tied() const { return is_tied_; }
 
-  // Bounds on the logarithms of the scores that make a difference.
+  // Over how many units of log score what is as good as zero is taken to be spread, so that any
+  // count can be solved for.
+  static constexpr double zeros_reach = 32.0;
+  // Where this spread ends: at the least score of all layers that are ranked together, so that the
+  // zeros of one do not mix with what others have.
+  void put_zeros_below(double log_score) { zeros_end_ = log_score; }
+
+  // Bounds on the logarithms of the scores of what is not zero.
   double least_log_score() const;
   double most_log_score() const;
 
@@ -97,9 +106,10 @@ class EmpiricalCdf {
 
   Dtype dtype_ = Dtype::float32;
   bool by_lamp_score_ = false;
-  bool is_tied_ = false;  // whether all elements of a bin are equal
+  bool is_tied_ = false;
   double size_ = 0.0;
   double zeros_ = 0.0;
+  double zeros_end_ = 0.0;
   double weight_ = 1.0;  // elements of the layer for each that was drawn
   double unit_ = 1.0;    // a power of two
   double log_unit_ = 0.0;

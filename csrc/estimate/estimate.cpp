@@ -36,6 +36,7 @@ struct Problem {
   std::size_t end;
   double wanted;
   double score = std::numeric_limits<double>::quiet_NaN();  // of the last one that is pruned
+  double least = 0.0;                                       // of what is not zero
 };
 
 // Estimates in steps: draw, solve, error bars, probe.
@@ -48,6 +49,7 @@ class Estimator {
         cdfs_(layers_.size()),
         errors_(layers_.size()),
         intervals_(layers_.size()) {
+    if (ranking_ == Ranking::magnitude) scores_ = ScoreInterval::of_magnitudes();
     if (ranking_ != Ranking::per_layer) {
       problems_.push_back({0, layers_.size(), static_cast<double>(spec.count())});
       return;
@@ -98,6 +100,7 @@ class Estimator {
   // Few problems have many layers, or many have one: a step of the former works on all threads.
   void solve_problems() {
     const auto solve_one = [&](std::size_t p) {
+      put_zeros_below_all(problems_[p]);
       problems_[p].score = solve_for(problems_[p], problems_[p].wanted, problems_[p].score);
     };
     if (problems_.size() == 1) {
@@ -107,15 +110,24 @@ class Estimator {
     }
   }
 
-  // The score at which the problem's layers have so many elements.
-  double solve_for(const Problem& problem, double wanted, double start) {
-    double low = std::numeric_limits<double>::infinity();
-    double high = -low;
+  void put_zeros_below_all(Problem& problem) {
+    problem.least = std::numeric_limits<double>::infinity();
     for (std::size_t i = problem.begin; i < problem.end; ++i) {
       if (!cdfs_[i].is_known()) continue;
-      low = std::min(low, cdfs_[i].least_log_score());
-      high = std::max(high, cdfs_[i].most_log_score());
+      problem.least = std::min(problem.least, cdfs_[i].least_log_score());
     }
+    for (std::size_t i = problem.begin; i < problem.end; ++i) {
+      cdfs_[i].put_zeros_below(problem.least);
+    }
+  }
+
+  // The score at which the problem's layers have so many elements.
+  double solve_for(const Problem& problem, double wanted, double start) {
+    double high = -std::numeric_limits<double>::infinity();
+    for (std::size_t i = problem.begin; i < problem.end; ++i) {
+      if (cdfs_[i].is_known()) high = std::max(high, cdfs_[i].most_log_score());
+    }
+    const double low = problem.least - EmpiricalCdf::zeros_reach;
     if (!(low < high)) return 0.0;
     return solve(low, high, start, wanted, [&](double score) { return count(problem, score); });
   }
@@ -202,9 +214,10 @@ class Estimator {
         deviations * bars.count + static_cast<double>(problem.end - problem.begin) / 2.0;
     double low = problem.score;
     double high = problem.score;
-    // Beyond this the delta method, which follows a tangent, tells nothing.
+    // Beyond this, and at zeros, the delta method, which follows a tangent, tells nothing.
     constexpr double most_linear = 0x1p-2;
-    const bool is_linear = deviations * bars.log_score < most_linear;
+    const bool is_linear =
+        deviations * bars.log_score < most_linear && problem.score > problem.least;
     if (!is_linear) {
       low = solve_for(problem, problem.wanted - count_error, low);
       high = solve_for(problem, problem.wanted + count_error, high);
@@ -235,7 +248,7 @@ class Estimator {
   LayerIds too_wide() const {
     LayerIds ids;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (!cdfs_[i].is_known() || cdfs_[i].is_whole()) continue;
+      if (!cdfs_[i].is_known() || cdfs_[i].is_whole() || cdfs_[i].is_tied()) continue;
       const auto size = static_cast<double>(layers_[i].size);
       // No probe would tell apart what is inside the narrowest interval, such as ties.
       const double inside = cdfs_[i].count_inside(intervals_[i]) - narrowest(i);

@@ -142,7 +142,7 @@ void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partit
 Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,
                    std::vector<double> scales, const MaskSink& masks) {
   Evidence evidence(std::move(scales));
-  evidence.tracks_min_max = estimate.has_ties;
+  evidence.tracks_min_max = estimate.tracks_min_max;
   Reader(backends, spec.ranking, estimate.scores, evidence)
       .read_weights(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
   return evidence;

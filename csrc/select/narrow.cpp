@@ -30,7 +30,7 @@ class NextReads {
     std::vector<OpenLayer> missed;
     for (const OpenLayer& layer : open) {
       const ScoredInterval& likely = likely_interval(layer.id);
-      if (is_missed(layer.id, likely)) missed.push_back({layer.id, retry_interval(layer, likely)});
+      if (is_missed(layer, likely)) missed.push_back({layer.id, retry_interval(layer, likely)});
     }
     for (const OpenLayer& layer : missed.empty() ? open : missed) add(layer);
   }
@@ -54,10 +54,11 @@ class NextReads {
   }
 
   // Whether the elements that are probably next to the threshold lie outside the interval that was
-  // read.
-  bool is_missed(std::size_t id, const ScoredInterval& likely) const {
-    const KeyInterval& read = evidence_.sides[id].interval;
-    return !likely.is_one_key() && (likely.first >= read.high || likely.last < read.low);
+  // read. What the layer needs certainly holds the threshold: if that lies inside, all is well.
+  bool is_missed(const OpenLayer& layer, const ScoredInterval& likely) const {
+    const KeyInterval& read = evidence_.sides[layer.id].interval;
+    const bool is_outside = likely.first >= read.high || likely.last < read.low;
+    return is_outside && !likely.is_one_key() && !read.contains(layer.needed);
   }
 
   // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
