@@ -123,17 +123,21 @@ class Tally {
   template <class Format>
   void fill_bins(const typename Format::Storage* keys, int count) {
     // Where there are many candidates, most are ties of a few keys: these are added at once.
-    constexpr int many = classify_block / 2;
+    constexpr int many = 64;
     constexpr int most_keys = 4;
     typename Format::Storage others[classify_block];
     for (int key = 0; key < most_keys && count > many; ++key) {
       const auto tied = keys[0];
+      int equal = 0;
+      for (int i = 0; i < count; ++i) equal += keys[i] == tied ? 1 : 0;
+      if (equal < count / 4) break;
+      add_to_bin<Format>(tied, equal);
+      if (equal == count) return;
       int left = 0;
       for (int i = 0; i < count; ++i) {
         others[left] = keys[i];
         left += keys[i] == tied ? 0 : 1;
       }
-      add_to_bin<Format>(tied, count - left);
       keys = others;
       count = left;
     }

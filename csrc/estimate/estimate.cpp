@@ -74,7 +74,8 @@ class Estimator {
       if (unsure.empty() || probes == most_probes) break;
       probe(unsure);
     }
-    return {std::move(intervals_), has_ties(), scores_};
+    std::vector<bool> tracks = tracks_min_max();
+    return {std::move(intervals_), std::move(tracks), scores_};
   }
 
  private:
@@ -258,15 +259,17 @@ class Estimator {
     return ids;
   }
 
-  // The layers with so many elements in the narrowest interval that many of them are probably
-  // equal.
-  std::vector<bool> has_ties() const {
+  // Where bins should track their smallest and largest keys: where so many elements are in the
+  // narrowest interval that many of them are probably equal; and where the interval begins at 0, as
+  // its bins are octaves wide, but hold few elements.
+  std::vector<bool> tracks_min_max() const {
     constexpr double many = 1.0 / 32.0;
-    std::vector<bool> ties(layers_.size());
+    std::vector<bool> tracks(layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      ties[i] = narrowest(i) > many * static_cast<double>(layers_[i].size);
+      tracks[i] =
+          intervals_[i].low <= 1 || narrowest(i) > many * static_cast<double>(layers_[i].size);
     }
-    return ties;
+    return tracks;
   }
 
   // How many elements are in the interval that there would be if the score were known exactly.

@@ -156,6 +156,10 @@ int compact(const typename Format::Storage* elements, std::uint64_t chosen,
   using Keys = Register<Format>;
   constexpr int worth_compressing = 8;
   const int found = __builtin_popcountll(chosen);
+  if (found == unit) {  // as of ties
+    for (int i = 0; i < unit; ++i) to[i] = static_cast<Key>(elements[i] & Format::magnitude_mask);
+    return found;
+  }
   if constexpr (Keys::can_compress) {
     if (found > worth_compressing) {
       for (int j = 0; j < unit; j += Keys::lanes) {
