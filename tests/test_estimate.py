@@ -70,7 +70,8 @@ def _pruned(rows: int, rng: Rng) -> Array:
 def _few_values(rows: int, rng: Rng) -> Array:
     weights = _gaussian(rows, rng)
     step = np.abs(weights).max() / 12
-    return np.round(weights / step) * step
+    rounded: Array = np.round(weights / step) * step
+    return rounded
 
 
 def _sorted(rows: int, rng: Rng) -> Array:
