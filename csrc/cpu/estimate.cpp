@@ -77,11 +77,11 @@ class Counters {
  public:
   template <class Format>
   LogHistogram histogram(const Layer& layer, const PieceRange& range) {
-    // Where few elements are drawn, adding up several tables of many bins would take longer; and
+    // Where few elements are drawn, adding up many tables of many bins would take longer; and
     // tables of float64 are large.
     constexpr std::size_t tables = sizeof(typename Format::Storage) == 8 ? 1 : 4;
     return range.pieces.count() * range.pieces.length() <= few_drawn
-               ? histogram<Format, 4, 1>(layer, range)
+               ? histogram<Format, 4, (tables + 1) / 2>(layer, range)
                : histogram<Format, 5, tables>(layer, range);
   }
 

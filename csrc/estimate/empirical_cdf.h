@@ -50,7 +50,6 @@ class EmpiricalCdf {
   // The keys of the elements with scores between these, and of a few on either side.
   KeyInterval interval(double low_log_score, double high_log_score) const;
 
-  double zeros() const { return zeros_; }  // elements
   // How many elements have keys in the interval, which must not begin below 1.
   double count_inside(const KeyInterval& interval) const;
   // The end of a bin that is near the score, as a key: there, no interpolation is wrong.
