@@ -111,6 +111,14 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
   learn_from_bins(binned, bins);
 }
 
+// Where each layer's count is given, only the interval of the first kept element matters.
+void Reader::learn_bounds(std::size_t id, RankBounds&& bounds) {
+  if (spec_.ranking == Ranking::per_layer) {
+    bounds.separate_only(spec_.counts[id], evidence_.sides[id]);
+  }
+  evidence_.rank_bounds[id] = std::move(bounds);
+}
+
 void Reader::learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests) {
   const auto learn_keys = [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
     // Where candidates cannot be stored, their keys come from the weights, which are read again.
@@ -118,9 +126,8 @@ void Reader::learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>&
     if (beside + static_cast<std::int64_t>(keys.size()) != backends_.layers()[id].size) {
       throw WeightsChanged();
     }
-    evidence_.rank_bounds[id] =
-        RankBounds(backends_.layers()[id].dtype, ranking_, evidence_.scales[id],
-                   evidence_.sides[id], count_keys(std::move(keys)), scores_);
+    learn_bounds(id, {backends_.layers()[id].dtype, spec_.ranking, evidence_.scales[id],
+                      evidence_.sides[id], count_keys(std::move(keys)), scores_});
   };
   backends_.collect(ids, requests, learn_keys);
 }
@@ -130,20 +137,20 @@ void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partit
   std::int64_t bins = 0;
   for (const Partition* partition : found)
     bins += static_cast<std::int64_t>(partition->bins.size());
-  backends_.pool().for_each(
-      static_cast<std::int64_t>(ids.size()), bins * weights_per_bin, [&](std::int64_t task, int) {
-        const auto r = static_cast<std::size_t>(task);
-        const std::size_t id = ids[r];
-        evidence_.rank_bounds[id] = RankBounds(backends_.layers()[id].dtype, ranking_,
-                                               evidence_.scales[id], *found[r], scores_);
-      });
+  backends_.pool().for_each(static_cast<std::int64_t>(ids.size()), bins * weights_per_bin,
+                            [&](std::int64_t task, int) {
+                              const auto r = static_cast<std::size_t>(task);
+                              const std::size_t id = ids[r];
+                              learn_bounds(id, {backends_.layers()[id].dtype, spec_.ranking,
+                                                evidence_.scales[id], *found[r], scores_});
+                            });
 }
 
 Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,
                    std::vector<double> scales, const MaskSink& masks) {
   Evidence evidence(std::move(scales));
   evidence.tracks_min_max = estimate.tracks_min_max;
-  Reader(backends, spec.ranking, estimate.scores, evidence)
+  Reader(backends, spec, estimate.scores, evidence)
       .read_weights(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
   return evidence;
 }

@@ -56,8 +56,9 @@ struct Reads {
 // Reads layers and adds what it learns to the evidence: details only of the scores that matter.
 class Reader {
  public:
-  Reader(Backends& backends, Ranking ranking, const ScoreInterval& scores, Evidence& evidence)
-      : backends_(backends), ranking_(ranking), scores_(scores), evidence_(evidence) {}
+  Reader(Backends& backends, const SelectionSpec& spec, const ScoreInterval& scores,
+         Evidence& evidence)
+      : backends_(backends), spec_(spec), scores_(scores), evidence_(evidence) {}
 
   // Reads the weights, and writes masks on the way. If storing is not limited, all candidates are
   // sorted, whatever memory that takes. Throws NotFinite and WeightsChanged.
@@ -72,10 +73,11 @@ class Reader {
   void learn(const LayerIds& ids, const std::vector<const Partition*>& found,
              std::int64_t most_sorted);
   void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);
+  void learn_bounds(std::size_t id, RankBounds&& bounds);
   void learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests);
 
   Backends& backends_;
-  Ranking ranking_;
+  const SelectionSpec& spec_;
   ScoreInterval scores_;
   Evidence& evidence_;
 };

@@ -154,7 +154,7 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   check_not_sorted(open, evidence);
   NextReads next(backends.layers(), spec.ranking, bounds, evidence);
   next.plan(open);
-  Reader reader(backends, spec.ranking, bounds.scores, evidence);
+  Reader reader(backends, spec, bounds.scores, evidence);
   if (next.candidates.empty() && next.weights.empty()) {
     // The scores are too close or too small for the bounds to tell apart: sort all candidates.
     reader.read_weights(next.unresolved, StoreLimit::none, masks);
@@ -171,8 +171,7 @@ Evidence sort_open(Backends& backends, const SelectionSpec& spec, const Threshol
   check_not_sorted(open, evidence);
   Reads reads;
   for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
-  Reader(backends, spec.ranking, bounds.scores, evidence)
-      .read_weights(reads, StoreLimit::none, masks);
+  Reader(backends, spec, bounds.scores, evidence).read_weights(reads, StoreLimit::none, masks);
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }

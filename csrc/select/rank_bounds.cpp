@@ -154,6 +154,20 @@ void RankBounds::drop_irrelevant(const Sides& sides, const ScoreInterval& scores
   intervals_.shrink_to_fit();
 }
 
+void RankBounds::separate_only(std::int64_t position, const Sides& sides) {
+  const std::size_t first_inside = sides.below > 0 ? 1 : 0;
+  const std::size_t end_inside = intervals_.size() - (sides.above > 0 ? 1 : 0);
+  const auto found =
+      static_cast<std::size_t>(std::partition_point(intervals_.begin(), intervals_.end(),
+                                                    [&](const ScoredInterval& interval) {
+                                                      return interval.end() <= position;
+                                                    }) -
+                               intervals_.begin());
+  merge(std::max(first_inside, found + 1), end_inside);
+  merge(first_inside, std::min(end_inside, found));
+  intervals_.shrink_to_fit();
+}
+
 // Makes one interval of the intervals [begin, end).
 void RankBounds::merge(std::size_t begin, std::size_t end) {
   if (begin + 1 >= end) return;

@@ -44,6 +44,10 @@ class RankBounds {
   RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& sides,
              const std::vector<KeyCount>& counts, const ScoreInterval& scores);
 
+  // Merges all intervals inside the partition's interval but the one with the element at a position
+  // of the layer's order.
+  void separate_only(std::int64_t position, const Sides& sides);
+
   // Bounds on how many elements score at most t (they are the first in the layer's order). t must
   // be at least error_bounds::least_score unless magnitudes rank the elements.
   std::int64_t rank_lower_bound(double t) const;
