@@ -98,7 +98,7 @@ def test_there_must_be_as_many_targets_as_layers(verb: str, count: int) -> None:
         ),
         ("score", _layer(SCORES, strides=(1, 4)), "(1, 4), but needs those of a row-major tensor"),
     ],
-    ids=str,
+    ids=["boolean weights", "two dtypes", "float masks", "wide scores", "other order"],
 )
 def test_targets_must_be_what_the_verb_writes(verb: str, target: Layer, message: str) -> None:
     with pytest.raises(ValueError, match=f"^target 0 .*{re.escape(message)}"):

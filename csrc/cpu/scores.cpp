@@ -127,7 +127,9 @@ class BucketSort {
     constexpr std::size_t ahead = 32 / sizeof(Key);
     grouping.for_each(visit, [to = keys_](auto, Key key, Index place) {
       __builtin_prefetch(to + place + ahead, 1);
-      to[place] = key;
+      // Where another thread changes weights after they were counted, two parts of the layer may
+      // meet at a place.
+      __atomic_store_n(to + place, key, __ATOMIC_RELAXED);
     });
     find_buckets(grouping.starts());
     score_buckets();
