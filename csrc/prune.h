@@ -8,12 +8,12 @@
 #include <vector>
 
 #include "backends.h"
+#include "core/call_profile.h"
 #include "core/layer.h"
 #include "core/layer_threshold.h"
 #include "core/not_finite.h"
 #include "core/packed_mask.h"
 #include "core/selection_spec.h"
-#include "core/call_profile.h"
 
 namespace lampfast {
 
