@@ -26,7 +26,7 @@ constexpr double deviations = test_sizes ? 0.5 : 4.0;
 // about 25 times as much as counting an element.
 constexpr double most_inside = 1.0 / 24.0;
 // A probe also pays where the error is so large that it tells little of itself.
-constexpr double most_reach = 0.35;
+constexpr double most_reach = 0.5;
 constexpr int most_probes = 3;
 
 // Layers [begin, end) of which the elements with the least scores are pruned, `wanted` in all.

@@ -155,12 +155,15 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   NextReads next(backends.layers(), spec.ranking, bounds, evidence);
   next.plan(open);
   Reader reader(backends, spec, bounds.scores, evidence);
-  if (next.candidates.empty() && next.weights.empty()) {
+  // Stored candidates are read first: what they tell may spare a read of the weights, of which an
+  // interval needs all that lies below it if its threshold may be just beyond its end.
+  if (!next.candidates.empty()) {
+    reader.read_candidates(next.candidates);
+  } else if (!next.weights.empty()) {
+    reader.read_weights(next.weights, StoreLimit::budget, masks);
+  } else {
     // The scores are too close or too small for the bounds to tell apart: sort all candidates.
     reader.read_weights(next.unresolved, StoreLimit::none, masks);
-  } else {
-    if (!next.candidates.empty()) reader.read_candidates(next.candidates);
-    if (!next.weights.empty()) reader.read_weights(next.weights, StoreLimit::budget, masks);
   }
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
