@@ -41,7 +41,6 @@ class NextReads {
     // the bins' smallest and largest keys, so that we can tell.
     const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
     const bool is_unresolved = is_same && evidence_.tracks_min_max[layer.id];
-    if (is_same) evidence_.tracks_min_max[layer.id] = true;
     const bool is_stored = evidence_.stored[layer.id].contains(layer.needed);
     (is_unresolved ? unresolved : is_stored ? candidates : weights).add(layer.id, layer.needed);
   }
@@ -97,6 +96,14 @@ class NextReads {
   const ThresholdBounds& bounds_;
   Evidence& evidence_;
 };
+
+// Reading the same interval once more only tells more if bins track what they hold.
+void track_repeated(const Reads& reads, Evidence& evidence) {
+  for (std::size_t r = 0; r < reads.ids.size(); ++r) {
+    const std::size_t id = reads.ids[r];
+    if (evidence.sides[id].interval == reads.intervals[r]) evidence.tracks_min_max[id] = true;
+  }
+}
 
 // In an interval whose keys have all been sorted there is nothing left to find out: every key of
 // the open range has an interval of its own, whether or not other intervals were merged
@@ -158,8 +165,10 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   // Stored candidates are read first: what they tell may spare a read of the weights, of which an
   // interval needs all that lies below it if its threshold may be just beyond its end.
   if (!next.candidates.empty()) {
+    track_repeated(next.candidates, evidence);
     reader.read_candidates(next.candidates);
   } else if (!next.weights.empty()) {
+    track_repeated(next.weights, evidence);
     reader.read_weights(next.weights, StoreLimit::budget, masks);
   } else {
     // The scores are too close or too small for the bounds to tell apart: sort all candidates.
