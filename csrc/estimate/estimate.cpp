@@ -98,17 +98,22 @@ class Estimator {
 
   // --- solve ---
 
-  // Few problems have many layers, or many have one: a step of the former works on all threads.
-  void solve_problems() {
-    const auto solve_one = [&](std::size_t p) {
-      put_zeros_below_all(problems_[p]);
-      problems_[p].score = solve_for(problems_[p], problems_[p].wanted, problems_[p].score);
-    };
+  // There is one problem of all layers, each step of which works on all threads, or one for each
+  // layer.
+  template <class Body>
+  void for_each_problem(Body&& body) {
     if (problems_.size() == 1) {
-      solve_one(0);
+      body(problems_[0]);
     } else {
-      for_each(problems_.size(), solve_one);
+      for_each(problems_.size(), [&](std::size_t p) { body(problems_[p]); });
     }
+  }
+
+  void solve_problems() {
+    for_each_problem([&](Problem& problem) {
+      put_zeros_below_all(problem);
+      problem.score = solve_for(problem, problem.wanted, problem.score);
+    });
   }
 
   void put_zeros_below_all(Problem& problem) {
@@ -200,11 +205,7 @@ class Estimator {
       errors_[i].flow = (high.count - low.count) / (2.0 * reach);
       errors_[i].unevenness = cdfs_[i].at(score).unevenness;
     });
-    if (problems_.size() == 1) {
-      find_intervals(problems_[0]);
-    } else {
-      for_each(problems_.size(), [&](std::size_t p) { find_intervals(problems_[p]); });
-    }
+    for_each_problem([&](const Problem& problem) { find_intervals(problem); });
   }
 
   void find_intervals(const Problem& problem) {
