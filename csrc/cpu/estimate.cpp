@@ -166,9 +166,9 @@ GroupTallies tally_range(const Layer& layer, const PieceRange& range, const Tall
   GroupTallies tallies;
   for_each_drawn<Key>(layer, range, [&](std::int64_t piece, const Key* keys, std::int64_t count) {
     const auto group = static_cast<std::size_t>(DrawnPieces::group(piece));
-    const RoughTally found = kernels.tally(keys, count, request.key, request.scale);
+    const Tally found = kernels.tally(keys, count, request.key, request.scale);
     tallies.drawn[group] += static_cast<double>(count);
-    tallies.below[group] += static_cast<double>(found.below);
+    tallies.below[group] += found.below;
     tallies.above[group] += found.above;
   });
   return tallies;
@@ -261,9 +261,7 @@ std::vector<Tally> HostBackend::probe(const LayerIds& ids,
       using Key = typename decltype(format)::Storage;
       for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
                        [&](const Key* elements, std::int64_t length) {
-                         const RoughTally found =
-                             kernels.tally(elements, length, request.key, request.scale);
-                         tally.add({static_cast<double>(found.below), found.above});
+                         tally.add(kernels.tally(elements, length, request.key, request.scale));
                        });
     });
     const std::lock_guard<std::mutex> lock(mutex);

@@ -33,10 +33,10 @@ std::int64_t bin_count(const Layer& layer, std::int64_t least) {
 }
 
 // What one task finds.
-class Tally {
+class TaskPartition {
  public:
   // Has the bins of `partition`, into which it is merged in the end.
-  Tally(const PartitionRequest& request, const Partition& partition)
+  TaskPartition(const PartitionRequest& request, const Partition& partition)
       : request_(request), bin_count_(partition.bins.size()), bin_bits_(partition.bin_bits) {
     // If every bin is a single key, the sums follow from the counts. As equal keys often follow
     // each other, each key then has several counters: with one, every increment would wait for the
@@ -217,17 +217,17 @@ class WeightsReader {
   void read(const Chunk& chunk, int worker) {
     const Layer& layer = layers_[chunk.layer];
     const std::size_t p = chunk.position;
-    Tally tally(requests_[p], results[p].found);
+    TaskPartition found_here(requests_[p], results[p].found);
     std::vector<CandidateSegment> segments;
     bool is_complete = !is_incomplete_[p] && inside_[p] <= budget_->share(layer.size);
     with_format(layer.dtype, [&](auto format) {
       is_complete =
-          read_elements<decltype(format)>(layer, chunk, worker, is_complete, tally, segments);
+          read_elements<decltype(format)>(layer, chunk, worker, is_complete, found_here, segments);
     });
     // No other task works on a layer of one chunk, which needs no lock.
     std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
     if (chunk.end - chunk.begin < layer.size) lock.lock();
-    tally.merge_into(results[p].found);
+    found_here.merge_into(results[p].found);
     if (!is_complete) {
       // Some of a layer's candidates are useless without the others: free their memory for other
       // layers.
@@ -253,7 +253,7 @@ class WeightsReader {
   // Whether all of the chunk's candidates were stored.
   template <class Format>
   bool read_elements(const Layer& layer, const Chunk& chunk, int worker, bool is_complete,
-                     Tally& tally, std::vector<CandidateSegment>& segments) {
+                     TaskPartition& found_here, std::vector<CandidateSegment>& segments) {
     using Key = typename Format::Storage;
     CandidateWriter& writer = writers_[static_cast<std::size_t>(worker)];
     std::uint8_t* to = kept[chunk.position];
@@ -265,7 +265,7 @@ class WeightsReader {
     };
     for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
                      [&](const Key* elements, std::int64_t length) {
-                       tally.read<Format>(layer.dtype, elements, length, to, store_keys);
+                       found_here.read<Format>(layer.dtype, elements, length, to, store_keys);
                        if (to != nullptr) to += length;
                      });
     inside_[chunk.position] += inside;
@@ -325,15 +325,15 @@ std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
   pool_.for_each(static_cast<std::int64_t>(tasks.size()), total, [&](std::int64_t t, int) {
     const auto [p, segment] = tasks[static_cast<std::size_t>(t)];
     const Dtype dtype = layers_[ids[p]].dtype;
-    Tally tally(requests[p], found[p]);
+    TaskPartition found_here(requests[p], found[p]);
     with_format(dtype, [&, keys = segment->keys, count = segment->count](auto format) {
       using Format = decltype(format);
-      tally.read<Format>(dtype, reinterpret_cast<const typename Format::Storage*>(keys), count,
-                         nullptr, [](auto, auto) {});
+      found_here.read<Format>(dtype, reinterpret_cast<const typename Format::Storage*>(keys), count,
+                              nullptr, [](auto, auto) {});
     });
     std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
     if (reads_[ids[p]].candidates.size() > 1) lock.lock();
-    tally.merge_into(found[p]);
+    found_here.merge_into(found[p]);
   });
   return found;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/group_tallies.h"
 #include "core/intervals.h"
 #include "core/layer.h"
 #include "core/packed_mask.h"
@@ -26,13 +27,6 @@ constexpr int classify_slack = 64;  // keys behind those inside that may be over
 // below the interval have 0, and those above it 1, as in the finished mask.
 constexpr std::uint8_t undecided = 2;
 
-// What elements have on either side of a key, for estimates: the sum of the squares above it is off
-// by up to 2^-12 of itself, as it is added up in float32 (float64 of float64 elements).
-struct RoughTally {
-  std::int64_t below;
-  double above;
-};
-
 struct KeyStats {
   std::int64_t zeros;
   std::uint64_t smallest;  // key above 0, or the first key that is not finite if there is none
@@ -45,8 +39,9 @@ struct Kernels {
   // every element's mask byte to `kept`, unless that is null.
   Classified (*classify)(const void* elements, int count, const KeyInterval& interval, double scale,
                          void* inside, std::uint8_t* kept);
-  // Tallies the elements below a key, and the squares of the others' magnitudes times `scale`.
-  RoughTally (*tally)(const void* elements, std::int64_t count, std::uint64_t key, double scale);
+  // Tallies elements, for estimates only: the sum of squares may be off by 2^-12 of itself, as it
+  // is added up in float32 (in float64 for float64 elements).
+  Tally (*tally)(const void* elements, std::int64_t count, std::uint64_t key, double scale);
   // kept[i] = key(elements[i]) >= threshold.
   void (*mask)(const void* elements, std::int64_t count, std::uint64_t threshold,
                std::uint8_t* kept);

@@ -283,12 +283,13 @@ class RoughSums {
 };
 
 template <class Format>
-RoughTally tally(const void* elements, std::int64_t count, std::uint64_t key, double scale) {
+Tally tally(const void* elements, std::int64_t count, std::uint64_t key, double scale) {
   using Sums = RoughSums<Format>;
   using Key = typename Format::Storage;
   const auto* data = static_cast<const Key*>(elements);
   constexpr std::int64_t block = 1 << 12;  // so short that sums in float32 are good enough
-  RoughTally result{count, 0.0};
+  std::int64_t below = count;
+  double above = 0.0;
   for (std::int64_t begin = 0; begin < count; begin += block) {
     const std::int64_t end = count - begin < block ? count : begin + block;
     Sums sums(key, scale);
@@ -299,10 +300,10 @@ RoughTally tally(const void* elements, std::int64_t count, std::uint64_t key, do
       std::memcpy(rest, data + i, static_cast<std::size_t>(end - i) * sizeof(Key));
       sums.add(rest);
     }
-    result.below -= sums.above();
-    result.above += sums.sum();
+    below -= sums.above();
+    above += sums.sum();
   }
-  return result;
+  return {static_cast<double>(below), above};
 }
 
 template <class Format>
