@@ -17,7 +17,7 @@ mkdir -p "$logs" && logs=$(cd "$logs" && pwd) || exit
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export PATH=$PATH:/usr/local/cuda/bin
 export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 
@@ -33,7 +33,8 @@ step() { # NAME LOG LIMIT COMMAND...: runs it, notes how it went, and shows the 
   [ "$left" -ge "$limit" ] || limit=$left
   printf '\n=== %s: %s\n' "$name" "$*" >>"$log"
   before=$(stat -c %s "$log")
-  timeout -k 5 "$limit" "$@" >>"$log" 2>&1 </dev/null
+  # Interrupted, Python says where it was, pytest what has passed, and ncu what it has seen.
+  timeout -s INT -k 10 "$limit" "$@" >>"$log" 2>&1 </dev/null
   status=$?
   case $status in
     0) ;;
@@ -102,17 +103,18 @@ pytest=("$python" -m pytest -q -o addopts= -o filterwarnings=default -p no:cache
 if "$python" -c 'import pytest_timeout' 2>/dev/null; then
   pytest+=(-p pytest_timeout --timeout=60)
 fi
-step tests tests 130 "${pytest[@]}" -ra --maxfail=25 --durations=5 --rootdir="$work" \
-  "$work"/tests/test_{cuda,devices,gpus}.py
+step tests tests 130 env -C "$work" "${pytest[@]}" -ra --maxfail=25 --durations=5 \
+  tests/test_{cuda,devices,gpus}.py
 
 quick=()
 [ $device = cuda ] || quick=(--quick --device cpu)
-step gpu.py gpu 120 "$python" benchmarks/gpu.py --rounds 5 --json "$logs/gpu.json" "${quick[@]}"
+[ $device = emulated ] ||
+  step gpu.py gpu 120 "$python" benchmarks/gpu.py --rounds 5 --json "$logs/gpu.json" "${quick[@]}"
 
 # torch's allocator would hide what is out of bounds.
 for tool in memcheck racecheck synccheck; do
   step $tool sanitizers 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    compute-sanitizer --tool $tool --error-exitcode 9 "${run[@]}" smoke "${on[@]}" --few
+    compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 9 "${run[@]}" smoke "${on[@]}" --few
 done
 
 step ncu ncu 60 ncu --clock-control none --section SpeedOfLight --section Occupancy \
