@@ -25,7 +25,7 @@ from lampfast._engine import gpus, packed_masks, views
 from lampfast._training import zeros
 
 IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
-HAS_GPU = not IS_EMULATED and torch.cuda.is_available() and _core.cuda_usable()
+HAS_GPU = not IS_EMULATED and torch.cuda.is_available() and _core.cuda_runs_on(0)
 
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and a build with CUDA")
 needs_emulation = pytest.mark.skipif(
