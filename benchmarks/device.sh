@@ -34,7 +34,7 @@ step() { # NAME LOG LIMIT COMMAND...: runs it, notes how it went, and shows the 
   printf '\n=== %s: %s\n' "$name" "$*" >>"$log"
   before=$(stat -c %s "$log")
   # Interrupted, Python says where it was, pytest what has passed, and ncu what it has seen.
-  timeout -s INT -k 10 "$limit" "$@" >>"$log" 2>&1 </dev/null
+  timeout -s INT -k 10 "$limit" env --default-signal=INT "$@" >>"$log" 2>&1 </dev/null
   status=$?
   case $status in
     0) ;;
@@ -112,9 +112,10 @@ quick=()
   step gpu.py gpu 120 "$python" benchmarks/gpu.py --rounds 5 --json "$logs/gpu.json" "${quick[@]}"
 
 # torch's allocator would hide what is out of bounds.
-for tool in memcheck racecheck synccheck; do
-  step $tool sanitizers 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 9 "${run[@]}" smoke "${on[@]}" --few
+for tool in 'memcheck --report-api-errors no' racecheck synccheck; do # torch's calls are not tested
+  # shellcheck disable=SC2086 # words
+  step "${tool%% *}" sanitizers 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool $tool --error-exitcode 9 "${run[@]}" smoke "${on[@]}" --few
 done
 
 step ncu ncu 60 ncu --clock-control none --section SpeedOfLight --section Occupancy \
