@@ -291,6 +291,37 @@ def test_a_module_and_autograd() -> None:
         loss.backward()
 
 
+# --- CUDA graphs (also below, and in test_gpus.py) ---
+
+
+@needs_gpu
+def test_a_capture_survives_a_call_that_is_refused(gpu_model: Model) -> None:
+    total = torch.zeros((), device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        total += 1
+        with pytest.raises(RuntimeError, match="outside of the capture"):
+            lampfast.masks(gpu_model, 0.5)
+        total += 1
+    graph.replay()
+    assert total.item() == 2
+
+
+@needs_gpu
+def test_a_graph_sees_masks_that_are_written_between_replays(gpu_model: Model) -> None:
+    masks = lampfast.masks(gpu_model, 0.5)
+    pruned = {name: torch.empty_like(layer) for name, layer in gpu_model.items()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for name, layer in gpu_model.items():
+            torch.mul(layer, masks[name], out=pruned[name])
+    lampfast.masks(gpu_model, 0.9, out=masks)
+    graph.replay()
+    lampfast.prune(gpu_model, 0.9)
+    for name, layer in gpu_model.items():
+        assert torch.equal(pruned[name], layer), name
+
+
 # --- zeros that are kept ---
 
 
