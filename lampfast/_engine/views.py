@@ -417,7 +417,7 @@ def _storage_problem(view: View, tensor: torch.Tensor) -> str | None:
     storage = tensor.untyped_storage()
     start = storage.data_ptr()
     stop = start + storage.nbytes()
-    if start and view.span[1] <= stop or not view.size:
+    if (start and view.span[1] <= stop) or not view.size:
         return None
     if not stop:
         return "has no memory, its storage was freed; restore it first"

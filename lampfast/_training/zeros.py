@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lampfast import parameters
-from lampfast._engine import changes, views
+from lampfast._engine import changes, tracing, views
 from lampfast._engine.views import View
 from lampfast._training.kept_layers import KeptLayers, trained_addresses
 from lampfast.parameters import Model, Patterns
@@ -215,6 +215,7 @@ class KeptZeros:
     def _check_in_use(self) -> None:
         if not self._hooks:
             raise RuntimeError("this handle was removed; call lampfast.keep_zeros again")
+        tracing.refuse()
 
 
 # lampfast sets the class's __module__; without this doctest would skip its methods' examples.
