@@ -230,6 +230,14 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
     return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
+def extent(tensor: torch.Tensor) -> View | None:
+    """Where a tensor of any kind and dtype lies in memory; None if it has none of its own."""
+    try:
+        return None if is_wrapper(tensor) else _view("", tensor, Dtype.boolean)
+    except (RuntimeError, ValueError):  # sparse, or not initialised yet
+        return None
+
+
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's own memory as integers, for which -0, subnormals and NaN are nothing special."""
     return tensor.detach().view(_INTEGERS[tensor.itemsize])

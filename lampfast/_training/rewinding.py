@@ -116,9 +116,8 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
         now, saved = state[name], saved_state[name]
         if not isinstance(now, torch.Tensor):
             continue
-        if not isinstance(saved, torch.Tensor) or saved.is_meta:
-            kind = type(saved).__name__ if not isinstance(saved, torch.Tensor) else "meta tensor"
-            raise TypeError(f"{name!r} in saved_state is a {kind}; pass a tensor with its values")
+        if problem := _problem(saved):
+            raise TypeError(f"{name!r} in saved_state is {problem}")
         if saved.is_complex() and not now.is_complex():
             raise TypeError(
                 f"{name!r} in saved_state is {saved.dtype}, which {now.dtype} has no place for; "
@@ -137,6 +136,19 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
             f"saved_state does not fit the model: {', '.join(problems[:5])}{more}; pass a state of "
             "this very model (of one that another module wraps, take the wrapped module for both)"
         )
+
+
+def _problem(saved: object) -> str | None:
+    """Why something has no values that could be put back, and what to do."""
+    if not isinstance(saved, torch.Tensor):
+        return f"a {type(saved).__name__}; pass a tensor with its values"
+    if saved.is_meta:
+        return "a meta tensor; pass a tensor with its values"
+    if saved.layout is not torch.strided or saved.is_nested:
+        return "sparse or nested; convert it with .to_dense() first"
+    if views.is_wrapper(saved):
+        return f"a {type(saved).__name__}, which wraps other tensors; pass a plain tensor"
+    return None
 
 
 def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
