@@ -200,7 +200,7 @@ def _remedy(module: nn.Module, attribute: str) -> str:
     everywhere, otherwise = "", ", or choose what it is computed from with include="
     if is_parametrized(module, attribute):
         call = "torch.nn.utils.parametrize.remove_parametrizations"
-        if _is_direction(module.parametrizations[attribute], "original1"):  # type: ignore[index]
+        if _is_direction(module.get_submodule(f"parametrizations.{attribute}"), "original1"):
             otherwise = ""
     elif hasattr(module, f"{attribute}_mask"):
         call = "torch.nn.utils.prune.remove"

@@ -25,7 +25,7 @@ TRACERS: dict[str, tuple[str, Callable[[Function, torch.Tensor], object]]] = {
     "grad": ("torch.func", lambda f, x: torch.func.grad(f)(x)),
     "jvp": ("torch.func", lambda f, x: torch.func.jvp(f, (x,), (x,))),
     "functionalize": ("torch.func", lambda f, x: torch.func.functionalize(f)(x)),
-    "jit.trace": ("torch.jit.trace", lambda f, x: torch.jit.trace(f, (x,))),
+    "jit.trace": ("torch.jit.trace", lambda f, x: torch.jit.trace(f, (x,))),  # type: ignore[no-untyped-call]
     "make_fx": ("make_fx", lambda f, x: make_fx(f)(x)),
     "make_fx fake": ("make_fx", lambda f, x: make_fx(f, tracing_mode="fake")(x)),
     "make_fx symbolic": ("make_fx", lambda f, x: make_fx(f, tracing_mode="symbolic")(x)),
@@ -77,7 +77,12 @@ def test_a_handle_under_fake_tensors() -> None:
 
 def test_tensors_that_have_left_their_transformation() -> None:
     left: list[torch.Tensor] = []
-    torch.vmap(lambda x: (left.append(x), x)[1])(torch.ones(2, 3))
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        left.append(x)
+        return x
+
+    torch.vmap(keep)(torch.ones(2, 3))
     with refused(TypeError, "layer '0' has no memory of its own", "vmap", keeps=[]):
         lampfast.masks(left, 0.5)
 

@@ -1,9 +1,12 @@
 """Refuses to work where torch traces or transforms a program instead of running it."""
 
+from collections.abc import Callable
+
 import torch
 from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 
+_before_dispatch: Callable[[], int] = _len_torch_dispatch_stack_pre_dispatch
 _WAY_OUT = "lampfast reads and writes memory, which no trace can record; call it outside of that"
 
 
@@ -20,7 +23,7 @@ def refuse() -> None:
         )
     if _get_tracing_state() is not None:
         raise RuntimeError(f"torch.jit.trace is tracing this call; {_WAY_OUT}")
-    if _len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch():
+    if _len_torch_dispatch_stack() or _before_dispatch():
         _refuse_modes()
 
 

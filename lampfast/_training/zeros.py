@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from types import TracebackType
-from typing import NoReturn, cast
+from typing import NoReturn, TypeGuard, cast
 
 import torch
 from torch.optim import Optimizer
@@ -314,7 +314,7 @@ def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
 
 def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     """The distinct optimizers, each of which calls step hooks."""
-    given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+    given = [optimizers] if _is_optimizer(optimizers) else optimizers
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise TypeError(
             f"optimizers is a {type(given).__name__}; pass the torch.optim.Optimizer that trains "
@@ -323,13 +323,18 @@ def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     if not given:
         raise ValueError("optimizers is empty; pass the optimizers that train the model")
     for position, optimizer in enumerate(given):
-        is_like_one = hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")
-        if isinstance(optimizer, type) or not (isinstance(optimizer, Optimizer) or is_like_one):
+        if not _is_optimizer(optimizer):
             raise TypeError(
                 f"optimizers has a {type(optimizer).__name__} at position {position}; pass "
                 "instances of torch.optim.Optimizer, or of what wraps one and has its param_groups"
             )
     return list(dict.fromkeys(given))
+
+
+def _is_optimizer(given: object) -> TypeGuard[Optimizer]:
+    """Whether something is an optimizer, or wraps one and is used as one."""
+    is_like_one = hasattr(given, "param_groups") and hasattr(given, "step")
+    return not isinstance(given, type) and (isinstance(given, Optimizer) or is_like_one)
 
 
 def _check_trained(
