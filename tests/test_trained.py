@@ -112,12 +112,17 @@ def test_parameters_that_move_are_found_again() -> None:
 def test_one_optimizer_a_parameter_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in addresses that are asked for, not in seconds."""
     asked = 0
-    address = trained._address
+    address, now = trained._address, trained._Index.now
 
-    def counting(tensor: Any) -> int:
+    def counting(parameter: torch.Tensor) -> int:
         nonlocal asked
         asked += 1
-        return address(tensor)
+        return address(parameter)
+
+    def counting_all(index: Any) -> Any:
+        nonlocal asked
+        asked += len(index._weights)
+        return now(index)
 
     def asked_in_a_round(n: int) -> int:
         nonlocal asked
@@ -131,4 +136,5 @@ def test_one_optimizer_a_parameter_is_linear(monkeypatch: pytest.MonkeyPatch) ->
         return asked
 
     monkeypatch.setattr(trained, "_address", counting)
+    monkeypatch.setattr(trained._Index, "now", counting_all)
     assert asked_in_a_round(64) == 2 * asked_in_a_round(32) == 64

@@ -66,7 +66,7 @@ class KeptLayers:
         self.layers = _recorded(layers)
         self.all_zero = [i for i, layer in enumerate(self.layers) if layer.is_all_zero()]
         self._optimizers = WeakSet(optimizers)
-        self._trained = trained or TrainedLayers()
+        self._trained = trained or TrainedLayers(layers)
         self._free: set[int] = set()  # positions of layers that are all zero and not held at it
         self._unpruned: set[str] = set()
 
@@ -120,7 +120,7 @@ class KeptLayers:
         Raises:
             ValueError: One of them has another shape than its mask.
         """
-        trained = self._trained.of(optimizer, self._views)
+        trained = self._trained.of(optimizer)
         layers = [self.layers[i] for i in trained.positions]
         self._restore(layers)
         # A step changes only what has a gradient, so backward through the others stays valid.
@@ -159,9 +159,6 @@ class KeptLayers:
     def _restore(self, layers: Sequence[KeptLayer]) -> None:
         _follow(layers)
         packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
-
-    def _views(self) -> list[View]:
-        return [layer.view for layer in self.layers]
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         self.layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]

@@ -5,6 +5,7 @@ zero-initialised heads do. Zeros of the second kind have to be free to train.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 from weakref import ref
 
@@ -16,36 +17,32 @@ from lampfast._engine.views import View, Weight
 
 
 class _Known:
-    """A listener of `changes`. Entries are by id; a weak reference tells whether it is still that.
-
-    As tensors compare element by element, they cannot be the keys themselves.
-    """
+    """A listener of `changes`. Entries are by id, as tensors compare element by element."""
 
     def __init__(self) -> None:
         self._pruned: dict[int, ref[Weight]] = {}
-        self._limit = 1000  # of entries, after which those of tensors that are gone go
         self._masks: dict[int, tuple[ref[torch.Tensor], torch.Tensor]] = {}
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Remember that these layers were pruned; what was rewound before does not count."""
-        weights = [layer.weight for layer in layers]
-        self._pruned.update(zip(map(id, weights), map(ref, weights), strict=True))
-        if len(self._pruned) > self._limit:
-            self._pruned = {
-                key: found for key, found in self._pruned.items() if found() is not None
-            }
-            self._limit = 2 * len(self._pruned) + 1000
+        entries = self._pruned
+        new = [weight for layer in layers if id(weight := layer.weight) not in entries]
+        for weight in new:
+            key = id(weight)
+            entries[key] = ref(weight, partial(self._forget, key))
         if self._masks:
-            for weight in weights:
-                self._masks.pop(id(weight), None)
+            for layer in layers:
+                self._masks.pop(id(layer.weight), None)
+
+    def _forget(self, key: int, gone: object) -> None:
+        self._pruned.pop(key, None)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Nothing: a step prunes nothing."""
 
     def was_pruned(self, weight: Weight) -> bool:
         """Whether `lampfast.prune` has had this very tensor among its layers."""
-        found = self._pruned.get(id(weight))
-        return found is not None and found() is weight
+        return id(weight) in self._pruned
 
     def rewound_to_zero(self, weight: torch.Tensor, mask: torch.Tensor) -> None:
         """Remember which weights remain of a layer whose saved values are all zero."""

@@ -6,10 +6,9 @@ A layer may be a slice of a parameter, or tied to one by its memory, and need no
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,49 +36,36 @@ class Trained(NamedTuple):
 class TrainedLayers:
     """Finds the layers of each optimizer; in time linear in its parameters while nothing moves."""
 
-    def __init__(self) -> None:
-        self._index = _Index([])
+    def __init__(self, layers: Sequence[View]) -> None:
+        self._index = _Index(layers, [cast(torch.Tensor, layer.weight) for layer in layers])
         self._found: WeakKeyDictionary[Optimizer, tuple[list[int], Trained]] = WeakKeyDictionary()
 
-    def of(self, optimizer: Optimizer, layers: Callable[[], Sequence[View]]) -> Trained:
-        """What an optimizer trains of the layers, by the parameters that are in its groups now.
+    def first(self, optimizers: Iterable[Optimizer]) -> list[Trained]:
+        """What each optimizer trains, while the layers are where they were a moment ago."""
+        return [self._of(optimizer, self._index) for optimizer in optimizers]
 
-        Args:
-            optimizer: Any; it is held weakly.
-            layers: Gives the layers, always the same tensors. It is asked only where parameters
-                are new or have moved.
-        """
+    def of(self, optimizer: Optimizer) -> Trained:
+        """What an optimizer trains, by the parameters that are in its groups now."""
+        return self._of(optimizer, None)
+
+    def _of(self, optimizer: Optimizer, index: _Index | None) -> Trained:
         groups = optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group["params"]]
         where = list(map(_address, parameters))
         if (known := self._found.get(optimizer)) is not None and known[0] == where:
             return known[1]
-        found = self._find(parameters, layers())
+        self._index = index or self._index.now()
+        found = self._index.trained(parameters)
         self._found[optimizer] = where, found
         return found
-
-    def _find(self, parameters: Sequence[torch.Tensor], layers: Sequence[View]) -> Trained:
-        self._index = self._index.now(layers)
-        positions: set[int] = set()
-        tensors: dict[int, torch.Tensor] = {}
-        for parameter in parameters:
-            if within := set(self._index.sharing(parameter)):
-                positions |= within
-                tensors[id(parameter)] = parameter
-        for position in positions:
-            weight = cast(torch.Tensor, layers[position].weight)
-            if weight.is_leaf:
-                tensors[id(weight)] = weight
-        return Trained(sorted(positions), list(tensors.values()))
 
 
 class _Index:
     """Layers by their addresses, to find those that share some with a parameter."""
 
-    def __init__(self, layers: Sequence[View | None]) -> None:
-        self._where = [
-            0 if layer is None else _address(cast(torch.Tensor, layer.weight)) for layer in layers
-        ]
+    def __init__(self, layers: Sequence[View | None], weights: Sequence[torch.Tensor]) -> None:
+        self._weights = weights
+        self._where = [weight.data_ptr() for weight in weights]
         spans: dict[_Space, list[tuple[int, int, int]]] = {}
         for position, layer in enumerate(layers):
             if layer is not None and layer.size:
@@ -91,12 +77,25 @@ class _Index:
             for space, found in self._spans.items()
         }
 
-    def now(self, layers: Sequence[View]) -> _Index:
+    def now(self) -> _Index:
         """This index, or a new one if a layer has moved since."""
-        weights = [layer.weight for layer in layers]
-        if self._where == list(map(_address, weights)):
+        if self._where == [weight.data_ptr() for weight in self._weights]:
             return self
-        return _Index([views.extent(cast(torch.Tensor, weight)) for weight in weights])
+        return _Index([views.extent(weight) for weight in self._weights], self._weights)
+
+    def trained(self, parameters: Sequence[torch.Tensor]) -> Trained:
+        """What an optimizer trains that has these parameters."""
+        positions: set[int] = set()
+        tensors: dict[int, torch.Tensor] = {}
+        for parameter in parameters:
+            if within := set(self.sharing(parameter)):
+                positions |= within
+                tensors[id(parameter)] = parameter
+        for position in positions:
+            weight = self._weights[position]
+            if weight.is_leaf:
+                tensors[id(weight)] = weight
+        return Trained(sorted(positions), list(tensors.values()))
 
     def sharing(self, parameter: torch.Tensor) -> Iterator[int]:
         """Positions of the layers whose span of addresses overlaps a parameter's."""
@@ -112,9 +111,11 @@ class _Index:
             i -= 1
 
 
-def _address(tensor: Any) -> int:
-    """What changes when a tensor is given other memory."""
-    if not views.is_wrapper(tensor):
-        with suppress(RuntimeError, ValueError):  # sparse, or not initialised yet
-            return int(tensor.data_ptr())
-    return id(tensor)
+def _address(parameter: torch.Tensor) -> int:
+    """What changes when a parameter is given other memory."""
+    if not views.is_wrapper(parameter):
+        try:
+            return parameter.data_ptr()
+        except (RuntimeError, ValueError):  # sparse, or not initialised yet
+            pass
+    return id(parameter)

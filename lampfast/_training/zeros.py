@@ -89,9 +89,7 @@ def held(weights: Mapping[str, Weight], optimizers: Optimizer | Sequence[Optimiz
     """What `keep_zeros` returns, for layers by name; what is all zero is held without a word."""
     given = _checked(optimizers)
     layers = views.layers(weights, write=True)
-    trained = TrainedLayers()
-    _check_trained(layers, given, trained)
-    return KeptZeros(layers, given, trained)
+    return KeptZeros(layers, given, _checked_trained(layers, given))
 
 
 def _judge_all_zero(kept: KeptLayers) -> None:
@@ -337,18 +335,16 @@ def _is_optimizer(given: object) -> TypeGuard[Optimizer]:
     return not isinstance(given, type) and (isinstance(given, Optimizer) or is_like_one)
 
 
-def _check_trained(
-    layers: Sequence[View], optimizers: Sequence[Optimizer], trained: TrainedLayers
-) -> None:
-    """Check that every layer that is trained is trained by the optimizers, which have some."""
+def _checked_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> TrainedLayers:
+    """What the optimizers train, if that is some layers and every one that is trained at all."""
     for layer in layers:
         if not isinstance(layer.weight, torch.Tensor):
             raise TypeError(
                 f"layer {layer.name!r} is a numpy array, which no optimizer trains; pass torch "
                 "tensors, or leave it out with exclude="
             )
-    found = (trained.of(optimizer, lambda: layers).positions for optimizer in optimizers)
-    positions = set().union(*found)
+    trained = TrainedLayers(layers)
+    positions = set().union(*(found.positions for found in trained.first(optimizers)))
     if not positions:
         raise ValueError(
             f"{' and '.join(type(optimizer).__name__ for optimizer in optimizers)} has none of the "
@@ -362,6 +358,7 @@ def _check_trained(
                 " zeros would not be kept; pass all optimizers as a list, leave it out with "
                 "exclude=, or freeze it with requires_grad_(False)"
             )
+    return trained
 
 
 def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
