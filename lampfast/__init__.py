@@ -13,6 +13,13 @@ Example:
 """
 
 from importlib.metadata import version
+from importlib.util import find_spec
+
+if find_spec("lampfast._core") is None:
+    raise ImportError(
+        f"{__path__[0]} has no compiled extension, as it is the source folder; run Python from "
+        "another folder to import the installed lampfast, or install it with pip install -e ."
+    )
 
 from lampfast import methods, reference, schedules, textbook, torch_prune
 from lampfast._engine.build_info import config

@@ -5,7 +5,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any
 
-_FRACTION = "a fraction of weights is a float from 0.0 to 1.0, such as 0.9 for 90 %"
+FRACTION = "a fraction of weights is a float from 0.0 to 1.0, such as 0.9 for 90 %"
 
 
 def fraction(name: str, value: object) -> float:
@@ -26,7 +26,7 @@ def fraction(name: str, value: object) -> float:
         TypeError: It is not a number.
         ValueError: It is not in [0, 1].
     """
-    return float(_checked(name, value, Real, 0, 1, _FRACTION))
+    return float(_checked(name, value, Real, 0, 1, FRACTION))
 
 
 def integer(name: str, value: object, least: int) -> int:
@@ -70,7 +70,7 @@ def count(name: str, value: object, numel: int) -> int:
         TypeError: It is neither, or a bool.
         ValueError: It is out of range.
     """
-    expected = f"{_FRACTION}; a number of weights is an int from 0 to {numel}"
+    expected = f"{FRACTION}; a number of weights is an int from 0 to {numel}"
     if isinstance(value, Integral):
         return int(_checked(name, value, Integral, 0, numel, expected))
     return round(float(_checked(name, value, Real, 0, 1, expected)) * numel)

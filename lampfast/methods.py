@@ -4,6 +4,7 @@
 keeps by a method that does not look at magnitudes.
 """
 
+import difflib
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -19,14 +20,19 @@ Shape: TypeAlias = Sequence[int]
 _METHODS = get_args(Method)
 
 
-def check(method: str) -> None:
+def check(method: object) -> None:
     """Check that a method is known.
 
     Raises:
-        ValueError: It is not.
+        TypeError: It is no str.
+        ValueError: It is not known.
     """
+    if not isinstance(method, str):
+        raise TypeError(f"method is a {type(method).__name__}; choose one of {_METHODS}")
     if method not in _METHODS:
-        raise ValueError(f"method={method!r} is not known; choose one of {_METHODS}")
+        near = difflib.get_close_matches(method.strip().lower(), _METHODS, 1)
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method={method!r} is not known{meant}; choose one of {_METHODS}")
 
 
 def selection_spec(

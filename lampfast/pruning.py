@@ -292,6 +292,8 @@ def layerwise_sparsity(
     Source:
         As for `prune`.
     """
+    if s is None:
+        raise TypeError("s is a NoneType; " + _arguments.FRACTION)
     planned = report(
         model, s, method=method, include=include, exclude=exclude, importance=importance
     )

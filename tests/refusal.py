@@ -13,12 +13,14 @@ Weight = torch.Tensor | npt.NDArray[Any]
 
 
 @contextmanager
-def refused(error: type[Exception], *words: str, keeps: Iterable[Weight]) -> Iterator[None]:
+def refused(
+    error: type[Exception], *words: str, keeps: Iterable[Weight]
+) -> Iterator[pytest.ExceptionInfo[Exception]]:
     """Require an error with all the words in its message, and the weights' bytes unchanged."""
     weights = list(keeps)
     before = [_bytes(weight) for weight in weights]
     with pytest.raises(error) as caught:
-        yield
+        yield caught
     for word in words:
         assert word in str(caught.value)
     assert [_bytes(weight) for weight in weights] == before

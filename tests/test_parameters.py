@@ -175,10 +175,12 @@ def test_patterns_that_leave_nothing() -> None:
             lampfast.prune(model, 0.5, include=include, exclude=exclude)
 
 
-@pytest.mark.parametrize("patterns", [3, [3], lambda name: True])
+@pytest.mark.parametrize(
+    "patterns", [3, [3], lambda name: True, torch.tensor(1.0), torch.ones(2), b"*", iter("*")]
+)
 def test_patterns_of_another_type(patterns: Any) -> None:
     weight = torch.randn(3)
-    with refused(TypeError, "exclude=", "glob pattern", keeps=[weight]):
+    with refused(TypeError, "exclude is a ", "glob pattern", keeps=[weight]):
         lampfast.prune([weight], 0.5, exclude=patterns)
 
 
@@ -190,6 +192,9 @@ def test_patterns_of_another_type(patterns: Any) -> None:
         (nn.Linear(2, 2).parameters(), ("generator", "list")),
         ("model.pt", ("str", "torch.nn.Module")),
         (None, ("NoneType", "torch.nn.Module")),
+        (b"model", ("bytes", "torch.nn.Module")),
+        (range(3), ("range", "list of tensors")),
+        ({"a": 1}, ("layer 'a' is a int", "torch tensor")),
         ({3: torch.ones(3)}, ("key 3", "str")),
         ([(nn.Linear(2, 2), "weight", 3)], ("layer '0' is a tuple",)),
         ([("weight", nn.Linear(2, 2))], ("layer '0' is a tuple",)),
@@ -250,22 +255,13 @@ def _doubled(module: nn.Module, name: str = "weight") -> nn.Module:
 
 
 _remove_parametrizations = "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+VERBS: list[Callable[..., object]] = [lampfast.prune, lampfast.masks, lampfast.report]
 COMPUTED: dict[str, tuple[Callable[[nn.Module], nn.Module], str, str]] = {
     "parametrize": (_doubled, _remove_parametrizations, "0.parametrizations.weight.original"),
-    "weight_norm": (
-        parametrizations.weight_norm,
-        _remove_parametrizations,
-        "0.parametrizations.weight.original1",
-    ),
     "spectral_norm": (
         parametrizations.spectral_norm,
         _remove_parametrizations,
         "0.parametrizations.weight.original",
-    ),
-    "old weight_norm": (
-        nn.utils.weight_norm,
-        "torch.nn.utils.remove_weight_norm(module, 'weight')",
-        "0.weight_v",
     ),
     "old spectral_norm": (
         nn.utils.spectral_norm,
@@ -285,7 +281,6 @@ COMPUTED: dict[str, tuple[Callable[[nn.Module], nn.Module], str, str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
 @pytest.mark.parametrize(("compute", "remedy", "parameter"), COMPUTED.values(), ids=COMPUTED)
 def test_computed_weights(
     compute: Callable[[nn.Module], nn.Module], remedy: str, parameter: str
@@ -312,6 +307,78 @@ def test_computed_weights(
     model(torch.randn(2, 6))
     assert lampfast.prune(model, 0.75).kept == 20
     assert torch.count_nonzero(torch.cat([p.flatten() for p in _weights(model)])) == 20
+
+
+WEIGHT_NORMS: dict[str, tuple[Callable[[nn.Module], nn.Module], str, str]] = {
+    "weight_norm": (
+        parametrizations.weight_norm,
+        _remove_parametrizations,
+        "parametrizations.weight.original1",
+    ),
+    "old weight_norm": (
+        nn.utils.weight_norm,
+        "torch.nn.utils.remove_weight_norm(module, 'weight')",
+        "weight_v",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("compute", "remedy", "parameter"), WEIGHT_NORMS.values(), ids=WEIGHT_NORMS
+)
+def test_weight_norm_divides_by_the_lengths_of_rows(
+    compute: Callable[[nn.Module], nn.Module], remedy: str, parameter: str
+) -> None:
+    model = nn.Sequential(compute(nn.Linear(6, 8)), nn.Linear(8, 4))
+    with refused(ValueError, remedy, "exclude=", keeps=model.parameters()) as caught:
+        lampfast.prune(model, 0.5)
+    assert "include=" not in str(caught.value)
+    direction = model[0].get_parameter(parameter)
+    owner, _, attribute = parameter.rpartition(".")
+    words = ("rows", "0 / 0", "remove_weight_norm", "exclude=")
+    for verb in VERBS:
+        with refused(ValueError, f"layer '0.{parameter}'", *words, keeps=model.parameters()):
+            verb(model, 0.9, include=["0*", "1.weight"])
+        pairs = [(model[0].get_submodule(owner), attribute)]
+        with refused(ValueError, f"layer '0.{attribute}'", *words, keeps=model.parameters()):
+            verb(pairs, 0.9)
+    assert lampfast.prune(model, 0.5, include=["0*", "1.weight"], exclude=f"0.{parameter}").kept
+
+    exec(remedy, {"torch": torch, "module": model[0]})
+    with torch.no_grad():
+        model[0].get_parameter("weight")[0] = 1e-9
+    lampfast.prune(model, 0.9)
+    assert model(torch.randn(2, 6)).isfinite().all()
+    assert direction.isfinite().all()
+
+
+def test_layers_that_are_not_matrices_are_parts_of_sharded_ones() -> None:
+    words = ("sharded", "summon_full_params", "GatheredParameters")
+    for flat in (torch.empty(0), torch.randn(7)):
+        for module in (nn.Linear(2, 3), nn.Conv2d(2, 3, 3), nn.MultiheadAttention(4, 2)):
+            name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+            module.register_parameter(name, nn.Parameter(flat.clone()))
+            model = nn.Sequential(nn.Linear(4, 4), module)
+            shape = f"layer '1.{name}' has shape {tuple(flat.shape)}"
+            for include in (None, "*weight"):
+                with refused(ValueError, shape, *words, keeps=model.parameters()):
+                    lampfast.prune(model, 0.5, include=include)
+            assert lampfast.prune(model, 0.5, exclude="1.*").numel == 16
+    linear = nn.Linear(2, 3)
+    linear.weight = nn.Parameter(torch.empty(0))
+    with refused(ValueError, "layer '0.weight' has shape (0,)", *words, keeps=[]):
+        lampfast.prune([(linear, "weight")], 0.5)
+    linear.weight = nn.Parameter(torch.empty(0, 3))  # a matrix, and all of it
+    assert lampfast.prune(linear, 0.5).numel == 0
+
+
+def test_a_name_that_reads_as_a_pattern_means_itself() -> None:
+    model = {"layer[0].w": torch.randn(3), "layer0.w": torch.randn(3), "*": torch.randn(3)}
+    assert list(named(model, include="layer[0].w")) == ["layer[0].w"]
+    assert list(named(model, exclude="layer[0].w")) == ["layer0.w", "*"]
+    assert list(named(model, exclude="*")) == ["layer[0].w", "layer0.w"]
+    assert list(named(model, include="layer[[]*")) == ["layer[0].w"]
 
 
 def _weights(model: nn.Module) -> list[torch.Tensor]:

@@ -403,6 +403,11 @@ def test_rounding_of_a_schedule_is_not_going_down() -> None:
         ({"model": nn.ReLU()}, ValueError, ("ReLU has no linear", "no other parameter")),
         ({"model": nn.LayerNorm(2)}, ValueError, ("LayerNorm has no linear", "include='*weight'")),
         ({"include": "fc"}, ValueError, ("include='fc' matches no name",)),
+        ({"model": [1]}, TypeError, ("layer '0' is a int",)),
+        ({"model": {"a": 1}}, TypeError, ("layer 'a' is a int",)),
+        ({"model": b"model"}, TypeError, ("model is a bytes",)),
+        ({"model": range(3)}, TypeError, ("model is a range",)),
+        ({"process_group": 3}, ValueError, ("process_group is a int", "init_process_group")),
         ({"optimizers": "of a part"}, ValueError, ("'4.weight'", "optimizer")),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -484,6 +489,10 @@ def test_nan_in_a_weight_changes_nothing() -> None:
     assert pruner.report.kept == 75 - 38
 
 
+def _with_meta_masks(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "zeros": {name: mask.to("meta") for name, mask in state["zeros"].items()}}
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [
@@ -503,6 +512,11 @@ def test_nan_in_a_weight_changes_nothing() -> None:
         (lambda state: {**state, "history": [("a", 0.2)]}, ("history is a str",)),
         (lambda state: {**state, "step": -1}, ("step is -1",)),
         (lambda state: {**state, "history": [[1, 7.0]]}, ("history", "7.0")),
+        (lambda state: {**state, "history": [[1, 0.2], [1, 0.3]]}, ("steps [1, 1]",)),
+        (lambda state: {**state, "history": [[2, 0.2], [1, 0.3]]}, ("steps [2, 1]",)),
+        (lambda state: {**state, "history": [[1, 0.3], [4, 0.4]]}, ("steps [1, 4]", "step is 3")),
+        (lambda state: {**state, "history": [[1, 0.3], [2, 0.2]]}, ("[0.3, 0.2]", "go down")),
+        (_with_meta_masks, ("state of layer '0.weight' has no values", "meta")),
     ],
 )
 def test_states_that_are_not_this_models(
@@ -515,8 +529,19 @@ def test_states_that_are_not_this_models(
         train(model, optimizer, step)
         pruner.step()
     state, report = copy.deepcopy(pruner.state_dict()), pruner.report
-    error = TypeError if words[0] in ("state is a NoneType", "history is a str") else ValueError
+    is_type = ("state is a NoneType", "history is a str", "state of layer '0.weight' has no values")
+    error = TypeError if words[0] in is_type else ValueError
     with refused(error, *words, keeps=model.state_dict().values()):
         pruner.load_state_dict(other(copy.deepcopy(state)))
     assert same(pruner.state_dict(), state)
     assert pruner.report == report
+
+
+def test_the_report_is_read_from_the_weights() -> None:
+    model = network()
+    pruner = Pruner(model, SGD(model.parameters()), constant(0.8))
+    pruner.step()
+    assert pruner.report.kept == 15
+    with torch.no_grad():
+        model.get_parameter("4.weight").fill_(1.0)  # as something that is not hooked
+    assert pruner.report.layers[-1].kept == model.get_parameter("4.weight").numel()

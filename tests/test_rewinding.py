@@ -292,6 +292,12 @@ def _nan(state: State) -> State:
             TypeError,
             ("'norm.bias'", "meta tensor"),
         ),
+        (
+            _with("norm.bias", torch.ones(4).to_sparse()),
+            {},
+            TypeError,
+            ("'norm.bias'", "sparse", ".to_dense()"),
+        ),
         (_nan, {}, ValueError, ("'conv.weight'", "NaN")),
         (
             _with("conv.weight", torch.full((4, 2, 3, 3), 1e300, dtype=torch.float64)),
@@ -301,7 +307,7 @@ def _nan(state: State) -> State:
         ),
         (lambda state: [*state.items()], {}, TypeError, ("saved_state is a list",)),
         (dict, {"leave": "batchnorm*"}, ValueError, ("leave='batchnorm*' matches no name",)),
-        (dict, {"leave": 3}, TypeError, ("leave=3",)),
+        (dict, {"leave": 3}, TypeError, ("leave is a int",)),
         (dict, {"include": "fc"}, ValueError, ("include='fc' matches no name",)),
     ],
 )
@@ -339,3 +345,59 @@ def test_models_that_cannot_be_rewound() -> None:
     saved = {"0.half": torch.ones(2, 3)}
     with refused(ValueError, "'0.weight' is not in", keeps=model.parameters()):
         lampfast.rewind(model, saved)
+
+
+def head(model: nn.Module) -> torch.Tensor:
+    return model.get_parameter("1.weight")
+
+
+def saved_with_a_zero_head() -> tuple[nn.Sequential, State]:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    nn.init.zeros_(head(model))
+    saved = copy.deepcopy(model.state_dict())
+    nn.init.normal_(head(model))  # training
+    return model, saved
+
+
+def trained_for_a_step(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """The head after a step that moves every weight."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return head(model)
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+def test_a_head_that_was_saved_as_zero_is_trained_where_it_remains(made: str) -> None:
+    model, saved = saved_with_a_zero_head()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    lampfast.prune(model, 0.5)
+    remains = head(model) != 0
+    assert 0 < remains.sum() < remains.numel()
+    if made == "before":
+        kept = lampfast.keep_zeros(model, optimizer)
+        report = lampfast.rewind(model, saved)
+    else:
+        with pytest.warns(
+            UserWarning, match=r"layer '1\.weight' is zero throughout in saved_state"
+        ):
+            report = lampfast.rewind(model, saved)
+        kept = lampfast.keep_zeros(model, optimizer)
+    assert report.layers[1].kept == 0
+    assert torch.equal(trained_for_a_step(model, optimizer) != 0, remains)
+    assert kept
+
+
+def test_a_pruner_prunes_a_head_that_was_rewound_to_zero_as_if_it_were_not() -> None:
+    model, saved = saved_with_a_zero_head()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = lampfast.Pruner(model, optimizer, lampfast.schedules.linear(0.9, 9))
+    for _ in range(4):
+        pruner.step()
+    remains = head(model) != 0
+    assert 0 < remains.sum() < remains.numel()
+    lampfast.rewind(model, saved)
+    for _ in range(3):
+        pruner.step()  # the head is zero, so it is not pruned further
+    assert pruner.history[-1][0] == 7
+    assert torch.equal(trained_for_a_step(model, optimizer) != 0, remains)

@@ -4,9 +4,11 @@ import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from refusal import Weight, refused
@@ -14,6 +16,7 @@ from torch import nn
 
 import lampfast
 from lampfast import _arguments
+from lampfast._engine import protection
 
 VERBS: dict[str, Callable[..., object]] = {
     "prune": lambda model, **choice: lampfast.prune(model, 0.5, **choice),
@@ -58,6 +61,23 @@ def freed() -> torch.Tensor:
     return tensor
 
 
+def shrunk() -> torch.Tensor:
+    tensor = torch.ones(4, 4)[:, :2]
+    tensor.untyped_storage().resize_(40)
+    return tensor
+
+
+def masked() -> Any:
+    return np.ma.MaskedArray(np.ones(3, np.float32), mask=[True, False, False])
+
+
+class _Foreign:
+    """An array of another library, as JAX's are."""
+
+    def __array__(self, *_: object, **__: object) -> npt.NDArray[Any]:
+        return np.ones(3, np.float32)
+
+
 def sparse_csr() -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a beta in torch
@@ -81,13 +101,22 @@ UNFIT: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "wrapper": (lambda: _Wrapper(torch.ones(3)), ("_Wrapper", "plain tensors")),
     "negated": (lambda: torch.ones(3, dtype=torch.complex64).conj().imag, ("resolve_neg",)),
     "freed": (freed, ("storage was freed", "restore")),
+    "shrunk": (shrunk, ("beyond its memory", "resized to 40 bytes", "copy")),
+    "implied zeros": (lambda: torch._efficientzerotensor(3), ("no memory of its own", "copy")),
+    "functional": (
+        lambda: torch._to_functional_tensor(torch.ones(3)),
+        ("no memory of its own", "functionalize", "copy"),
+    ),
+    "many dimensions": (lambda: torch.ones([1] * 65), ("65 dimensions", "64", ".flatten()")),
+    "masked array": (masked, ("mask", ".filled(0)")),
+    "array of another library": (_Foreign, ("_Foreign", "numpy.asarray(x)", "from_dlpack")),
     "number": (lambda: 1.0, ("float", "torch tensor or a numpy array", "exclude=")),
     "module": (lambda: nn.Linear(2, 2), ("Linear", "module by itself", '(module, "weight")')),
     "pair": (lambda: ("fc", torch.ones(2)), ("tuple", "dict(pairs)")),
     "nothing": (lambda: None, ("NoneType", "torch tensor or a numpy array", "exclude=")),
     "numpy integers": (lambda: np.ones(3, np.int32), ("int32", "exclude=")),
     "numpy long double": (lambda: np.ones(3, np.longdouble), ("dtype", "convert")),
-    "numpy foreign bytes": (lambda: np.ones(3, ">f4"), (">f4", "convert")),
+    "numpy foreign bytes": (lambda: np.ones(3, ">f4"), ("'>f4'", "order", ".astype('<f4')")),
     "numpy unaligned": (
         lambda: np.frombuffer(bytes(13), np.uint8)[1:].view(np.float32),
         ("aligned", "copy"),
@@ -390,3 +419,66 @@ def test_importances_may_share_memory_with_each_other_and_their_own_weight() -> 
     masks = lampfast.masks(model, 10, importance=importance)
     lampfast.prune(model, 10, importance=importance)
     assert all(torch.equal(model[name] != 0, masks[name]) for name in model)
+
+
+def test_views_that_fit_into_what_is_left_of_their_storage() -> None:
+    tensor = torch.ones(4, 4)[:, :2]
+    tensor.untyped_storage().resize_(4 * 14)  # the last of its elements is the 14th
+    assert lampfast.prune([tensor], 0.5).kept == 4
+    empty = torch.ones(3)[:0]
+    empty.untyped_storage().resize_(0)
+    assert lampfast.prune([empty, tensor], 0.5).kept == 4
+
+
+def test_a_dimension_of_size_1_may_have_any_stride() -> None:
+    odd = np.lib.stride_tricks.as_strided(np.arange(1, 4, dtype=np.float32), (1, 3), (5, 4))
+    assert lampfast.masks([odd], 1)["0"].tolist() == [[False, True, True]]
+    lampfast.prune([odd], 1)
+    assert odd.tolist() == [[0, 2, 3]]
+
+
+@pytest.mark.filterwarnings("ignore:.*not writable:UserWarning")
+@pytest.mark.skipif(protection._asker() is None, reason="the system does not tell")
+def test_read_only_memory(tmp_path: Path) -> None:
+    np.arange(1, 5001, dtype=np.float32).tofile(tmp_path / "weights")
+    as_mode = {mode: np.memmap(tmp_path / "weights", np.float32, mode) for mode in ("r", "r+", "c")}
+    weight = torch.from_numpy(as_mode["r"])
+    words = ("read-only memory", "memmap")
+    for verb in (
+        lambda: lampfast.prune([torch.ones(3), weight], 0.5),
+        lambda: lampfast.keep_zeros([weight], torch.optim.SGD([weight])),
+    ):
+        with refused(ValueError, *words, keeps=[weight]):
+            verb()
+    out = {"0": weight.view(torch.bool)[:5000]}
+    with refused(ValueError, "out of layer '0'", *words, keeps=[weight]):
+        lampfast.masks([torch.ones(5000)], 0.5, out=out)
+    assert lampfast.masks([weight], 4999)["0"].tolist() == [False] * 4999 + [True]
+    for mode in ("c", "r+"):  # what is written goes to memory only, or to the file
+        lampfast.prune([torch.from_numpy(as_mode[mode])], 10)
+        assert np.fromfile(tmp_path / "weights", np.float32)[9] == (0 if mode == "r+" else 10)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_arrays_of_ml_dtypes_are_pruned_in_place(name: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = torch.randn(6, 8).to(getattr(torch, name))
+    as_bytes = {1: torch.uint8, 2: torch.int16}[values.itemsize]
+    array = values.clone().view(as_bytes).numpy().view(getattr(ml_dtypes, name))[:, ::2]
+    tensor = values[:, ::2].clone()
+    masks = lampfast.masks([array], 0.5)["0"]
+    assert masks.tolist() == lampfast.masks([tensor], 0.5)["0"].tolist()
+    scores = lampfast.scores([array])["0"]
+    assert scores.tolist() == lampfast.scores([tensor])["0"].tolist()
+    assert lampfast.prune([array], 0.5).kept == 12
+    assert array.astype(np.float32).tolist() == np.where(masks, tensor.float(), 0).tolist()
+    array[1, 2] = np.nan
+    with refused(ValueError, "layer '0' has nan at index (1, 2)", keeps=[]):
+        lampfast.prune([array], 0.5)
+
+
+def test_dtypes_of_ml_dtypes_that_are_not_pruned() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = np.ones(3, ml_dtypes.float8_e4m3b11fnuz)
+    with refused(TypeError, "dtype float8_e4m3b11fnuz", "convert", keeps=[]):
+        lampfast.prune([array], 0.5)

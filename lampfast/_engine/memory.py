@@ -40,8 +40,13 @@ def reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
         >>> reach((3, 4), (-4, 1))
         (-8, 3)
     """
-    ends = [(n - 1) * step for n, step in zip(shape, strides, strict=True)]
-    return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
+    first = last = 0
+    for n, step in zip(shape, strides, strict=True):
+        if step < 0:
+            first += (n - 1) * step
+        else:
+            last += (n - 1) * step
+    return first, last
 
 
 def clusters(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
 
 from lampfast._core import Dtype
-from lampfast._engine import copies, gpus, memory
+from lampfast._engine import copies, gpus, memory, protection, tracing
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
@@ -32,6 +32,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 _KINDS = (torch.Tensor, np.ndarray)
 
+_MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
+
 # View(...) itself takes twice as long, as it goes through a function in Python.
 _new_view = tuple.__new__
 
@@ -46,6 +48,7 @@ class View(NamedTuple):
         pointer: What the engine sees of it: address, dtype, shape, strides in elements, device.
         space: Which addresses its own is one of: None for those of the host and the GPUs, or the
             storage in which its device counts.
+        span: The addresses [start, stop) that its elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
         remote: The weight, if it is a tensor whose memory the engine cannot reach.
     """
@@ -55,6 +58,7 @@ class View(NamedTuple):
     size: int
     pointer: Pointer
     space: int | None
+    span: tuple[int, int]
     dense: bool
     remote: torch.Tensor | None
 
@@ -78,16 +82,6 @@ class View(NamedTuple):
         """The engine's number for its device."""
         return self.pointer[4]
 
-    @property
-    def span(self) -> tuple[int, int]:
-        """The addresses [start, stop) that its elements lie in."""
-        address, _, shape, strides, _ = self.pointer
-        itemsize = self.weight.itemsize
-        if self.dense:
-            return address, address + self.size * itemsize
-        first, last = memory.reach(shape, strides)
-        return address + first * itemsize, address + (last + 1) * itemsize
-
 
 def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
     """Check the weights of a model and find their addresses.
@@ -108,7 +102,9 @@ def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
         TypeError: A weight's type, dtype, layout or device is not one that is pruned.
         ValueError: Two weights share part of their memory; or one that is to be written is
             read-only, or has elements that share memory.
+        RuntimeError: torch traces or transforms the call.
     """
+    tracing.refuse()
     views = [_checked("layer", name, weight) for name, weight in weights.items()]
     if write:
         for view in views:
@@ -234,6 +230,14 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
     return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
+def extent(tensor: torch.Tensor) -> View | None:
+    """Where a tensor of any kind and dtype lies in memory; None if it has none of its own."""
+    try:
+        return None if is_wrapper(tensor) else _view("", tensor, Dtype.boolean)
+    except (RuntimeError, ValueError):  # sparse, or not initialised yet
+        return None
+
+
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's own memory as integers, for which -0, subnormals and NaN are nothing special."""
     return tensor.detach().view(_INTEGERS[tensor.itemsize])
@@ -285,7 +289,7 @@ def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]
 
 
 def _empty_mask(layer: View) -> View:
-    name, weight, size, (_, _, shape, strides, device), _, dense, remote = layer
+    name, weight, size, (_, _, shape, strides, device), _, _, dense, remote = layer
     if isinstance(weight, np.ndarray):
         return _view(name, np.empty_like(weight, dtype=bool, subok=False), Dtype.boolean)
     if remote is not None:
@@ -295,8 +299,9 @@ def _empty_mask(layer: View) -> View:
         return _view(name, torch.empty_like(weight, dtype=torch.bool), Dtype.boolean)
     # As above, but in less time: the mask has the very shape and strides of its layer.
     mask = torch.empty_strided(shape, strides, dtype=torch.bool, device=weight.device)
-    pointer = mask.data_ptr(), Dtype.boolean, shape, strides, device
-    return _new_view(View, (name, mask, size, pointer, None, True, None))
+    address = mask.data_ptr()
+    pointer = address, Dtype.boolean, shape, strides, device
+    return _new_view(View, (name, mask, size, pointer, None, (address, address + size), True, None))
 
 
 def _device(view: View) -> torch.device:
@@ -312,10 +317,30 @@ def _checked(what: str, name: str, weight: Weight) -> View:
     if not isinstance(weight, _KINDS):
         raise TypeError(f"{what} {name!r} {_kind_problem(weight)}")
     dtype = _DTYPES.get(weight.dtype)
-    problem = _dtype_problem(weight.dtype) if dtype is None else _memory_problem(weight)
-    if dtype is None or problem:
-        raise TypeError(f"{what} {name!r} {problem}")
-    return _view(name, weight, dtype)
+    if dtype is None:
+        dtype = _dtype_by_name(weight.dtype)
+    if dtype is None:
+        raise TypeError(f"{what} {name!r} {_dtype_problem(weight.dtype)}")
+    return _in_memory(what, name, weight, dtype)
+
+
+def _in_memory(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
+    """The view of a weight or mask, if its memory is there and can be taken by its address."""
+    if isinstance(weight, np.ndarray):
+        problem = _array_problem(weight)
+        if problem is None:
+            return _view(name, weight, dtype)
+    else:
+        try:
+            problem = _tensor_problem(weight)
+            if problem is None:
+                view = _view(name, weight, dtype)
+                problem = _storage_problem(view, weight)
+                if problem is None:
+                    return view
+        except (RuntimeError, ValueError):  # tensors without memory do not have all properties
+            problem = _absence(weight)
+    raise TypeError(f"{what} {name!r} {problem}")
 
 
 def _checked_mask(layer: View, mask: Weight) -> View:
@@ -342,9 +367,7 @@ def _checked_mask(layer: View, mask: Weight) -> View:
             f"out of layer {name!r} is on {device}, the layer is on {like.device}; pass a mask on "
             "its device"
         )
-    if problem := _memory_problem(mask):
-        raise TypeError(f"out of layer {name!r} {problem}")
-    view = _view(name, mask, Dtype.boolean)
+    view = _in_memory("out of layer", name, mask, Dtype.boolean)
     _check_writable("out of layer", view, "pass a mask with memory of its own")
     return view
 
@@ -367,32 +390,61 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
         address = weight.__array_interface__["data"][0]
         strides = tuple(step // weight.itemsize for step in weight.strides)
         size, dense = weight.size, weight.flags.c_contiguous
-    pointer = address, dtype, weight.shape, strides, device
-    return _new_view(View, (name, weight, size, pointer, space, dense, remote))
-
-
-def _memory_problem(weight: Weight) -> str | None:
-    """Why the engine cannot take a weight or mask by its address, and what to do."""
-    return _tensor_problem(weight) if isinstance(weight, torch.Tensor) else _array_problem(weight)
+    shape, itemsize = weight.shape, weight.itemsize
+    if dense:
+        span = address, address + size * itemsize
+    else:
+        first, last = memory.reach(shape, strides)
+        span = address + first * itemsize, address + (last + 1) * itemsize
+    pointer = address, dtype, shape, strides, device
+    return _new_view(View, (name, weight, size, pointer, space, span, dense, remote))
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
+    """Why the engine cannot take a tensor by its address, and what to do."""
     kind = type(tensor)
     if kind is not Parameter and kind is not torch.Tensor:
         if is_lazy(tensor):
             return "is not initialised yet; run its lazy module once first"
         if is_wrapper(tensor):
             return f"is a {kind.__name__}, which wraps other tensors; pass plain tensors"
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return "is sparse or nested, not strided; convert it with .to_dense() first"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
-    if copies.is_local(tensor) or copies.has_address(tensor):
-        if tensor.untyped_storage().data_ptr() == 0 and tensor.numel():
-            return "has no memory, its storage was freed; restore it first"
-    elif tensor.is_meta:
-        return "is on the meta device and has no values; load them first"
+    if tensor.ndim > _MOST_DIMENSIONS:
+        return (
+            f"has {tensor.ndim} dimensions, and at most {_MOST_DIMENSIONS} can be pruned; pass a "
+            "view of it that has fewer, such as .flatten()"
+        )
     return None
+
+
+def _storage_problem(view: View, tensor: torch.Tensor) -> str | None:
+    """What is wrong with the memory that a tensor is a view of, and what to do."""
+    if view.space is not None:  # its device does not count in addresses
+        return _absence(tensor) if tensor.is_meta else None
+    storage = tensor.untyped_storage()
+    start = storage.data_ptr()
+    stop = start + storage.nbytes()
+    if (start and view.span[1] <= stop) or not view.size:
+        return None
+    if not stop:
+        return "has no memory, its storage was freed; restore it first"
+    return (
+        f"has elements beyond its memory, as its storage was resized to {storage.nbytes()} bytes; "
+        "restore it, or pass a copy of what is left"
+    )
+
+
+def _absence(tensor: torch.Tensor) -> str:
+    """Why a tensor has no memory that could be taken by its address, and what to do."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return "is sparse or nested, not strided; convert it with .to_dense() first"
+    if tensor.is_meta:
+        return "is on the meta device and has no values; load them first"
+    return (
+        "has no memory of its own, as a tensor of torch.func (vmap, grad, jvp, functionalize) or "
+        "one whose zeros are implied; pass a plain copy of it"
+    )
 
 
 def _kind_problem(weight: object) -> str:
@@ -403,18 +455,44 @@ def _kind_problem(weight: object) -> str:
             return problem + 'the module by itself, or [(module, "weight")] for its parameter'
         case (str(), torch.Tensor() | np.ndarray()):
             return problem + "dict(pairs) for pairs of a name and a tensor"
+        case _ if hasattr(weight, "__dlpack__") or hasattr(weight, "__array__"):
+            return problem + (
+                "numpy.asarray(x) to have it read, numpy.array(x), a copy, to have it pruned; or "
+                "torch.from_dlpack(x) in place, but only if its library lets x change"
+            )
         case _:
             return problem + "a torch tensor or a numpy array, or leave it out with exclude="
 
 
 def _array_problem(array: npt.NDArray[Any]) -> str | None:
-    if not array.flags.aligned or any(step % array.itemsize for step in array.strides):
+    """Why the engine cannot take an array by its address, and what to do."""
+    if isinstance(array, np.ma.MaskedArray):
+        return "is a masked array, whose mask would be ignored; pass .data or .filled(0) of it"
+    steps = zip(array.shape, array.strides, strict=True)
+    # The step of a dimension of size 1 leads nowhere, whatever it is.
+    if not array.flags.aligned or any(step % array.itemsize for n, step in steps if n > 1):
         return "does not lie in memory as whole, aligned elements; pass a copy of it"
+    return None
+
+
+def _dtype_by_name(dtype: object) -> Dtype | None:
+    """The dtype that an array of ml_dtypes, as from JAX, has by its name; None if it has none."""
+    if not isinstance(dtype, np.dtype) or dtype.type.__module__ != "ml_dtypes":
+        return None
+    names = {good.name: good for good in _DTYPES.values()}
+    if dtype.isnative and (found := names.get(dtype.name)) is not None:
+        _DTYPES[dtype] = found
+        return found
     return None
 
 
 def _dtype_problem(dtype: object) -> str:
     good = ", ".join(dict.fromkeys(good.name for good in _DTYPES.values()))
+    if isinstance(dtype, np.dtype) and not dtype.isnative:
+        return (
+            f"has dtype {dtype.str!r}, its bytes are in another order than this machine's; convert "
+            f"it first, with .astype({dtype.newbyteorder('=').str!r})"
+        )
     return (
         f"has dtype {dtype}, not one that is pruned ({good}); convert it first, or choose the "
         "layers with include= or exclude="
@@ -424,8 +502,15 @@ def _dtype_problem(dtype: object) -> str:
 def _check_writable(what: str, view: View, way_out: str) -> None:
     """Check that a weight or mask can be changed in place, each element by itself."""
     weight = view.weight
-    if isinstance(weight, np.ndarray) and not weight.flags.writeable:
-        raise ValueError(f"{what} {view.name!r} is a read-only array; {way_out}")
+    if isinstance(weight, np.ndarray):
+        if not weight.flags.writeable:
+            raise ValueError(f"{what} {view.name!r} is a read-only array; {way_out}")
+    # What torch can resize it has allocated itself, so that it can be written.
+    elif not weight.untyped_storage().resizable() and protection.refuses(view.pointer[0], weight):
+        raise ValueError(
+            f"{what} {view.name!r} lies in read-only memory, as torch.from_numpy of a read-only "
+            f"memmap does; {way_out}"
+        )
     if not view.dense and memory.repeats(_array(view)):
         raise ValueError(
             f"{what} {view.name!r} has elements that share memory, as an expanded tensor does; "

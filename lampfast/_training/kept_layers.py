@@ -1,7 +1,7 @@
 """Layers with the masks of their zeros, which follow them to other devices, dtypes and memory."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import cast
 from weakref import WeakSet
 
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lampfast._engine import changes, packed_masks, views
 from lampfast._engine.views import View
+from lampfast._training.trained import TrainedLayers
 
 
 class KeptLayer:
@@ -38,6 +39,10 @@ class KeptLayer:
             or weight.stride() != strides
         )
 
+    def is_all_zero(self) -> bool:
+        """Whether the mask keeps nothing of the layer, which has something."""
+        return bool(self.view.size) and not self.mask.any()
+
     def now(self) -> View:
         """A view of the tensor as it is now, checked where it has moved."""
         if not self.has_moved():
@@ -52,13 +57,40 @@ class KeptLayers:
     comes through `stepped`, and what `lampfast.prune` does through `pruned`.
     """
 
-    def __init__(self, layers: Sequence[View], optimizers: Iterable[Optimizer] = ()) -> None:
+    def __init__(
+        self,
+        layers: Sequence[View],
+        optimizers: Iterable[Optimizer] = (),
+        trained: TrainedLayers | None = None,
+    ) -> None:
         self.layers = _recorded(layers)
+        self.all_zero = [i for i, layer in enumerate(self.layers) if layer.is_all_zero()]
         self._optimizers = WeakSet(optimizers)
+        self._trained = trained or TrainedLayers(layers)
+        self._free: set[int] = set()  # positions of layers that are all zero and not held at it
+        self._unpruned: set[str] = set()
+
+    def let_go(self, position: int, remaining: torch.Tensor | None) -> None:
+        """Hold of a layer that is all zero only what does not remain; None holds nothing."""
+        view, weight = self.layers[position].view, self.layers[position].weight
+        if remaining is None:
+            remaining = torch.ones(view.shape, dtype=torch.bool, device=weight.device)
+        self.layers[position] = KeptLayer(view, packed_masks.from_bools(view, remaining))
+        self._free.add(position)
 
     def update(self) -> None:
         """Record what is zero now in all layers."""
         self.layers = _recorded([layer.now() for layer in self.layers])
+        self._free.clear()
+
+    @contextmanager
+    def leaving(self, names: Iterable[str]) -> Iterator[None]:
+        """Keep the masks of layers that are pruned meanwhile, being all zero before it."""
+        self._unpruned = set(names)
+        try:
+            yield
+        finally:
+            self._unpruned = set()
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Record what is zero now in those of the layers that were given new zeros."""
@@ -71,7 +103,9 @@ class KeptLayers:
         touched = [positions[j] for j in views.sharing(list(current.values()), layers)]
         fresh = _recorded([current[i] for i in touched])
         for i, layer in zip(touched, fresh, strict=True):
-            self.layers[i] = layer
+            is_unpruned = layer.view.name in self._unpruned or i in self._free
+            if not (is_unpruned and layer.is_all_zero()):
+                self.layers[i] = layer
 
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take bool masks over, by name, and zero what they do not keep."""
@@ -86,12 +120,18 @@ class KeptLayers:
         Raises:
             ValueError: One of them has another shape than its mask.
         """
-        trained = trained_addresses(optimizer)
-        layers = [layer for layer in self.layers if layer.weight.data_ptr() in trained]
-        _follow(layers)
-        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
+        trained = self._trained.of(optimizer)
+        layers = [self.layers[i] for i in trained.positions]
+        self._restore(layers)
         # A step changes only what has a gradient, so backward through the others stays valid.
-        changes.mark(layer.weight for layer in layers if layer.weight.grad is not None)
+        changes.mark(tensor for tensor in trained.tensors if tensor.grad is not None)
+        if self._free:
+            self._free -= {i for i in self._free if not _is_zero(self.layers[i].weight)}
+
+    def restore_all(self) -> None:
+        """Restore the zeros of all layers, whoever has written to them."""
+        self._restore(self.layers)
+        changes.mark(layer.weight for layer in self.layers)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Restore the zeros that an optimizer without the hook, made later, has changed."""
@@ -116,16 +156,19 @@ class KeptLayers:
             current, [packed_masks.from_bytes(view, state[view.name]) for view in current]
         )
 
+    def _restore(self, layers: Sequence[KeptLayer]) -> None:
+        _follow(layers)
+        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
+
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         self.layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
+        self._free.clear()
         packed_masks.apply(current, masks)
         changes.mark(view.weight for view in current)
 
 
-def trained_addresses(optimizer: Optimizer) -> set[int]:
-    """Addresses of the tensors that an optimizer trains: tied ones need not be one object."""
-    groups = optimizer.param_groups
-    return {w.data_ptr() for group in groups for w in group["params"] if not views.is_wrapper(w)}
+def _is_zero(weight: torch.Tensor) -> bool:
+    return not (views.as_integers(weight) << 1).any()
 
 
 def _recorded(layers: Sequence[View]) -> list[KeptLayer]:

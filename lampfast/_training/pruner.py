@@ -13,8 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from lampfast import _arguments, methods, parameters
-from lampfast._training import replicas
-from lampfast._training.zeros import keep_zeros
+from lampfast._training import replicas, zeros
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
 from lampfast.pruning import masks, prune, report
@@ -88,23 +87,23 @@ class Pruner:
     ) -> None:
         self._schedule = _arguments.schedule(schedule)
         self._every = _arguments.integer("every", every, least=1)
+        replicas.check_group(process_group)
         self._model, self._group = model, process_group
         methods.check(method)
         self._method = method
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude}
         self._layers: dict[str, Any] = parameters.named(model, **self._choice)
-        self._shapes = {name: layer.shape for name, layer in self._layers.items()}
         self._step = 0
         self._history: list[tuple[int, float]] = []
-        self._report: Report | None = None
-        self._empty = [layer.name for layer in self.report.layers if layer.numel and not layer.kept]
-        self._zeros = keep_zeros(model, optimizers, **self._choice)
+        self._empty = _all_zero(self.report)
+        self._shapes = {name: layer.shape for name, layer in self._layers.items()}
+        self._zeros = zeros.held(self._layers, optimizers)
         self._removed = False
 
     @property
     def report(self) -> Report:
-        """What the last pruning left; before this Pruner's first, what there is now."""
-        return report(self._model, **self._choice) if self._report is None else self._report
+        """What there is now, read from the weights."""
+        return report(self._model, **self._choice)
 
     @property
     def history(self) -> list[tuple[int, float]]:
@@ -191,7 +190,7 @@ class Pruner:
             raise RuntimeError("this Pruner was removed; make a new one to load a state into")
         step, history = _position(state)
         self._zeros.load_state_dict(state["zeros"])
-        self._step, self._history, self._report = step, history, None
+        self._step, self._history = step, history
 
     def remove(self) -> None:
         """Prune no more and let the zeros go; the model stays as it is."""
@@ -240,10 +239,11 @@ class Pruner:
             when = f"to sparsity {sparsity} after step {step}"
             replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
-        now = report(self._model, **self._choice)
+        now = self.report
         if _arguments.count("sparsity", sparsity, now.numel) < now.numel - now.kept:
             return  # it is sparser already
-        self._report = prune(self._model, sparsity, method=self._method, **self._choice)
+        with self._zeros.leaving(_all_zero(now)):
+            prune(self._model, sparsity, method=self._method, **self._choice)
         self._history.append((step, sparsity))
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
@@ -271,17 +271,19 @@ class Pruner:
             )
 
     def _warn_of_empty_layers(self) -> None:
-        for name in self._empty:
+        if self._empty:
             warnings.warn(
-                f"layer {name!r} is zero throughout and will stay so, since a Pruner keeps what is "
-                "zero when it is made; if it is to be trained, make the Pruner after the first "
-                "optimizer step, or leave it out with exclude=",
-                stacklevel=3,
+                f"{zeros.listed(self._empty)} zero throughout, and {zeros.FROZEN}", stacklevel=3
             )
 
 
 # lampfast sets the class's __module__; without this doctest would skip its methods' examples.
 __test__ = {"Pruner": Pruner}
+
+
+def _all_zero(found: Report) -> list[str]:
+    """The names of layers that have weights, all of them zero."""
+    return [layer.name for layer in found.layers if layer.numel and not layer.kept]
 
 
 def _position(state: Mapping[str, Any]) -> tuple[int, list[tuple[int, float]]]:
@@ -296,10 +298,23 @@ def _position(state: Mapping[str, Any]) -> tuple[int, list[tuple[int, float]]]:
             "this is not the state of a Pruner, which has step, history (pairs of a step and a "
             "sparsity) and zeros"
         )
-    return _arguments.integer("the state's step", state["step"], least=0), [
+    position = _arguments.integer("the state's step", state["step"], least=0)
+    prunings = [
         (
             _arguments.integer("a step in the state's history", step, least=1),
             _arguments.fraction("a sparsity in the state's history", sparsity),
         )
         for step, sparsity in history
     ]
+    steps, sparsities = [step for step, _ in prunings], [sparsity for _, sparsity in prunings]
+    if steps != sorted({*steps}) or any(step > position for step in steps):
+        raise ValueError(
+            f"the state's history has prunings after steps {steps}, and its step is {position}; "
+            "they should rise up to it: pass what state_dict() returned"
+        )
+    if sparsities != sorted(sparsities):
+        raise ValueError(
+            f"the state's history has sparsities {sparsities}, which should never go down: pass "
+            "what state_dict() returned"
+        )
+    return position, prunings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # so that help() shows Patterns, not all that it may be
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from torch import nn
 
 from lampfast import parameters
-from lampfast._engine import views
+from lampfast._engine import changes, views
+from lampfast._training import known
+from lampfast._training.kept_layers import KeptLayers
+from lampfast._training.zeros import listed
 from lampfast.parameters import Patterns
 from lampfast.pruning import report
 from lampfast.reports import Report
@@ -81,12 +85,37 @@ def rewind(
             f"layer {names[missing]!r} is not in the model's state_dict, so it cannot be rewound; "
             "leave it out with exclude="
         )
+    emptied = {}
     for name in [name for name in state if name not in left]:
         now, saved = state[name], saved_state[name]
         # A layer may have other names in the state, as a decoder that is tied to an embedding.
-        state[name] = _remaining(name, now, saved) if _identity(now) in names else saved
+        if (layer := names.get(_identity(now))) is None:
+            state[name] = saved
+            continue
+        state[name] = _remaining(name, now, saved)
+        if (remaining := _nonzero(now)).any() and not _nonzero(state[name]).any():
+            emptied[layer] = now, remaining
     model.load_state_dict(state)
+    _remember(emptied)
     return report(model, include=include, exclude=exclude)
+
+
+def _remember(emptied: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Keep what remains of layers that were saved as zero, since their values no longer tell."""
+    held = set()  # by handles whose masks tell
+    for listener in changes.listening():
+        if isinstance(listener, KeptLayers):
+            held |= {id(layer.weight) for layer in listener.layers}
+    emptied = {name: found for name, found in emptied.items() if id(found[0]) not in held}
+    for weight, remaining in emptied.values():
+        known.layers.rewound_to_zero(weight, remaining)
+    if emptied:
+        warnings.warn(
+            f"{listed(list(emptied))} zero throughout in saved_state, so weights that remain look "
+            "pruned and count as pruned; keep_zeros or a Pruner tells them apart if it is made "
+            "now, before anything else is pruned, or before the rewinding",
+            stacklevel=3,
+        )
 
 
 def _left(state: Mapping[str, Any], leave: Patterns) -> set[str]:
@@ -116,9 +145,8 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
         now, saved = state[name], saved_state[name]
         if not isinstance(now, torch.Tensor):
             continue
-        if not isinstance(saved, torch.Tensor) or saved.is_meta:
-            kind = type(saved).__name__ if not isinstance(saved, torch.Tensor) else "meta tensor"
-            raise TypeError(f"{name!r} in saved_state is a {kind}; pass a tensor with its values")
+        if problem := _problem(saved):
+            raise TypeError(f"{name!r} in saved_state is {problem}")
         if saved.is_complex() and not now.is_complex():
             raise TypeError(
                 f"{name!r} in saved_state is {saved.dtype}, which {now.dtype} has no place for; "
@@ -139,16 +167,34 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
         )
 
 
+def _problem(saved: object) -> str | None:
+    """Why something has no values that could be put back, and what to do."""
+    if not isinstance(saved, torch.Tensor):
+        return f"a {type(saved).__name__}; pass a tensor with its values"
+    if saved.is_meta:
+        return "a meta tensor; pass a tensor with its values"
+    if saved.layout is not torch.strided or saved.is_nested:
+        return "sparse or nested; convert it with .to_dense() first"
+    if views.is_wrapper(saved):
+        return f"a {type(saved).__name__}, which wraps other tensors; pass a plain tensor"
+    return None
+
+
 def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
     """A layer's saved values where it is not zero now."""
     values = saved.detach().to(layer.device, layer.dtype)
-    # By their bits: a processor may take subnormals for zeros, and float8 has no comparisons. The
-    # shift drops the sign, so that -0 is zero.
     now = views.as_integers(layer)
-    remaining = torch.where(now << 1 != 0, views.as_integers(values), now).view(layer.dtype)
+    remaining = torch.where(_nonzero(layer), views.as_integers(values), now).view(layer.dtype)
     if not (remaining.float() if layer.itemsize == 1 else remaining).isfinite().all():
         raise ValueError(
             f"layer {name!r} has NaN or infinite values in saved_state, or such that are infinite "
             f"in {layer.dtype}; pass a state from before they came"
         )
     return remaining
+
+
+def _nonzero(layer: torch.Tensor) -> torch.Tensor:
+    """Where a layer is not zero."""
+    # By their bits: a processor may take subnormals for zeros, and float8 has no comparisons. The
+    # shift drops the sign, so that -0 is zero.
+    return views.as_integers(layer) << 1 != 0

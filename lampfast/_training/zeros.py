@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache, partial
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import NoReturn, TypeGuard, cast
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lampfast import parameters
-from lampfast._engine import changes, views
-from lampfast._engine.views import View
-from lampfast._training.kept_layers import KeptLayers, trained_addresses
+from lampfast._engine import changes, tracing, views
+from lampfast._engine.views import View, Weight
+from lampfast._training import hooks, known
+from lampfast._training.kept_layers import KeptLayers
+from lampfast._training.trained import TrainedLayers
 from lampfast.parameters import Model, Patterns
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
+FROZEN = (
+    "will stay so, since what is zero now is kept; if it is to be trained, leave it out with "
+    "exclude=, or do this after its first optimizer step"
+)
 _SAME_LAYERS = (
     "choose the same layers with include= and exclude= (of a model that another module wraps, "
     "take the wrapped module both times)"
@@ -75,10 +80,52 @@ def keep_zeros(
         ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
             none of them, a pattern matches nothing, or a layer cannot be written.
     """
+    kept = held(parameters.named(model, include, exclude), optimizers)
+    _judge_all_zero(kept._kept)
+    return kept
+
+
+def held(weights: Mapping[str, Weight], optimizers: Optimizer | Sequence[Optimizer]) -> KeptZeros:
+    """What `keep_zeros` returns, for layers by name; what is all zero is held without a word."""
     given = _checked(optimizers)
-    layers = views.layers(parameters.named(model, include, exclude), write=True)
-    _check_trained(layers, given)
-    return KeptZeros(layers, given)
+    layers = views.layers(weights, write=True)
+    return KeptZeros(layers, given, _checked_trained(layers, given))
+
+
+def _judge_all_zero(kept: KeptLayers) -> None:
+    """Let go of layers that are all zero and known not to be pruned so; warn of all of them."""
+    if not kept.all_zero:
+        return
+    weights = {layer.view.name: layer.weight for layer in kept.layers}
+    is_known = any(map(known.layers.was_pruned, weights.values()))
+    frozen, free = [], []
+    for position in kept.all_zero:
+        name = kept.layers[position].view.name
+        remaining = known.layers.mask(weights[name])
+        if remaining is not None:
+            kept.let_go(position, remaining)
+        elif is_known and not known.layers.was_pruned(weights[name]):
+            kept.let_go(position, None)
+            free.append(name)
+        else:
+            frozen.append(name)
+    if frozen:
+        warnings.warn(f"{listed(frozen)} zero throughout, and {FROZEN}", stacklevel=3)
+    if free:
+        warnings.warn(
+            f"{listed(free)} zero throughout without having been pruned, as the others have been "
+            "in this process, so these zeros are not kept; where they should be, call update() on "
+            "the handle",
+            stacklevel=3,
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some layers' names, as the subject of a sentence, with its verb."""
+    if len(names) == 1:
+        return f"layer {names[0]!r} is"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"layers {', '.join(map(repr, names[:5]))}{more} are"
 
 
 class KeptZeros:
@@ -103,14 +150,14 @@ class KeptZeros:
         [2.0, 0.0]
     """
 
-    def __init__(self, layers: Sequence[View], optimizers: Sequence[Optimizer]) -> None:
-        self._kept = KeptLayers(layers, optimizers)
-        # torch.compile of a step must not trace the hook, which passes addresses to the engine.
-        hook = torch.compiler.disable(  # type: ignore[no-untyped-call]
-            partial(_after_step, self._kept)
-        )
-        self._hooks: list[RemovableHandle] = [
-            optimizer.register_step_post_hook(hook) for optimizer in optimizers
+    def __init__(
+        self, layers: Sequence[View], optimizers: Sequence[Optimizer], trained: TrainedLayers
+    ) -> None:
+        self._kept = KeptLayers(layers, optimizers, trained)
+        self._hooks = [
+            undo
+            for optimizer in optimizers
+            for undo in hooks.after_writes(optimizer, self._kept.restore)
         ]
         changes.listen(self._kept)
         _listen_to_every_step()
@@ -146,10 +193,38 @@ class KeptZeros:
             _check_masks(masks, [layer.now() for layer in self._kept.layers])
             self._kept.set_masks(masks)
 
+    def restore(self) -> None:
+        """Restore the zeros now, after something other than an optimizer's step has written.
+
+        Steps of optimizers do it by themselves, and so do eval() and train() of schedule-free ones.
+        Call it where weights are written in other ways, as by an optimizer that only wraps another
+        one and is not told of here, or by `load_state_dict`.
+
+        Example:
+            >>> import lampfast, torch
+            >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0]))
+            >>> kept = lampfast.keep_zeros([weight], torch.optim.SGD([weight]))
+            >>> with torch.no_grad():
+            ...     _ = weight.add_(1.0)
+            >>> kept.restore()
+            >>> weight.tolist()
+            [4.0, 0.0]
+
+        Raises:
+            ValueError: The shape of a layer has changed since its zeros were recorded.
+            RuntimeError: The handle was removed.
+        """
+        self._check_in_use()
+        self._kept.restore_all()
+
+    def leaving(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        """For a Pruner: keep the masks of layers that it prunes meanwhile, all zero before it."""
+        return self._kept.leaving(names)
+
     def remove(self) -> None:
         """Let the zeros go: later steps may change them. Once removed it holds nothing."""
-        for hook in self._hooks:
-            hook.remove()
+        for undo in reversed(self._hooks):
+            undo()
         changes.stop_listening(self._kept)
         self._hooks, self._kept = [], KeptLayers([])
 
@@ -215,14 +290,11 @@ class KeptZeros:
     def _check_in_use(self) -> None:
         if not self._hooks:
             raise RuntimeError("this handle was removed; call lampfast.keep_zeros again")
+        tracing.refuse()
 
 
 # lampfast sets the class's __module__; without this doctest would skip its methods' examples.
 __test__ = {"KeptZeros": KeptZeros}
-
-
-def _after_step(kept: KeptLayers, optimizer: Optimizer, args: object, kwargs: object) -> None:
-    kept.restore(optimizer)
 
 
 @cache
@@ -240,7 +312,7 @@ def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
 
 def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     """The distinct optimizers, each of which calls step hooks."""
-    given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
+    given = [optimizers] if _is_optimizer(optimizers) else optimizers
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise TypeError(
             f"optimizers is a {type(given).__name__}; pass the torch.optim.Optimizer that trains "
@@ -249,42 +321,44 @@ def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     if not given:
         raise ValueError("optimizers is empty; pass the optimizers that train the model")
     for position, optimizer in enumerate(given):
-        if not isinstance(optimizer, Optimizer):
+        if not _is_optimizer(optimizer):
             raise TypeError(
                 f"optimizers has a {type(optimizer).__name__} at position {position}; pass "
-                "instances of torch.optim.Optimizer"
-            )
-        if not hasattr(optimizer, "_optimizer_step_post_hooks"):
-            raise TypeError(
-                f"{type(optimizer).__name__} calls no step hooks, as it only wraps an optimizer; "
-                "pass the one inside (often its attribute `optimizer`)"
+                "instances of torch.optim.Optimizer, or of what wraps one and has its param_groups"
             )
     return list(dict.fromkeys(given))
 
 
-def _check_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> None:
-    """Check that every layer that is trained is trained by the optimizers, which have some."""
+def _is_optimizer(given: object) -> TypeGuard[Optimizer]:
+    """Whether something is an optimizer, or wraps one and is used as one."""
+    is_like_one = hasattr(given, "param_groups") and hasattr(given, "step")
+    return not isinstance(given, type) and (isinstance(given, Optimizer) or is_like_one)
+
+
+def _checked_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) -> TrainedLayers:
+    """What the optimizers train, if that is some layers and every one that is trained at all."""
     for layer in layers:
         if not isinstance(layer.weight, torch.Tensor):
             raise TypeError(
                 f"layer {layer.name!r} is a numpy array, which no optimizer trains; pass torch "
                 "tensors, or leave it out with exclude="
             )
-    trained = set().union(*map(trained_addresses, optimizers))
-    weights = [cast(torch.Tensor, layer.weight) for layer in layers]
-    if trained.isdisjoint(weight.data_ptr() for weight in weights):
+    trained = TrainedLayers(layers)
+    positions = set().union(*(found.positions for found in trained.first(optimizers)))
+    if not positions:
         raise ValueError(
             f"{' and '.join(type(optimizer).__name__ for optimizer in optimizers)} has none of the "
             "layers; pass the optimizers that train this model, or choose other layers with "
             "include= or exclude="
         )
-    for layer, weight in zip(layers, weights, strict=True):
-        if weight.requires_grad and weight.data_ptr() not in trained:
+    for position, layer in enumerate(layers):
+        if cast(torch.Tensor, layer.weight).requires_grad and position not in positions:
             raise ValueError(
                 f"layer {layer.name!r} requires a gradient but is in none of the optimizers, so its"
                 " zeros would not be kept; pass all optimizers as a list, leave it out with "
                 "exclude=, or freeze it with requires_grad_(False)"
             )
+    return trained
 
 
 def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
@@ -294,6 +368,10 @@ def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> N
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise TypeError(f"mask of layer {layer.name!r} is {found}; pass a bool tensor")
+        if views.extent(mask) is None or mask.is_meta:
+            raise TypeError(
+                f"mask of layer {layer.name!r} is sparse or has no values; pass a plain tensor"
+            )
         if mask.shape != shape:
             raise ValueError(
                 f"mask of layer {layer.name!r} has shape {tuple(mask.shape)}, the layer has shape "
@@ -309,6 +387,11 @@ def _check_state(state: Mapping[str, torch.Tensor], layers: Sequence[View]) -> N
             found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise TypeError(
                 f"state of layer {layer.name!r} is {found}, not a uint8 tensor; pass what "
+                "state_dict() returned"
+            )
+        if views.extent(mask) is None or mask.is_meta:
+            raise TypeError(
+                f"state of layer {layer.name!r} has no values, as a meta tensor; pass what "
                 "state_dict() returned"
             )
         if mask.shape != (size,):

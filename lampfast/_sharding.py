@@ -1,0 +1,86 @@
+"""Finds parameters that are only part of a layer, or for a while: those of sharded models."""
+
+import sys
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import distributed, nn
+from torch.nn.parameter import Parameter
+
+_FLAT = (
+    "as parameters that are sharded over processes have; put it together first, under "
+    "FullyShardedDataParallel.summon_full_params(model) or deepspeed.zero.GatheredParameters(...), "
+    "prune there on every rank, or prune the model before it is sharded"
+)
+_SUMMON = (
+    "is one of FullyShardedDataParallel's views of its flat parameter; prune under "
+    "FullyShardedDataParallel.summon_full_params(model), on every rank alike, or before the model "
+    "is wrapped"
+)
+_TEMPORARY = (
+    "is what a forward pass of fully_shard (FSDP2) gathered for a while, so zeros in it would be "
+    "lost when it is sharded again; prune the model before fully_shard"
+)
+
+
+def flat_problem(parameter: Parameter) -> str | None:
+    """What is wrong with the weight of a layer that needs a matrix, where it has no two dimensions.
+
+    Example:
+        >>> flat_problem(nn.Linear(2, 3).weight) is None
+        True
+        >>> flat_problem(Parameter(torch.empty(0)))[:14]
+        'has shape (0,)'
+    """
+    if type(parameter) is Parameter and parameter.ndim < 2:
+        return f"has shape {tuple(parameter.shape)}, {_FLAT}"
+    return None
+
+
+def refuse(model: object, layers: Mapping[str, object]) -> None:
+    """Check that no layer is a view that FullyShardedDataParallel or fully_shard made.
+
+    Raises:
+        ValueError: One is.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
+    if fsdp is None or not isinstance(model, nn.Module):
+        return
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    problems: dict[int, str] = {}
+    for module in model.modules():
+        if isinstance(module, fsdp.FullyShardedDataParallel):
+            problems.update((id(view), _SUMMON) for view in _views(module))
+        elif isinstance(module, getattr(fsdp, "FSDPModule", ())):
+            problems.update((id(gathered), _TEMPORARY) for gathered in _gathered(module))
+    for name, layer in layers.items():
+        if id(layer) in problems:
+            raise ValueError(f"layer {name!r} {problems[id(layer)]}")
+
+
+def _views(module: nn.Module) -> Iterator[nn.Parameter]:
+    """What FSDP shows of its flat parameter, unless it is put together or whole on every rank."""
+    is_whole = getattr(module, "sharding_strategy", None) == _strategy("NO_SHARD")
+    state = getattr(module, "training_state", None)
+    if is_whole or getattr(state, "name", None) == "SUMMON_FULL_PARAMS":
+        return
+    for parameter in module.parameters():
+        if getattr(parameter, "_fsdp_flattened", False):
+            yield parameter
+
+
+def _strategy(name: str) -> object:
+    from torch.distributed.fsdp import ShardingStrategy
+
+    return ShardingStrategy[name]
+
+
+def _gathered(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The plain parameters that fully_shard keeps between a forward pass and the next sharding."""
+    state = module._get_fsdp_state()  # type: ignore[operator]
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for group in groups:
+        for shard in group.fsdp_params if group is not None else ():
+            if (parameter := getattr(shard, "_unsharded_param", None)) is not None:
+                yield parameter
