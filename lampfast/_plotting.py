@@ -112,7 +112,7 @@ def _check(reports: Sequence[Report], labels: Sequence[str] | None) -> None:
         raise TypeError(f"labels is {found}; pass a list with a label, a str, for each report")
     if len(labels) != len(reports):
         raise ValueError(
-            f"plot takes one label for each report, but labels has {len(labels)} for {len(reports)}"
+            f"labels: plot takes one for each report, but got {len(labels)} for {len(reports)}"
         )
 
 

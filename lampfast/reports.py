@@ -48,6 +48,7 @@ class Report:
     """
 
     def __init__(self, layers: Iterable[LayerReport]) -> None:
+        # A tensor says that it is iterable, and is not where it has no dimension.
         if not isinstance(layers, Iterable) or hasattr(layers, "shape"):
             raise TypeError(f"layers is a {type(layers).__name__}; pass LayerReports, in a list")
         self._layers: tuple[LayerReport, ...] | None = tuple(layers)

@@ -82,7 +82,7 @@ class LAMPUnstructured(prune.L1Unstructured):
 
     def __init__(self, amount: float) -> None:
         _arguments.amount("amount", amount)
-        super().__init__(amount)  # type: ignore[no-untyped-call]
+        super().__init__(amount)
 
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
         """The mask with which `amount` of the elements that `default_mask` keeps are pruned.
