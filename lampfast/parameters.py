@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -93,13 +93,11 @@ def named(model: Model, include: Patterns = None, exclude: Patterns = None) -> d
             f"{type(model).__name__} has no linear, convolution, bilinear, attention or recurrent "
             f"layer{way_out}"
         )
-    weights: dict[str, Weight] = {}
     for name, layer in layers.items():
-        if isinstance(layer, _Unfit):
+        if type(layer) is _Unfit:
             raise ValueError(f"layer {name!r} {layer.problem()}")
-        weights[name] = layer
-    _sharding.refuse(model, weights)
-    return weights
+    _sharding.refuse(model, layers)
+    return cast(dict[str, Weight], layers)
 
 
 def _prunable(model: nn.Module) -> dict[str, Weight | _Unfit]:
@@ -168,10 +166,10 @@ def _entries(model: object) -> dict[str, Weight | _Unfit]:
 
 def _matrix(module: nn.Module, attribute: str) -> Weight | _Unfit | None:
     """A parameter that its module needs as a matrix; None if it has nothing of this name."""
-    layer = _lookup(module, attribute)
-    if isinstance(layer, Parameter) and (problem := _sharding.flat_problem(layer)):
-        return _Unfit(lambda: problem)
-    return layer
+    parameter = module._parameters.get(attribute)
+    if type(parameter) is Parameter and parameter.ndim < 2:
+        return _Unfit(partial(_sharding.flat_problem, parameter))
+    return _lookup(module, attribute) if parameter is None else parameter
 
 
 def _lookup(module: nn.Module, attribute: str) -> Weight | _Unfit | None:
@@ -229,8 +227,9 @@ def _chosen(
         every = dict(model.named_parameters(remove_duplicate=False))
     if include is not None:
         matched = matching("include", include, every)
-        unfit = {name: layer for name, layer in layers.items() if isinstance(layer, _Unfit)}
-        layers = {n: unfit.get(n, layer) for n, layer in every.items() if n in matched}
+        unfit = {name: layer for name, layer in layers.items() if type(layer) is _Unfit}
+        layers = {name: layer for name, layer in every.items() if name in matched}
+        layers |= {name: layer for name, layer in unfit.items() if name in matched}
         if isinstance(model, nn.Module):
             layers |= _directions(model, layers)
     if exclude is not None:
@@ -246,10 +245,9 @@ def _chosen(
 def _directions(model: nn.Module, names: Iterable[str]) -> dict[str, Weight | _Unfit]:
     """Those of a module's parameters that weight_norm divides by the lengths of their rows."""
     found: dict[str, Weight | _Unfit] = {}
-    for name in names:
+    for name in [name for name in names if name.endswith(("_v", "original1"))]:
         owner, _, attribute = name.rpartition(".")
-        may_be_one = attribute.endswith(("_v", "original1"))
-        if may_be_one and _is_direction(model.get_submodule(owner), attribute):
+        if _is_direction(model.get_submodule(owner), attribute):
             found[name] = _Unfit(lambda: _DIRECTION_PROBLEM)
     return found
 
