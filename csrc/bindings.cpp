@@ -159,6 +159,26 @@ void bind_types(py::module_& m) {
   py::register_exception_translator(&translate_not_finite);
 }
 
+using Commits = void (&)(const std::vector<Layer>&, const std::vector<Layer>&, const SelectionSpec&,
+                         const Machine&, CallProfile*, const ResultSink&);
+
+// What Python gets is made before anything is written, as memory may run out meanwhile, and so is
+// what Python itself has to do by then.
+template <Commits commits>
+py::list thresholds_of(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                       const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+                       const py::object& before_writing) {
+  py::list result;
+  const py::gil_scoped_release released;
+  commits(layers, targets, spec, machine, profile,
+          [&](const std::vector<LayerThreshold>& thresholds) {
+            const py::gil_scoped_acquire acquired;
+            result = py::cast(thresholds);
+            if (!before_writing.is_none()) before_writing(result);
+          });
+  return result;
+}
+
 void bind_calls(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> released;
   const auto layers = py::arg("layers");
@@ -167,8 +187,9 @@ void bind_calls(py::module_& m) {
   const auto spec = py::arg("spec");
   const auto machine = py::arg("machine");
   const auto profile = py::arg("profile") = nullptr;
-  m.def("prune", &prune, layers, targets, spec, machine, profile, released);
-  m.def("masks", &masks, layers, masks_arg, spec, machine, profile, released);
+  const auto before_writing = py::arg("before_writing") = py::none();
+  m.def("prune", &thresholds_of<prune>, layers, targets, spec, machine, profile, before_writing);
+  m.def("masks", &thresholds_of<masks>, layers, masks_arg, spec, machine, profile, before_writing);
   m.def("thresholds", &thresholds, layers, spec, machine, released);
   m.def("zero_thresholds", &zero_thresholds, layers, machine, released);
   m.def("score", &score, layers, py::arg("scores"), machine, released);

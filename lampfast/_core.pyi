@@ -1,6 +1,6 @@
 """The compiled engine: addresses in, decisions out. Nothing here knows torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeAlias
 
 __version__: str
@@ -106,12 +106,16 @@ def instruction_set() -> str: ...
 def cuda_usable() -> bool: ...
 def cuda_needs(layers: Sequence[Layer], device: int) -> Needs: ...
 def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> Needs: ...
+
+# `before_writing` is called with what prune and masks return, once all is decided that may fail and
+# before a weight is written; if it raises, none is. Masks may be partly written by then.
 def prune(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
     spec: SelectionSpec,
     machine: Machine,
     profile: CallProfile | None = None,
+    before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def masks(
     layers: Sequence[Layer],
@@ -119,6 +123,7 @@ def masks(
     spec: SelectionSpec,
     machine: Machine,
     profile: CallProfile | None = None,
+    before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def thresholds(
     layers: Sequence[Layer], spec: SelectionSpec, machine: Machine
