@@ -1,6 +1,6 @@
 """Tells autograd, and those who keep zeros, that weights were changed in place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Protocol
 from weakref import WeakSet
@@ -55,7 +55,18 @@ def mark(weights: Iterable[Weight]) -> None:
                 increment_version(tensor)
 
 
+def tell(message: Callable[[Listener], None]) -> None:
+    """Tell all listeners something, also if one of them raises; the first error is raised then."""
+    errors: list[BaseException] = []
+    for listener in listening():
+        try:
+            message(listener)
+        except BaseException as error:  # the others have zeros to keep, whatever it is
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 def announce(layers: Sequence[View]) -> None:
     """Tell all listeners that layers were given new zeros."""
-    for listener in listening():
-        listener.pruned(layers)
+    tell(lambda listener: listener.pruned(layers))

@@ -89,9 +89,9 @@ class KeptLayers:
         trained = trained_addresses(optimizer)
         layers = [layer for layer in self.layers if layer.weight.data_ptr() in trained]
         _follow(layers)
-        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
         # A step changes only what has a gradient, so backward through the others stays valid.
         changes.mark(layer.weight for layer in layers if layer.weight.grad is not None)
+        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Restore the zeros that an optimizer without the hook, made later, has changed."""
@@ -117,9 +117,10 @@ class KeptLayers:
         )
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
-        self.layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
-        packed_masks.apply(current, masks)
+        layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
         changes.mark(view.weight for view in current)
+        packed_masks.apply(current, masks)
+        self.layers = layers
 
 
 def trained_addresses(optimizer: Optimizer) -> set[int]:

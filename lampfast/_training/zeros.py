@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lampfast import parameters
 from lampfast._engine import changes, views
+from lampfast._engine.interrupts import Deferred
 from lampfast._engine.views import View
 from lampfast._training.kept_layers import KeptLayers, trained_addresses
 from lampfast.parameters import Model, Patterns
@@ -144,7 +145,8 @@ class KeptZeros:
             self._kept.update()
         else:
             _check_masks(masks, [layer.now() for layer in self._kept.layers])
-            self._kept.set_masks(masks)
+            with Deferred():
+                self._kept.set_masks(masks)
 
     def remove(self) -> None:
         """Let the zeros go: later steps may change them. Once removed it holds nothing."""
@@ -210,7 +212,8 @@ class KeptZeros:
         """
         self._check_in_use()
         _check_state(state, [layer.now() for layer in self._kept.layers])
-        self._kept.load(state)
+        with Deferred():
+            self._kept.load(state)
 
     def _check_in_use(self) -> None:
         if not self._hooks:
@@ -222,7 +225,8 @@ __test__ = {"KeptZeros": KeptZeros}
 
 
 def _after_step(kept: KeptLayers, optimizer: Optimizer, args: object, kwargs: object) -> None:
-    kept.restore(optimizer)
+    with Deferred():
+        kept.restore(optimizer)
 
 
 @cache
@@ -234,8 +238,8 @@ def _listen_to_every_step() -> None:
 
 
 def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for listener in changes.listening():
-        listener.stepped(optimizer)
+    with Deferred():
+        changes.tell(lambda listener: listener.stepped(optimizer))
 
 
 def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
