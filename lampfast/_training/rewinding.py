@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lampfast import parameters
-from lampfast._engine import views
+from lampfast._engine import copies, memory, views
+from lampfast._engine.interrupts import Deferred
 from lampfast.parameters import Patterns
 from lampfast.pruning import report
 from lampfast.reports import Report
@@ -84,8 +85,11 @@ def rewind(
     for name in [name for name in state if name not in left]:
         now, saved = state[name], saved_state[name]
         # A layer may have other names in the state, as a decoder that is tied to an embedding.
-        state[name] = _remaining(name, now, saved) if _identity(now) in names else saved
-    model.load_state_dict(state)
+        state[name] = (
+            _remaining(name, now, saved) if _identity(now) in names else _converted(now, saved)
+        )
+    with Deferred():
+        model.load_state_dict(state)
     return report(model, include=include, exclude=exclude)
 
 
@@ -124,6 +128,7 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
                 f"{name!r} in saved_state is {saved.dtype}, which {now.dtype} has no place for; "
                 "pass real values"
             )
+        _check_writable(name, now)
         if saved.shape != now.shape:
             problems.append(f"{name!r} has shape {tuple(saved.shape)}, not {tuple(now.shape)}")
         elif now.numel() and _identity(saved) == _identity(now):
@@ -136,6 +141,30 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
         raise ValueError(
             f"saved_state does not fit the model: {', '.join(problems[:5])}{more}; pass a state of "
             "this very model (of one that another module wraps, take the wrapped module for both)"
+        )
+
+
+def _converted(now: object, saved: Any) -> Any:
+    """A saved value as the one that it replaces, whatever that takes; a tensor's may be its own."""
+    if not isinstance(now, torch.Tensor):
+        return saved
+    return saved.detach().to(now.device, now.dtype)
+
+
+def _check_writable(name: str, tensor: torch.Tensor) -> None:
+    """Check that a tensor can be given values: torch would write the ones before it first."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name!r} was made in torch.inference_mode(), and can only be written there; rewind "
+            "in it, or leave it out with leave="
+        )
+    if tensor.layout is not torch.strided or tensor.is_contiguous() or not copies.is_local(tensor):
+        return
+    address, strides = tensor.data_ptr(), tensor.stride()
+    if memory.repeats(memory.array(address, tensor.itemsize, tensor.shape, strides)):
+        raise ValueError(
+            f"{name!r} has elements that share memory, as an expanded tensor does, so that it "
+            "cannot be given values; make it contiguous, or leave it out with leave="
         )
 
 
