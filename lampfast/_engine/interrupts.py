@@ -12,6 +12,7 @@ import signal
 from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as set_handler
 from collections.abc import Callable
+from itertools import compress
 from threading import get_ident, main_thread
 from types import FrameType, TracebackType
 
@@ -84,10 +85,9 @@ class Deferred:
 
 
 def _stand_in() -> None:
-    for number in _SIGNALS:
+    # The others are ignored, have their default action, or a handler that is not Python's.
+    for number in compress(_SIGNALS, map(callable, map(getsignal, _SIGNALS))):
         handler = getsignal(number)
-        if not callable(handler):  # ignored, or not Python's
-            continue
         standing_in = handler if isinstance(handler, _StandIn) else _StandIn(number, handler)
         try:
             set_handler(number, standing_in)
