@@ -6,6 +6,7 @@ its instructions, and a handler may raise: that of Ctrl-C does.
 
 from __future__ import annotations
 
+import os
 import signal
 
 # What `signal` wraps: its own functions look for an enum in every answer, at ten times the cost.
@@ -40,11 +41,19 @@ class _State:
 
     def __init__(self) -> None:
         self.depth = 0  # how many sections it is in
+        self.thread = 0  # which one it is; after a fork it may be another
         self.standing_in: list[_StandIn] = []
         self.came: dict[_StandIn, FrameType | None] = {}
 
+    def leave_to_parent(self) -> None:
+        """End, in the new process, the sections of a thread that has stayed in the old one."""
+        if self.thread != get_ident():
+            self.depth, self.standing_in, self.came = 0, [], {}
+
 
 _state = _State()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_state.leave_to_parent)
 
 
 class Deferred:
@@ -68,6 +77,7 @@ class Deferred:
         self._defers = get_ident() == main_thread().ident
         if self._defers:
             if _state.depth == 0:
+                _state.thread = get_ident()
                 _stand_in()
             _state.depth += 1
 

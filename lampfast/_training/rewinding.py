@@ -82,14 +82,16 @@ def rewind(
             f"layer {names[missing]!r} is not in the model's state_dict, so it cannot be rewound; "
             "leave it out with exclude="
         )
-    for name in [name for name in state if name not in left]:
-        now, saved = state[name], saved_state[name]
+    for name in left:
+        del state[name]
+    for name, now in state.items():
+        saved = saved_state[name]
         # A layer may have other names in the state, as a decoder that is tied to an embedding.
         state[name] = (
             _remaining(name, now, saved) if _identity(now) in names else _converted(now, saved)
         )
     with Deferred():
-        model.load_state_dict(state)
+        model.load_state_dict(state, strict=not left)
     return report(model, include=include, exclude=exclude)
 
 
