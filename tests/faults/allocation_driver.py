@@ -57,9 +57,10 @@ def _bits(dtype: str, values: Array) -> Array:
     """Values as elements of a dtype; those of narrow dtypes are only alike in their ranks."""
     match dtype:
         case "bfloat16":
-            return np.asarray(values.astype(np.float32).view(np.uint32) >> 16, np.uint16)
+            whole = np.asarray(values, np.float32).view(np.uint32)
+            return np.asarray(whole >> 16, np.uint16)
         case "float8_e4m3fn" | "float8_e5m2":
-            return np.minimum(np.abs(values) * 16, 100.0).astype(np.uint8)
+            return np.asarray(np.minimum(np.abs(values) * 16, 100.0), np.uint8)
         case _:
             return np.asarray(values, dtype)
 

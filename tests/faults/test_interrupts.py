@@ -25,7 +25,8 @@ from lampfast._engine.views import View
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
-PACKAGE = str(Path(lampfast.__file__).parent)
+# Where signals come: in lampfast, and in what torch does for it.
+FILES = (str(Path(lampfast.__file__).parent), torch.nn.modules.module.__file__)
 
 
 class Interrupted(BaseException):
@@ -114,6 +115,7 @@ def test_ignored_signals_and_other_threads_are_left_alone() -> None:
         assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_another_thread_forks_while_a_section_runs() -> None:
     """In the new process there is no such section, and signals do not wait for its end."""
     codes = []
@@ -194,11 +196,11 @@ VERBS: dict[str, Callable[[Training], object]] = {
 
 @contextmanager
 def _signal_at(moment: int) -> Iterator[list[int]]:
-    """Let a signal come before the so-many-th line of lampfast that runs; counts the lines."""
+    """Let a signal come before the so-many-th line that runs; counts the lines."""
     lines = [0]
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(FILES):
             return None
         if event == "line":
             lines[0] += 1
@@ -302,32 +304,33 @@ def test_signals_that_another_thread_sends_meanwhile() -> None:
 
 
 CTRL_C = """
-import os, signal, threading, torch, lampfast
-weight = torch.nn.Parameter(torch.randn(2_000_000))
+import os, random, signal, threading, torch, lampfast
+weight = torch.nn.Parameter(torch.randn(1_000_000))
 optimizer = torch.optim.SGD([weight], 0.1)
 kept = lampfast.keep_zeros([weight], optimizer)
-loss = weight.square().sum()
-try:
-    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
-    while True:
-        zeros = int((weight == 0).sum())
-        lampfast.prune([weight], min(zeros + 100_000, 2_000_000))
-except KeyboardInterrupt:
-    pass
-zeros = int((weight == 0).sum())
-assert zeros % 100_000 == 0, zeros
-for _ in range(2):
+zeros = interrupted = 0
+while zeros < 1_000_000:
+    try:
+        threading.Timer(random.uniform(0, 0.01), os.kill, (os.getpid(), signal.SIGINT)).start()
+        while zeros < 1_000_000:
+            lampfast.prune([weight], min(zeros + 25_000, 1_000_000))
+            zeros = int((weight == 0).sum())
+    except KeyboardInterrupt:
+        interrupted += 1
+    zeros = int((weight == 0).sum())
+    assert zeros % 25_000 == 0, zeros
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-assert int((weight == 0).sum()) == zeros
-assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-print("kept", zeros)
+    assert int((weight == 0).sum()) == zeros
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print(interrupted)
 """
 
 
 def test_ctrl_c() -> None:
     done = another_python.run("-c", CTRL_C)
-    assert done.stdout.startswith("kept"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 # --- exceptions ---
