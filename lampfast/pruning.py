@@ -98,9 +98,9 @@ def pruned(
     include: Patterns = None,
     exclude: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
-    written: Callable[[Report], None] | None = None,
+    record: Callable[[Report], None] | None = None,
 ) -> Report:
-    """What `prune` does; `written` is told that it is done, even if a listener raises then."""
+    """What `prune` does; `record` is called last of all that may keep the weights from changing."""
     methods.check(method)
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
@@ -111,15 +111,17 @@ def pruned(
     def before_writing(thresholds: Sequence[_core.LayerThreshold]) -> None:
         reports.append(_report(layers, thresholds))
         changes.mark(weights.values())
+        changes.tell(lambda listener: listener.pruning(layers))
+        if record is not None:
+            record(reports[0])
 
     with Deferred():
-        calls.prune(targets, sources, spec, before_writing)
-        views.write_back(layers, targets)
         try:
-            if written is not None:
-                written(reports[0])
+            calls.prune(targets, sources, spec, before_writing)
+            views.write_back(layers, targets)
         finally:
-            changes.announce(layers)
+            if reports:  # else nothing was written
+                changes.tell(lambda listener: listener.pruned(layers))
     return reports[0]
 
 

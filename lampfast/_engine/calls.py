@@ -40,7 +40,7 @@ def prune(
         targets = _pointers(layers)
         pointers = targets if sources is layers else _pointers(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            _core.prune(pointers, targets, spec, machine, before_writing=before_writing)
+            _core.prune(pointers, targets, spec, machine, None, before_writing)
 
 
 def masks(

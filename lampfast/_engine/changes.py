@@ -13,10 +13,21 @@ from lampfast._engine.views import View, Weight
 
 
 class Listener(Protocol):
-    """Is told which layers were pruned, and which optimizers have stepped."""
+    """Is told which layers were pruned, and which optimizers have stepped.
+
+    It learns of both twice. `pruned` comes when nothing can be undone any more, and may fail, as
+    where memory runs out; what was noted in `pruning` must then suffice for the zeros to be known
+    by the next step, before which `stepping` is called.
+    """
+
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Called before these layers are given new zeros; if it raises, they are not."""
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Called after these layers were given new zeros."""
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Called before a step of any optimizer; if it raises, there is no step."""
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Called after a step of any optimizer."""
@@ -65,8 +76,3 @@ def tell(message: Callable[[Listener], None]) -> None:
             errors.append(error)
     if errors:
         raise errors[0]
-
-
-def announce(layers: Sequence[View]) -> None:
-    """Tell all listeners that layers were given new zeros."""
-    tell(lambda listener: listener.pruned(layers))

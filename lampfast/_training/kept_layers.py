@@ -55,13 +55,30 @@ class KeptLayers:
     def __init__(self, layers: Sequence[View], optimizers: Iterable[Optimizer] = ()) -> None:
         self.layers = _recorded(layers)
         self._optimizers = WeakSet(optimizers)
+        self._behind: dict[int, Sequence[View]] = {}  # by identity: layers with unrecorded zeros
 
     def update(self) -> None:
         """Record what is zero now in all layers."""
         self.layers = _recorded([layer.now() for layer in self.layers])
+        self._behind.clear()
+
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Note that the layers are given new zeros, which may be all that can be done."""
+        self._behind[id(layers)] = layers
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Record what is zero now in those of the layers that were given new zeros."""
+        self._catch_up()
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Record zeros before a step if `pruned` could not."""
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        if not self._behind:
+            return
+        noted = dict(self._behind)
+        layers = [layer for pruned in noted.values() for layer in pruned]
         current: dict[int, View] = {}
         for i, layer in enumerate(self.layers):
             # What is no longer a layer was not pruned. The next step of its optimizer raises this.
@@ -72,6 +89,8 @@ class KeptLayers:
         fresh = _recorded([current[i] for i in touched])
         for i, layer in zip(touched, fresh, strict=True):
             self.layers[i] = layer
+        for each in noted:
+            self._behind.pop(each, None)  # another thread may have done the same
 
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take bool masks over, by name, and zero what they do not keep."""
@@ -104,6 +123,7 @@ class KeptLayers:
         Raises:
             ValueError: A layer has another shape than its mask.
         """
+        self._catch_up()
         _follow(self.layers)
         return {
             layer.view.name: packed_masks.to_bytes(layer.view, layer.mask) for layer in self.layers
@@ -121,6 +141,7 @@ class KeptLayers:
         changes.mark(view.weight for view in current)
         packed_masks.apply(current, masks)
         self.layers = layers
+        self._behind.clear()
 
 
 def trained_addresses(optimizer: Optimizer) -> set[int]:

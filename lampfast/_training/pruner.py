@@ -248,11 +248,12 @@ class Pruner:
         if _arguments.count("sparsity", sparsity, now.numel) < now.numel - now.kept:
             return  # it is sparser already
 
-        def written(report: Report) -> None:
-            self._report, self._step = report, step
-            self._history.append((step, sparsity))
+        history = [*self._history, (step, sparsity)]
 
-        pruned(self._model, sparsity, method=self._method, written=written, **self._choice)
+        def record(report: Report) -> None:
+            self._report, self._step, self._history = report, step, history
+
+        pruned(self._model, sparsity, method=self._method, record=record, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._check_layers()

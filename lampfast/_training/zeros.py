@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from lampfast import parameters
 from lampfast._engine import changes, views
@@ -232,9 +235,17 @@ def _after_step(kept: KeptLayers, optimizer: Optimizer, args: object, kwargs: ob
 @cache
 def _listen_to_every_step() -> None:
     """Tell all handles of the steps of any optimizer, also of those made after them."""
+    register_optimizer_step_pre_hook(
+        torch.compiler.disable(_before_any_step)  # type: ignore[no-untyped-call]
+    )
     register_optimizer_step_post_hook(
         torch.compiler.disable(_after_any_step)  # type: ignore[no-untyped-call]
     )
+
+
+def _before_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for listener in changes.listening():
+        listener.stepping(optimizer)
 
 
 def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:

@@ -4,7 +4,6 @@ Runs with the library of failing_calls.cpp preloaded, and Python's objects alloc
 Usage: allocation_driver.py SECONDS
 """
 
-import ctypes
 import json
 import sys
 import time
@@ -19,25 +18,13 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import failures
 from sanitize_driver import load
 
 Array = npt.NDArray[Any]
 Call = Callable[[], object]
 
 core = load()
-library = ctypes.CDLL(None)
-
-
-def _number(name: str) -> ctypes.c_long:
-    return ctypes.c_long.in_dll(library, name)
-
-
-is_counting = _number("is_counting")
-allocations = _number("allocations")
-first_failing = _number("first_failing")
-last_failing = _number("last_failing")
-threads_before_failure = _number("threads_before_failure")
-EVERY = (1 << 62) - 1
 
 
 class Layer(NamedTuple):
@@ -170,34 +157,6 @@ class Sweep:
         return digest.hexdigest()
 
 
-def disturbed(call: Call, first: int, last: int, threads: int = EVERY) -> bool:
-    """Make a call whose allocations from `first` to `last` fail, and whose threads after some do.
-
-    Returns:
-        Whether it raised MemoryError.
-    """
-    first_failing.value, last_failing.value = first, last
-    allocations.value = 0
-    threads_before_failure.value = threads
-    raised = False
-    is_counting.value = 1
-    try:
-        call()
-    except MemoryError:
-        raised = True
-    finally:
-        is_counting.value = 0
-    return raised
-
-
-def points(count: int) -> Iterator[tuple[int, int]]:
-    """Which allocations fail, from the first to the last one, in the order of interest."""
-    at_the_end = min(20, count)  # where commits are
-    others = np.random.default_rng(0).permutation(count - at_the_end)
-    for position, n in enumerate([*range(count - 1, count - 1 - at_the_end, -1), *others]):
-        yield int(n), EVERY if position % 2 else int(n)
-
-
 def main(seconds: float) -> None:
     done = errors = 0
     wrong: list[str] = []
@@ -212,14 +171,16 @@ def main(seconds: float) -> None:
     for position, (name, sweep, call) in enumerate(jobs):
         until = time.monotonic() + (ends - time.monotonic()) / (len(jobs) - position)
         expected = sweep.outcome(call)
-        for threads in (*range(sweep.machine[0]), EVERY):
-            if disturbed(call, EVERY, EVERY, threads):
+        for threads in (*range(sweep.machine[0]), failures.EVERY):
+            if failures.disturbed(call, threads=threads):
                 wrong.append(f"{name}: raises with {threads} helpers")
             sweep.restore()
-        for first, last in points(allocations.value):
-            raised = disturbed(call, first, last)
+        for first, last in failures.points(failures.allocations(), run=failures.EVERY):
+            raised = failures.disturbed(call, first, last)
             done += 1
-            errors += raised
+            errors += raised is not None
+            if raised and not isinstance(raised, MemoryError):
+                wrong.append(f"{name}: {raised!r}, allocations {first} to {last} failed")
             if raised and not sweep.is_as_before():
                 wrong.append(f"{name}: weights have changed, allocations {first} to {last} failed")
             sweep.restore()

@@ -22,6 +22,7 @@ import lampfast
 from lampfast._engine import changes
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.views import View
+from lampfast._training.kept_layers import KeptLayers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -154,6 +155,12 @@ class Training:
         self.told = 0
         changes.listen(self)  # beside what the Pruner has
         self.step()
+
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Not counted."""
+
+    def stepping(self, optimizer: torch.optim.Optimizer) -> None:
+        """Not counted."""
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Count what is told of the own layers."""
@@ -339,6 +346,12 @@ def test_ctrl_c() -> None:
 class Failing:
     """A listener that raises."""
 
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Succeed."""
+
+    def stepping(self, optimizer: torch.optim.Optimizer) -> None:
+        """Succeed."""
+
     def pruned(self, layers: Sequence[View]) -> None:
         """Fail."""
         raise Interrupted("pruned")
@@ -372,6 +385,40 @@ def test_a_listener_raises(verb: str, position: int, monkeypatch: pytest.MonkeyP
     finished.step()
     finished.step()
     assert training.state() == finished.state()
+
+
+@pytest.mark.parametrize("verb", ["prune", "Pruner.step"])
+def test_a_listener_raises_before(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training()
+    before = training.state()
+
+    def refuse(layers: Sequence[View]) -> None:
+        raise Interrupted("pruning")
+
+    monkeypatch.setattr(training, "pruning", refuse)
+    with pytest.raises(Interrupted, match="pruning"):
+        VERBS[verb](training)
+    training.told = 0
+    assert training.state() == before
+
+
+@pytest.mark.parametrize("verb", ["prune", "Pruner.step"])
+def test_zeros_that_could_not_be_recorded(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are before the next step, and are in the state."""
+    training = Training()
+
+    def fail(kept: KeptLayers, layers: Sequence[View]) -> None:
+        raise MemoryError("no mask")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptLayers, "pruned", fail)
+        with pytest.raises(MemoryError, match="no mask"):
+            VERBS[verb](training)
+    zeros, finished = training.zeros(), Training()
+    VERBS[verb](finished)
+    assert str(training.pruner.state_dict()) == str(finished.pruner.state_dict())
+    assert training.keeps(zeros)
+    assert sum(int(zero.sum()) for zero in zeros) == round(0.5 * (12 * 9 + 9 * 5))
 
 
 def test_rewinding_fails_before_it_writes() -> None:

@@ -17,7 +17,6 @@ import pytest
 from lampfast import _core
 
 FOLDER = Path(__file__).parent
-SECONDS = 20.0  # for the sweep, also where the machine is busy
 
 pytestmark = [
     pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's allocator"),
@@ -46,16 +45,22 @@ def _driven(name: str, argument: float, **environment: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_every_allocation_fails_in_turn(failing_calls: Path) -> None:
+@pytest.mark.parametrize(
+    ("driver", "seconds", "least"),
+    [("allocation_driver.py", 20.0, 1000), ("training_driver.py", 10.0, 300)],
+)
+def test_every_allocation_fails_in_turn(
+    driver: str, seconds: float, least: int, failing_calls: Path
+) -> None:
     found = _driven(
-        "allocation_driver.py",
-        SECONDS,
+        driver,
+        seconds,
         LD_PRELOAD=str(failing_calls),
         PYTHONMALLOC="malloc",
         OPENBLAS_NUM_THREADS="1",
     )
     assert found["wrong"] == []
-    assert found["points"] > 1000
+    assert found["points"] > least
     assert found["errors"] > found["points"] // 2
 
 
