@@ -130,17 +130,16 @@ class CandidateReader {
                          });
   }
 
-  // The next `most` keys, or as many as are left.
-  const std::byte* peek(std::size_t most) noexcept {
-    if (held_ < most) {
-      std::memmove(keys_.data(), keys_.data() + first_ * width_, held_ * width_);
-      first_ = 0;
-      fill();
-    }
-    return keys_.data() + first_ * width_;
+  // The next keys: as many as can be held, or all that are left.
+  const std::byte* peek() noexcept {
+    std::memmove(keys_.data(), keys_.data() + first_ * width_, held_ * width_);
+    first_ = 0;
+    fill();
+    return keys_.data();
   }
 
   std::int64_t held() const noexcept { return static_cast<std::int64_t>(held_); }
+  bool holds_all() const noexcept { return segment_ == end_; }
 
   void skip(std::int64_t count) noexcept {
     first_ += static_cast<std::size_t>(count);
@@ -180,10 +179,13 @@ void settle_chunk(const Layer& source, std::uint8_t* kept,
   const Kernels& kernels = kernels_for(source.dtype);
   CandidateReader reader(candidates, chunk, item_size(source.dtype));
   const auto settle = [&](std::int64_t begin, std::int64_t end, std::uint64_t bound) {
-    for (; begin < end; begin += classify_block) {
-      const std::int64_t length = std::min<std::int64_t>(classify_block, end - begin);
-      const std::byte* keys = reader.peek(classify_block);
+    while (begin < end) {
+      const std::byte* keys = reader.peek();
+      // At most every element is undecided.
+      const std::int64_t length =
+          reader.holds_all() ? end - begin : std::min(reader.held(), end - begin);
       reader.skip(kernels.settle(kept + begin, length, keys, reader.held(), bound));
+      begin += length;
     }
   };
   // If the threshold has ties, positions are row-major indices (see HostBackend::prepare), and ties
