@@ -109,11 +109,16 @@ template <>
 struct py::detail::type_caster<SelectionSpec> {
   PYBIND11_TYPE_CASTER(SelectionSpec, const_name("SelectionSpec"));
 
-  bool load(handle source, bool) {
+  bool load(handle source, bool convert) {
     if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 2) return false;
-    value = SelectionSpec(
-        py::cast<Ranking>(handle(PyTuple_GET_ITEM(source.ptr(), 0))),
-        py::cast<std::vector<std::int64_t>>(handle(PyTuple_GET_ITEM(source.ptr(), 1))));
+    make_caster<Ranking> ranking;
+    make_caster<std::vector<std::int64_t>> counts;
+    if (!ranking.load(PyTuple_GET_ITEM(source.ptr(), 0), convert) ||
+        !counts.load(PyTuple_GET_ITEM(source.ptr(), 1), convert)) {
+      return false;
+    }
+    value = SelectionSpec(cast_op<Ranking>(ranking),
+                          cast_op<std::vector<std::int64_t>&&>(std::move(counts)));
     return true;
   }
 };

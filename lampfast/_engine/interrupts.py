@@ -17,7 +17,7 @@ from itertools import compress
 from threading import get_ident, main_thread
 from types import FrameType, TracebackType
 
-_SIGNALS = sorted(set(map(int, signal.valid_signals())) - {9, 19})  # KILL and STOP have no handlers
+_SIGNALS = sorted(map(int, signal.valid_signals()))
 
 
 class _StandIn:
