@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -40,6 +41,12 @@ struct PartitionResult {
 // Receives the keys of one layer's candidates, in any order. Called once per layer, possibly by
 // many threads at once.
 using KeySink = std::function<void(std::size_t id, std::vector<std::uint64_t>&& keys)>;
+
+// Why a commit could not be finished.
+struct CommitFailure {
+  std::exception_ptr error;
+  bool has_begun;  // whether some targets may have changed
+};
 
 // Every id names a layer that lives here, and results are in the order of the ids. All results
 // merge, in any order, with those found in other parts of the same layers.
@@ -81,12 +88,14 @@ class Backend {
 
   // --- commit ---
 
-  // Everything that may fail happens in prepare, on all backends, before any of them commits.
-  // `thresholds` are those of all layers and must stay where they are until the commit, which
-  // zeroes the targets' pruned weights or, if masks are wanted, completes the masks.
+  // Everything that may fail happens in prepare, on all backends, before any of them commits: it
+  // takes all the memory and starts all the threads that the commit needs. `thresholds` are those
+  // of all layers and must stay where they are until the commit, which zeroes the targets' pruned
+  // weights or, if masks are wanted, completes the masks. The host's commit allocates nothing and
+  // cannot fail; a GPU's only queues kernels, which fails where the GPU does.
   virtual void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                        const MaskSink& masks) = 0;
-  virtual void commit() = 0;
+  virtual std::optional<CommitFailure> commit() noexcept = 0;
 
   // --- outside of pruning ---
 

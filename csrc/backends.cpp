@@ -33,13 +33,15 @@ std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>
 }
 
 // Runs body(task) for all tasks concurrently: the first on this thread, every other on a thread of
-// its own or, if the system has none left, on this one. Rethrows the exception of the first task,
-// in their order, that failed.
+// its own or, if the system has none left, on this one afterwards. Rethrows the exception of the
+// first task, in their order, that failed.
 template <class Body>
 void run_together(std::size_t tasks, Body&& body) {
   std::vector<std::exception_ptr> failures(tasks);
+  std::vector<char> is_done(tasks, 0);
   const auto run = [&](std::size_t task) {
     const cpu::FloatEnvironment environment;
+    is_done[task] = 1;
     try {
       body(task);
     } catch (...) {
@@ -48,23 +50,45 @@ void run_together(std::size_t tasks, Body&& body) {
   };
   std::vector<std::thread> threads;
   threads.reserve(tasks);
-  std::size_t started = 1;
   try {
-    for (; started < tasks; ++started) threads.emplace_back(run, started);
+    for (std::size_t task = 1; task < tasks; ++task) {
+      threads.emplace_back([&, task] {
+        if (cpu::prepare_to_throw()) run(task);
+      });
+    }
   } catch (...) {
-    for (std::size_t task = started; task < tasks; ++task) run(task);
+    // The system is short of threads or memory.
   }
   run(0);
   for (std::thread& thread : threads) thread.join();
+  for (std::size_t task = 1; task < tasks; ++task) {
+    if (is_done[task] == 0) run(task);
+  }
   for (const std::exception_ptr& failure : failures) {
     if (failure) std::rethrow_exception(failure);
   }
+}
+
+// Throws what a commit has failed with, and says so if it cannot be excluded that it, or another
+// one before it, has written something.
+[[noreturn]] void throw_failure(const CommitFailure& failure, bool others_have_begun) {
+  if (!failure.has_begun && !others_have_begun) std::rethrow_exception(failure.error);
+  std::string reason = "a GPU";
+  try {
+    std::rethrow_exception(failure.error);
+  } catch (const std::exception& error) {
+    reason = error.what();
+  }
+  throw std::runtime_error(reason +
+                           "; some layers may have been written and others not: load the weights "
+                           "again from where they were saved");
 }
 
 }  // namespace
 
 Backends::Backends(const Job& job, const Machine& machine)
     : job_(job), pool_(machine.threads), all_(job.layers.size()), home_of_(job.layers.size()) {
+  cpu::prepare_to_throw();
   check_layers(job.layers);
   std::iota(all_.begin(), all_.end(), std::size_t{0});
   std::vector<int> devices;
@@ -184,9 +208,17 @@ BigUint Backends::exact_sum_above(std::size_t id, std::uint64_t key) {
   return homes_[home_of_[id]].backend->exact_sum_above(id, key);
 }
 
-void Backends::commit(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks) {
+void Backends::prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks) {
   for_each(all_, [&](const Share& share) { share.backend->prepare(share.ids, thresholds, masks); });
-  for_each(all_, [](const Share& share) { share.backend->commit(); });
+}
+
+void Backends::commit() {
+  bool has_begun = false;
+  for (auto home = homes_.rbegin(); home != homes_.rend(); ++home) {  // the host is the first
+    const std::optional<CommitFailure> failure = home->backend->commit();
+    if (failure) throw_failure(*failure, has_begun);
+    has_begun = true;
+  }
 }
 
 std::vector<LayerStats> Backends::stats() {

@@ -47,8 +47,11 @@ class Backends {
   std::vector<Partition> narrow(const LayerIds& ids, const std::vector<PartitionRequest>& requests);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
   BigUint exact_sum_above(std::size_t id, std::uint64_t key);
-  // Prepares everywhere, then commits everywhere.
-  void commit(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks);
+  void prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks);
+  // On one backend after the other, since threads might not start: the GPUs, which only queue their
+  // kernels, then the host. Throws std::runtime_error if a GPU fails, which says whether targets
+  // may have changed.
+  void commit();
   std::vector<LayerStats> stats();
   std::optional<ElementIndex> first_not_finite();
   void score();

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <new>
 #include <utility>
 
 #include "core/call_profile.h"
@@ -19,6 +20,108 @@
 
 namespace py = pybind11;
 using namespace lampfast;
+
+// Python gets results as struct sequences, which are tuples with names. It gets thousands at a
+// time, and where memory runs out that is an error: pybind11 makes an instance of a bound class
+// without a look at what the allocator returned.
+namespace {
+
+using Type = py::gil_safe_call_once_and_store<py::object>;
+PYBIND11_CONSTINIT Type threshold_type;
+PYBIND11_CONSTINIT Type element_type;
+PYBIND11_CONSTINIT Type needs_type;
+
+// A new reference that Python returned, which fails for want of memory only.
+py::object checked(PyObject* made) {
+  if (made == nullptr) {
+    PyErr_Clear();
+    throw std::bad_alloc();
+  }
+  return py::reinterpret_steal<py::object>(made);
+}
+
+template <class... Items>
+py::object named_tuple(Type& type, Items... items) {
+  const py::object result =
+      checked(PyStructSequence_New(reinterpret_cast<PyTypeObject*>(type.get_stored().ptr())));
+  Py_ssize_t i = 0;
+  (PyStructSequence_SetItem(result.ptr(), i++, checked(items()).release().ptr()), ...);
+  return result;
+}
+
+}  // namespace
+
+template <>
+struct py::detail::type_caster<LayerThreshold> {
+  PYBIND11_TYPE_CASTER(LayerThreshold, const_name("LayerThreshold"));
+
+  static handle cast(const LayerThreshold& threshold, return_value_policy, handle) {
+    return named_tuple(
+               threshold_type, [&] { return PyLong_FromUnsignedLongLong(threshold.key); },
+               [&] { return PyLong_FromLongLong(threshold.ties); },
+               [&] { return PyLong_FromLongLong(threshold.pruned); },
+               [&] { return PyFloat_FromDouble(threshold.magnitude); })
+        .release();
+  }
+};
+
+template <>
+struct py::detail::type_caster<std::vector<LayerThreshold>> {
+  PYBIND11_TYPE_CASTER(std::vector<LayerThreshold>, const_name("list[LayerThreshold]"));
+
+  static handle cast(const std::vector<LayerThreshold>& thresholds, return_value_policy policy,
+                     handle parent) {
+    object list = checked(PyList_New(static_cast<Py_ssize_t>(thresholds.size())));
+    for (std::size_t i = 0; i < thresholds.size(); ++i) {
+      const handle item = type_caster<LayerThreshold>::cast(thresholds[i], policy, parent);
+      PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item.ptr());
+    }
+    return list.release();
+  }
+};
+
+template <>
+struct py::detail::type_caster<ElementIndex> {
+  PYBIND11_TYPE_CASTER(ElementIndex, const_name("ElementIndex"));
+
+  static handle cast(const ElementIndex& element, return_value_policy, handle) {
+    return named_tuple(
+               element_type, [&] { return PyLong_FromSize_t(element.layer); },
+               [&] { return PyLong_FromLongLong(element.index); })
+        .release();
+  }
+};
+
+template <>
+struct py::detail::type_caster<cuda::Needs> {
+  PYBIND11_TYPE_CASTER(cuda::Needs, const_name("Needs"));
+
+  static handle cast(const cuda::Needs& needs, return_value_policy, handle) {
+    return named_tuple(
+               needs_type, [&] { return PyLong_FromLongLong(needs.bytes); },
+               [&] { return PyLong_FromLongLong(needs.host_bytes); })
+        .release();
+  }
+};
+
+// Python passes a selection as a named tuple (ranking, counts).
+template <>
+struct py::detail::type_caster<SelectionSpec> {
+  PYBIND11_TYPE_CASTER(SelectionSpec, const_name("SelectionSpec"));
+
+  bool load(handle source, bool convert) {
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 2) return false;
+    make_caster<Ranking> ranking;
+    make_caster<std::vector<std::int64_t>> counts;
+    if (!ranking.load(PyTuple_GET_ITEM(source.ptr(), 0), convert) ||
+        !counts.load(PyTuple_GET_ITEM(source.ptr(), 1), convert)) {
+      return false;
+    }
+    value = SelectionSpec(cast_op<Ranking>(ranking),
+                          cast_op<std::vector<std::int64_t>&&>(std::move(counts)));
+    return true;
+  }
+};
 
 // Python passes a layer as a tuple (address, dtype, shape, strides, device). Every call passes many
 // of them, and instances of a bound class would take several times as long to create.
@@ -109,6 +212,18 @@ void translate_not_finite(std::exception_ptr thrown) {
   }
 }
 
+void bind_named_tuple(py::module_& m, Type& type, const char* name,
+                      const std::vector<const char*>& names) {
+  std::vector<PyStructSequence_Field> fields;
+  for (const char* field : names) fields.push_back({field, nullptr});
+  fields.push_back({nullptr, nullptr});
+  PyStructSequence_Desc description{name, nullptr, fields.data(), static_cast<int>(names.size())};
+  type.call_once_and_store_result(
+      [&] { return checked(reinterpret_cast<PyObject*>(PyStructSequence_NewType(&description))); });
+  const py::object& stored = type.get_stored();
+  m.attr(stored.attr("__name__")) = stored;
+}
+
 void bind_types(py::module_& m) {
   py::enum_<Dtype>(m, "Dtype")
       .value("float32", Dtype::float32)
@@ -124,18 +239,12 @@ void bind_types(py::module_& m) {
       .value("magnitude", Ranking::magnitude)
       .value("per_layer", Ranking::per_layer);
 
-  py::class_<SelectionSpec>(m, "SelectionSpec")
-      .def(py::init<Ranking, std::vector<std::int64_t>>(), py::arg("ranking"), py::arg("counts"));
-
-  py::class_<LayerThreshold>(m, "LayerThreshold")
-      .def_readonly("key", &LayerThreshold::key)
-      .def_readonly("ties", &LayerThreshold::ties)
-      .def_readonly("pruned", &LayerThreshold::pruned)
-      .def_readonly("magnitude", &LayerThreshold::magnitude);
-
-  py::class_<ElementIndex>(m, "ElementIndex")
-      .def_readonly("layer", &ElementIndex::layer)
-      .def_readonly("index", &ElementIndex::index);
+  m.attr("SelectionSpec") =
+      py::module_::import("collections").attr("namedtuple")("SelectionSpec", "ranking counts");
+  bind_named_tuple(m, threshold_type, "lampfast._core.LayerThreshold",
+                   {"key", "ties", "pruned", "magnitude"});
+  bind_named_tuple(m, element_type, "lampfast._core.ElementIndex", {"layer", "index"});
+  bind_named_tuple(m, needs_type, "lampfast._core.Needs", {"bytes", "host_bytes"});
 
   py::class_<CallProfile>(m, "CallProfile")
       .def(py::init<>())
@@ -150,13 +259,29 @@ void bind_types(py::module_& m) {
       .def_property_readonly("candidates",
                              [](const CallProfile& p) { return p.elements.candidates; });
 
-  py::class_<cuda::Needs>(m, "Needs")
-      .def_readonly("bytes", &cuda::Needs::bytes)
-      .def_readonly("host_bytes", &cuda::Needs::host_bytes);
-
   not_finite_error.call_once_and_store_result(
       [&] { return py::object(py::exception<NotFinite>(m, "NotFiniteError", PyExc_ValueError)); });
   py::register_exception_translator(&translate_not_finite);
+}
+
+using Commits = void (&)(const std::vector<Layer>&, const std::vector<Layer>&, const SelectionSpec&,
+                         const Machine&, CallProfile*, const ResultSink&);
+
+// What Python gets is made before anything is written, as memory may run out meanwhile, and so is
+// what Python itself has to do by then.
+template <Commits commits>
+py::list thresholds_of(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                       const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+                       const py::object& before_writing) {
+  py::list result;
+  const py::gil_scoped_release released;
+  commits(layers, targets, spec, machine, profile,
+          [&](const std::vector<LayerThreshold>& thresholds) {
+            const py::gil_scoped_acquire acquired;
+            result = py::cast(thresholds);
+            if (!before_writing.is_none()) before_writing(result);
+          });
+  return result;
 }
 
 void bind_calls(py::module_& m) {
@@ -167,8 +292,9 @@ void bind_calls(py::module_& m) {
   const auto spec = py::arg("spec");
   const auto machine = py::arg("machine");
   const auto profile = py::arg("profile") = nullptr;
-  m.def("prune", &prune, layers, targets, spec, machine, profile, released);
-  m.def("masks", &masks, layers, masks_arg, spec, machine, profile, released);
+  const auto before_writing = py::arg("before_writing") = py::none();
+  m.def("prune", &thresholds_of<prune>, layers, targets, spec, machine, profile, before_writing);
+  m.def("masks", &thresholds_of<masks>, layers, masks_arg, spec, machine, profile, before_writing);
   m.def("thresholds", &thresholds, layers, spec, machine, released);
   m.def("zero_thresholds", &zero_thresholds, layers, machine, released);
   m.def("score", &score, layers, py::arg("scores"), machine, released);

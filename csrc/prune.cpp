@@ -88,34 +88,34 @@ void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks
                               std::to_string(masks.size()));
 }
 
-std::vector<LayerThreshold> select_and_commit(const Job& job, const SelectionSpec& spec,
-                                              const MaskSink& masks, const Machine& machine,
-                                              CallProfile* profile) {
+void select_and_commit(const Job& job, const SelectionSpec& spec, const MaskSink& masks,
+                       const Machine& machine, CallProfile* profile, const ResultSink& sink) {
   Backends backends(job, machine);
   StageClock clock(profile);
-  return naming_not_finite(backends, [&] {
-    std::vector<LayerThreshold> thresholds = select(backends, spec, masks, clock);
+  naming_not_finite(backends, [&] {
+    const std::vector<LayerThreshold> thresholds = select(backends, spec, masks, clock);
     clock.start(&CallProfile::commit);
-    backends.commit(thresholds, masks);
     if (profile != nullptr) profile->elements = backends.counts();
-    return thresholds;
+    backends.prepare(thresholds, masks);
+    sink(thresholds);
+    backends.commit();
   });
 }
 
 }  // namespace
 
-std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
-                                  const std::vector<Layer>& targets, const SelectionSpec& spec,
-                                  const Machine& machine, CallProfile* profile) {
+void prune(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+           const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+           const ResultSink& sink) {
   check_targets(layers, targets, Written::weights);
-  return select_and_commit({layers, targets}, spec, MaskSink(), machine, profile);
+  select_and_commit({layers, targets}, spec, MaskSink(), machine, profile, sink);
 }
 
-std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
-                                  const SelectionSpec& spec, const Machine& machine,
-                                  CallProfile* profile) {
+void masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+           const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+           const ResultSink& sink) {
   check_targets(layers, masks, Written::masks);
-  return select_and_commit({layers, masks}, spec, MaskSink(masks), machine, profile);
+  select_and_commit({layers, masks}, spec, MaskSink(masks), machine, profile, sink);
 }
 
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

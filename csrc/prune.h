@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -17,18 +18,22 @@
 
 namespace lampfast {
 
+// Receives the thresholds of all layers, after everything else that may fail and before anything is
+// written. If it throws, nothing is.
+using ResultSink = std::function<void(const std::vector<LayerThreshold>&)>;
+
 // Selects elements by the magnitudes in `layers` and zeroes the elements with the same indices in
 // `targets`, which may be the layers themselves.
-std::vector<LayerThreshold> prune(const std::vector<Layer>& layers,
-                                  const std::vector<Layer>& targets, const SelectionSpec& spec,
-                                  const Machine& machine, CallProfile* profile);
+void prune(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+           const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+           const ResultSink& sink);
 
 // Writes one mask per layer: true where a weight is kept.
-std::vector<LayerThreshold> masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
-                                  const SelectionSpec& spec, const Machine& machine,
-                                  CallProfile* profile);
+void masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+           const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+           const ResultSink& sink);
 
-// Returns what prune would return; writes nothing.
+// Returns the thresholds by which prune would prune; writes nothing.
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,
                                        const Machine& machine);
 

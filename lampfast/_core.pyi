@@ -1,7 +1,7 @@
 """The compiled engine: addresses in, decisions out. Nothing here knows torch."""
 
-from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, TypeAlias
 
 __version__: str
 cuda_built: bool
@@ -37,30 +37,25 @@ class Ranking:
     magnitude: ClassVar[Ranking]
     per_layer: ClassVar[Ranking]
 
-class SelectionSpec:
+class SelectionSpec(NamedTuple):
     """What is selected: how elements are ranked, and how many of the first, or of each layer's."""
 
-    def __init__(self, ranking: Ranking, counts: Sequence[int]) -> None: ...
+    ranking: Ranking
+    counts: Sequence[int]
 
-class LayerThreshold:
+class LayerThreshold(NamedTuple):
     """A layer's answer: elements with a smaller key go, and the first `ties` of the equal ones."""
 
-    @property
-    def key(self) -> int: ...
-    @property
-    def ties(self) -> int: ...
-    @property
-    def pruned(self) -> int: ...
-    @property
-    def magnitude(self) -> float: ...  # of the smallest kept weight; inf if none is kept
+    key: int
+    ties: int
+    pruned: int
+    magnitude: float  # of the smallest kept weight; inf if none is kept
 
-class ElementIndex:
+class ElementIndex(NamedTuple):
     """Where an element lies: the position of its layer, and its row-major index there."""
 
-    @property
-    def layer(self) -> int: ...
-    @property
-    def index(self) -> int: ...
+    layer: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
 
 class NotFiniteError(ValueError):
     """A layer has NaN or infinity: the first one, or None where it has changed meanwhile."""
@@ -94,25 +89,27 @@ class CallProfile:
     @property
     def misses(self) -> int: ...
 
-class Needs:
+class Needs(NamedTuple):
     """How many bytes a call needs on a GPU, and page-locked in the host."""
 
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def host_bytes(self) -> int: ...
+    bytes: int
+    host_bytes: int
 
 def instruction_set() -> str: ...
 def cuda_usable() -> bool: ...
 def cuda_runs_on(device: int) -> bool: ...
 def cuda_needs(layers: Sequence[Layer], device: int) -> Needs: ...
 def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> Needs: ...
+
+# `before_writing` is called with what prune and masks return, once all is decided that may fail and
+# before a weight is written; if it raises, none is. Masks may be partly written by then.
 def prune(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
     spec: SelectionSpec,
     machine: Machine,
     profile: CallProfile | None = None,
+    before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def masks(
     layers: Sequence[Layer],
@@ -120,6 +117,7 @@ def masks(
     spec: SelectionSpec,
     machine: Machine,
     profile: CallProfile | None = None,
+    before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def thresholds(
     layers: Sequence[Layer], spec: SelectionSpec, machine: Machine

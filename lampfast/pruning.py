@@ -2,20 +2,20 @@
 
 from __future__ import annotations  # so that help() shows Model, not all that it may be
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any
 
 from lampfast import _arguments, _core, methods, parameters
 from lampfast._engine import calls, changes, collector, views
+from lampfast._engine.interrupts import Deferred
 from lampfast._engine.views import View, Weight
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, Report
 
 
-@collector.paused
 def prune(
     model: Model,
     s: float,
@@ -89,16 +89,43 @@ def prune(
         Hooker: The State of Sparsity in Deep Neural Networks, arXiv 1902.09574. "erk": Evci, Gale,
         Menick, Castro, Elsen: Rigging the Lottery, ICML 2020, arXiv 1911.11134, section 3.
     """
+    return pruned(model, s, method=method, include=include, exclude=exclude, importance=importance)
+
+
+@collector.paused
+def pruned(
+    model: Model,
+    s: float,
+    *,
+    method: Method,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    importance: Mapping[str, Weight] | None = None,
+    record: Callable[[Report], None] | None = None,
+) -> Report:
+    """What `prune` does; `record` is called last of all that may keep the weights from changing."""
     methods.check(method)
     weights = parameters.named(model, include, exclude)
     layers = views.layers(weights, write=True)
     importances = _sources(layers, importance, write=True)
     targets, sources, spec = _plan(layers, importances, s, method)
-    thresholds = calls.prune(targets, sources, spec)
-    changes.mark(weights.values())
-    views.write_back(layers, targets)
-    changes.announce(layers)
-    return _report(layers, thresholds)
+    reports: list[Report] = []
+
+    def before_writing(thresholds: Sequence[_core.LayerThreshold]) -> None:
+        reports.append(_report(layers, thresholds))
+        changes.mark(weights.values())
+        changes.tell(lambda listener: listener.pruning(layers))
+        if record is not None:
+            record(reports[0])
+
+    with Deferred():
+        try:
+            calls.prune(targets, sources, spec, before_writing)
+            views.write_back(layers, targets)
+        finally:
+            if reports:  # else nothing was written
+                changes.tell(lambda listener: listener.pruned(layers))
+    return reports[0]
 
 
 @collector.paused

@@ -32,6 +32,7 @@ from torch.nn.utils import prune
 from lampfast import _arguments, pruning
 from lampfast import parameters as _parameters
 from lampfast._engine import views
+from lampfast._engine.interrupts import Deferred
 
 __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_zeros"]
 
@@ -170,7 +171,9 @@ class LAMPUnstructured(prune.L1Unstructured):
         # already before it asks `compute_mask` for the new mask. The finished mask goes there as an
         # importance in the weight's dtype: 0 for what is to be pruned.
         (layer,) = layers.values()
-        method = super().apply(module, name, amount, kept.to(layer.weight.dtype))  # type: ignore[no-untyped-call]
+        importance = kept.to(layer.weight.dtype)
+        with Deferred():
+            method = super().apply(module, name, amount, importance)  # type: ignore[no-untyped-call]
         return cast(prune.BasePruningMethod, method)
 
 
@@ -256,8 +259,9 @@ def global_unstructured(
     with _naming_no_choice():
         layers = _layers(pairs, {} if importance_scores is None else importance_scores)
         kept = _kept(layers, amount)
-    for (module, name), mask in zip(pairs, kept.values(), strict=True):
-        prune.custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
+    with Deferred():
+        for (module, name), mask in zip(pairs, kept.values(), strict=True):
+            prune.custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
 
 
 def to_zeros(model: nn.Module) -> list[str]:
@@ -290,10 +294,11 @@ def to_zeros(model: nn.Module) -> list[str]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     names = []
-    for prefix, module in model.named_modules():
-        for name in _pruned_names(module):
-            _make_permanent(module, name)
-            names.append(f"{prefix}.{name}" if prefix else name)
+    with Deferred():
+        for prefix, module in model.named_modules():
+            for name in _pruned_names(module):
+                _make_permanent(module, name)
+                names.append(f"{prefix}.{name}" if prefix else name)
     return names
 
 

@@ -107,6 +107,31 @@ def other_schedule(rank: int) -> dict[str, object]:
     return run.attempt()
 
 
+def schedule_raises(rank: int) -> dict[str, object]:
+    """On one rank, at a step at which the other prunes, then at one at which it does not."""
+    run = _Run(rank)
+    run.train(3)
+    good = run.pruner._schedule
+
+    def fail(step: int) -> float:
+        raise KeyError("no such step")
+
+    results = {}
+    for name, other in (("prunes", good), ("waits", lambda step: 0.2)):
+        run.pruner._schedule = fail if rank == 1 else other
+        results[name] = run.attempt()
+    run.pruner._schedule = good
+    return {**results, "again": run.attempt()}
+
+
+def other_steps(rank: int) -> dict[str, object]:
+    """One rank has counted two steps more."""
+    run = _Run(rank)
+    run.train(1)
+    run.pruner._step += 2 * rank
+    return run.attempt()
+
+
 def apart(rank: int) -> dict[str, object]:
     """Models of their own, in groups of one rank."""
     groups = [distributed.new_group([other]) for other in range(distributed.get_world_size())]
@@ -122,6 +147,8 @@ RUNS: dict[str, Callable[[int], dict[str, object]]] = {
     "nan on one": _attempt(_nan_on_one),
     "nan on all": _attempt(_nan_on_all),
     "other schedule": other_schedule,
+    "schedule raises": schedule_raises,
+    "other steps": other_steps,
     "apart": apart,
 }
 

@@ -188,8 +188,10 @@ def test_a_call_that_fails_is_named_and_changes_nothing(monkeypatch: pytest.Monk
         if not failure:
             break
         assert re.match(r"\w+.* failed: cudaErrorIllegalAddress, an illegal memory", failure)
-        if not failure.startswith("zero failed"):  # of the last launches, one for each dtype
+        if "may have been written" not in failure:
             assert_same_memory(weights, before)
+        else:  # of the last launches, one for each dtype
+            assert failure.startswith("zero failed")
     assert 20 < calls < 999
 
 

@@ -98,6 +98,27 @@ def test_ranks_whose_schedules_differ(runs: dict[str, list[Any]]) -> None:
         assert word in first["error"]
 
 
+def test_a_schedule_that_raises_stops_the_others(runs: dict[str, list[Any]]) -> None:
+    """At once, and not when they have waited for as long as the group lets them."""
+    well, failing = runs["schedule raises"]
+    for name in ("prunes", "waits"):
+        assert failing[name]["error"] == "KeyError: 'no such step'"
+        told = "RuntimeError: rank 1 cannot prune, so no rank has pruned (after step 4)"
+        assert well[name]["error"] == f"{told}: {failing[name]['error']}"
+    for rank in (well, failing):
+        assert rank["prunes"]["unchanged"]
+        assert rank["waits"]["unchanged"]
+        assert rank["again"] == {"error": None, "unchanged": False}
+
+
+def test_ranks_at_different_steps(runs: dict[str, list[Any]]) -> None:
+    first, *others = runs["other steps"]
+    assert others == [first]
+    assert first["unchanged"]
+    for word in ("rank 1", "to sparsity 0.2 after step 2", "to sparsity 0.4 after step 4"):
+        assert word in first["error"]
+
+
 def test_a_group_of_ones_own_is_not_compared(runs: dict[str, list[Any]]) -> None:
     for result in runs["apart"]:
         assert result == {"error": None, "unchanged": False}

@@ -14,7 +14,7 @@ namespace lampfast {
 // target's: both are dense, and in the same order.
 inline bool same_memory_order(const Layer& layer, const Layer& target) {
   if (is_row_major(layer.shape, layer.strides) && is_row_major(target.shape, target.strides)) {
-    return true;  // spares small layers the walk's allocations
+    return true;  // spares small layers the walk
   }
   return StridedWalk<2>(layer.shape, {&layer.strides, &target.strides}, Order::memory).is_one_run();
 }

@@ -22,9 +22,10 @@ enum class Ranking : std::uint8_t {
 };
 
 struct SelectionSpec {
-  Ranking ranking;
+  Ranking ranking = Ranking::lamp;
   std::vector<std::int64_t> counts;  // one per layer if the ranking is per_layer, else one
 
+  SelectionSpec() = default;
   SelectionSpec(Ranking how, std::vector<std::int64_t> how_many)
       : ranking(how), counts(std::move(how_many)) {}
 

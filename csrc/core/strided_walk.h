@@ -4,6 +4,8 @@
 // The position of an element is its number in visiting order. Order::memory follows the memory of
 // the first tensor, so that a channels_last or transposed layer is one run. For row-major indices,
 // add a "tensor" with row-major strides: its offsets are the indices.
+//
+// A walk allocates nothing and cannot fail, so that a commit may use it.
 #pragma once
 
 #include <algorithm>
@@ -45,29 +47,31 @@ class StridedWalk {
   using Offsets = std::array<std::int64_t, Tensors>;
 
   StridedWalk(const std::vector<std::int64_t>& shape,
-              const std::array<const Strides*, Tensors>& strides, Order order) {
-    std::vector<std::size_t> visited;
+              const std::array<const Strides*, Tensors>& strides, Order order) noexcept {
+    if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return;  // no elements
+    std::array<std::size_t, most_axes> visited;
+    std::size_t count = 0;
     for (std::size_t i = 0; i < shape.size(); ++i) {
-      if (shape[i] != 1) visited.push_back(i);
+      if (shape[i] == 1) continue;
+      std::size_t at = count++;
+      if (order == Order::memory) {  // sorted by insertion: there are few axes
+        const std::int64_t own = rank((*strides[0])[i]);
+        for (; at > 0 && rank((*strides[0])[visited[at - 1]]) < own; --at) {
+          visited[at] = visited[at - 1];
+        }
+      }
+      visited[at] = i;
     }
-    if (order == Order::memory) {
-      std::stable_sort(visited.begin(), visited.end(), [&](std::size_t a, std::size_t b) {
-        return rank((*strides[0])[a]) > rank((*strides[0])[b]);
-      });
-    }
-    for (const std::size_t i : visited) {
-      Axis axis{shape[i], {}};
-      for (std::size_t t = 0; t < Tensors; ++t) axis.stride[t] = (*strides[t])[i];
+    for (std::size_t v = 0; v < count; ++v) {
+      Axis axis{shape[visited[v]], {}};
+      for (std::size_t t = 0; t < Tensors; ++t) axis.stride[t] = (*strides[t])[visited[v]];
       append(axis);
     }
-    if (!axes_.empty() && is_run(axes_.back())) {
-      run_ = axes_.back();
-      axes_.pop_back();
-    }
+    if (axis_count_ > 0 && is_run(axes_[axis_count_ - 1])) run_ = axes_[--axis_count_];
   }
 
   // Whether one run covers all elements.
-  bool is_one_run() const { return axes_.empty(); }
+  bool is_one_run() const { return axis_count_ == 0; }
 
   // The distance from one element of a run to the next, in every tensor; 1 in the dense ones.
   const Offsets& step() const { return run_.stride; }
@@ -83,9 +87,9 @@ class StridedWalk {
       return;
     }
     std::int64_t within = begin % run_.extent;
-    std::vector<std::int64_t> index = unravel(begin / run_.extent);
+    Index index = unravel(begin / run_.extent);
     Offsets row{};
-    for (std::size_t a = 0; a < axes_.size(); ++a) {
+    for (std::size_t a = 0; a < axis_count_; ++a) {
       for (std::size_t t = 0; t < Tensors; ++t) row[t] += index[a] * axes_[a].stride[t];
     }
     for (std::int64_t position = begin; position < end;) {
@@ -106,12 +110,16 @@ class StridedWalk {
 
   // The axes of the visiting order, outermost first; the last one is the run.
   std::vector<Axis> axes() const {
-    std::vector<Axis> all = axes_;
+    std::vector<Axis> all(axes_.begin(), axes_.begin() + axis_count_);
     all.push_back(run_);
     return all;
   }
 
  private:
+  // The number of elements fits 63 bits (check_layers.h), and each axis that is visited doubles it.
+  static constexpr std::size_t most_axes = 62;
+  using Index = std::array<std::int64_t, most_axes>;
+
   static Offsets unit() {
     Offsets ones;
     ones.fill(1);
@@ -135,24 +143,24 @@ class StridedWalk {
       }
       return true;
     };
-    if (!axes_.empty() && continues(axes_.back())) {
-      axes_.back() = Axis{axes_.back().extent * axis.extent, axis.stride};
+    if (axis_count_ > 0 && continues(axes_[axis_count_ - 1])) {
+      axes_[axis_count_ - 1] = Axis{axes_[axis_count_ - 1].extent * axis.extent, axis.stride};
     } else {
-      axes_.push_back(axis);
+      axes_[axis_count_++] = axis;
     }
   }
 
-  std::vector<std::int64_t> unravel(std::int64_t row) const {
-    std::vector<std::int64_t> index(axes_.size());
-    for (std::size_t a = axes_.size(); a-- > 0;) {
+  Index unravel(std::int64_t row) const {
+    Index index;
+    for (std::size_t a = axis_count_; a-- > 0;) {
       index[a] = row % axes_[a].extent;
       row /= axes_[a].extent;
     }
     return index;
   }
 
-  void advance(std::vector<std::int64_t>& index, Offsets& row) const {
-    for (std::size_t a = axes_.size(); a-- > 0;) {
+  void advance(Index& index, Offsets& row) const {
+    for (std::size_t a = axis_count_; a-- > 0;) {
       for (std::size_t t = 0; t < Tensors; ++t) row[t] += axes_[a].stride[t];
       if (++index[a] < axes_[a].extent) return;
       index[a] = 0;
@@ -160,7 +168,8 @@ class StridedWalk {
     }
   }
 
-  std::vector<Axis> axes_;  // outermost first, without the run
+  std::array<Axis, most_axes> axes_;  // outermost first, without the run
+  std::size_t axis_count_ = 0;
   Axis run_{1, unit()};
 };
 

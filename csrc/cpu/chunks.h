@@ -6,9 +6,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
+#include "core/function_ref.h"
 #include "core/layer.h"
 #include "core/strided_walk.h"
 #include "core/test_sizes.h"
@@ -38,20 +38,29 @@ inline std::vector<Chunk> whole(const std::vector<Layer>& layers, const LayerIds
 // A single layer, as one chunk.
 inline std::vector<Chunk> whole(const Layer& layer) { return {{0, 0, 0, layer.size}}; }
 
-// Cuts the given chunks into chunks of at most `size` elements, and calls body(chunk, worker) for
-// each, on the threads of the pool.
-inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
-                           const std::function<void(const Chunk&, int)>& body,
-                           std::int64_t size = chunk_size) {
+// The same chunks in parts of at most `size` elements.
+inline std::vector<Chunk> cut(const std::vector<Chunk>& wholes, std::int64_t size = chunk_size) {
   std::vector<Chunk> chunks;
-  std::int64_t total = 0;
   for (const Chunk& each : wholes) {
-    total += each.end - each.begin;
     for (std::int64_t begin = each.begin; begin < each.end; begin += size) {
       chunks.push_back({each.layer, each.position, begin, std::min(begin + size, each.end)});
     }
   }
-  pool.for_each(static_cast<std::int64_t>(chunks.size()), total,
+  return chunks;
+}
+
+inline std::int64_t total_size(const std::vector<Chunk>& chunks) {
+  std::int64_t total = 0;
+  for (const Chunk& chunk : chunks) total += chunk.end - chunk.begin;
+  return total;
+}
+
+// Cuts the given chunks, and calls body(chunk, worker) for each part, on the threads of the pool.
+inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
+                           FunctionRef<void(const Chunk&, int)> body,
+                           std::int64_t size = chunk_size) {
+  const std::vector<Chunk> chunks = cut(wholes, size);
+  pool.for_each(static_cast<std::int64_t>(chunks.size()), total_size(wholes),
                 [&](std::int64_t chunk, int worker) {
                   body(chunks[static_cast<std::size_t>(chunk)], worker);
                 });
@@ -61,7 +70,7 @@ inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
 // positions: its own memory where runs are long and dense, else copies that gather many runs.
 template <class Element, class Body>
 void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
-  if (is_row_major(layer.shape, layer.strides)) {  // spares small layers the walk's allocations
+  if (is_row_major(layer.shape, layer.strides)) {  // spares small layers the walk
     body(data + chunk.begin, chunk.end - chunk.begin);
     return;
   }

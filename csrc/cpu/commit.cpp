@@ -1,8 +1,13 @@
 // Commit in host memory: one streaming pass that zeroes the pruned weights or writes their masks,
-// or that only completes the masks that a partition has written.
+// or that only completes the masks that a partition has written. It must not stop half way, so that
+// nothing here allocates or throws.
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -33,10 +38,11 @@ struct PairedRun {
 };
 
 // Calls body(run, bound) for runs that make up the chunk, in each of which exactly the elements
-// with keys below `bound` are pruned.
+// with keys below `bound` are pruned. `indices` are row-major strides, where there are ties.
 template <class Body>
 void for_each_run(const Layer& source, const Layer& target, const LayerThreshold& threshold,
-                  std::int64_t first_kept, const Chunk& chunk, Body&& body) {
+                  std::int64_t first_kept, const Strides& indices, const Chunk& chunk,
+                  Body&& body) noexcept {
   if (threshold.ties == 0) {
     const StridedWalk<2, 0> walk(source.shape, {&source.strides, &target.strides}, Order::memory);
     const auto& step = walk.step();
@@ -47,7 +53,6 @@ void for_each_run(const Layer& source, const Layer& target, const LayerThreshold
   }
   // Row-major indices rise along a run, so the ties that are pruned are at its beginning: the run
   // is split behind them.
-  const Strides indices = row_major_strides(source.shape);
   const StridedWalk<3, 0> walk(source.shape, {&source.strides, &target.strides, &indices},
                                Order::memory);
   const auto& step = walk.step();
@@ -93,12 +98,12 @@ void mask_run(const Kernels& kernels, const Key* source, std::uint8_t* target, c
 }
 
 void mask_chunk(const Layer& source, const Layer& target, const LayerThreshold& threshold,
-                std::int64_t first_kept, const Chunk& chunk) {
+                std::int64_t first_kept, const Strides& indices, const Chunk& chunk) noexcept {
   const Kernels& kernels = kernels_for(source.dtype);
   auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
   with_format(source.dtype, [&](auto format) {
     const auto* data = reinterpret_cast<const typename decltype(format)::Storage*>(source.data);
-    for_each_run(source, target, threshold, first_kept, chunk,
+    for_each_run(source, target, threshold, first_kept, indices, chunk,
                  [&](const PairedRun& run, std::uint64_t bound) {
                    if (run.is_dense()) {
                      kernels.mask(data + run.from, run.length, bound, kept + run.to);
@@ -109,35 +114,89 @@ void mask_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
   });
 }
 
+// The stored candidates of one chunk, as a kernel reads them: in pieces, each of them contiguous
+// and with classify_slack keys of memory behind it.
+class CandidateReader {
+ public:
+  using Segments = std::vector<CandidateSegment>;
+
+  CandidateReader(const Segments& candidates, const Chunk& chunk, std::int64_t width) noexcept
+      : width_(static_cast<std::size_t>(width)) {
+    const CandidateSegment wanted{nullptr, nullptr, 0, chunk.begin};
+    std::tie(segment_, end_) =
+        std::equal_range(candidates.begin(), candidates.end(), wanted,
+                         [](const CandidateSegment& a, const CandidateSegment& b) {
+                           return a.chunk_begin < b.chunk_begin;
+                         });
+  }
+
+  // The next keys: as many as can be held, or all that are left.
+  const std::byte* peek() noexcept {
+    std::memmove(keys_.data(), keys_.data() + first_ * width_, held_ * width_);
+    first_ = 0;
+    fill();
+    return keys_.data();
+  }
+
+  std::int64_t held() const noexcept { return static_cast<std::int64_t>(held_); }
+  bool holds_all() const noexcept { return segment_ == end_; }
+
+  void skip(std::int64_t count) noexcept {
+    first_ += static_cast<std::size_t>(count);
+    held_ -= static_cast<std::size_t>(count);
+  }
+
+ private:
+  static constexpr std::size_t capacity = 2 * classify_block;
+
+  void fill() noexcept {
+    while (segment_ != end_ && held_ < capacity) {
+      const auto available = static_cast<std::size_t>(segment_->count) - taken_;
+      const std::size_t count = std::min(available, capacity - held_);
+      std::memcpy(keys_.data() + held_ * width_, segment_->keys + taken_ * width_, count * width_);
+      held_ += count;
+      taken_ += count;
+      if (count < available) return;
+      ++segment_;
+      taken_ = 0;
+    }
+  }
+
+  std::size_t width_;
+  Segments::const_iterator segment_;
+  Segments::const_iterator end_;
+  std::size_t taken_ = 0;  // of the segment
+  std::size_t first_ = 0;  // of the keys that are held
+  std::size_t held_ = 0;
+  std::array<std::byte, (capacity + classify_slack) * sizeof(std::uint64_t)> keys_;
+};
+
 // Completes a chunk of a mask that a partition has written: the candidates are the keys of its
 // undecided elements.
 void settle_chunk(const Layer& source, std::uint8_t* kept,
                   const std::vector<CandidateSegment>& candidates, const LayerThreshold& threshold,
-                  std::int64_t first_kept, const Chunk& chunk) {
-  const auto segments = std::equal_range(candidates.begin(), candidates.end(),
-                                         CandidateSegment{nullptr, nullptr, 0, chunk.begin},
-                                         [](const CandidateSegment& a, const CandidateSegment& b) {
-                                           return a.chunk_begin < b.chunk_begin;
-                                         });
-  const std::int64_t width = item_size(source.dtype);
-  std::vector<std::byte> keys;
-  for (auto segment = segments.first; segment != segments.second; ++segment) {
-    keys.insert(keys.end(), segment->keys, segment->keys + segment->count * width);
-  }
-  const std::int64_t available = static_cast<std::int64_t>(keys.size()) / width;
-  keys.resize(keys.size() + static_cast<std::size_t>(classify_slack * width));
+                  std::int64_t first_kept, const Chunk& chunk) noexcept {
   const Kernels& kernels = kernels_for(source.dtype);
+  CandidateReader reader(candidates, chunk, item_size(source.dtype));
+  const auto settle = [&](std::int64_t begin, std::int64_t end, std::uint64_t bound) {
+    while (begin < end) {
+      const std::byte* keys = reader.peek();
+      // At most every element is undecided.
+      const std::int64_t length =
+          reader.holds_all() ? end - begin : std::min(reader.held(), end - begin);
+      reader.skip(kernels.settle(kept + begin, length, keys, reader.held(), bound));
+      begin += length;
+    }
+  };
   // If the threshold has ties, positions are row-major indices (see HostBackend::prepare), and ties
   // before the first kept one are pruned.
   const std::int64_t ties_end = std::clamp(first_kept, chunk.begin, chunk.end);
-  const std::int64_t settled = kernels.settle(kept + chunk.begin, ties_end - chunk.begin,
-                                              keys.data(), available, threshold.key + 1);
-  kernels.settle(kept + ties_end, chunk.end - ties_end, keys.data() + settled * width,
-                 available - settled, threshold.key);
+  settle(chunk.begin, ties_end, threshold.key + 1);
+  settle(ties_end, chunk.end, threshold.key);
 }
 
 void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& threshold,
-                std::int64_t first_kept, const Chunk& chunk) {
+                std::int64_t first_kept, const Strides& indices, const Chunk& chunk) noexcept {
   if (threshold.pruned == 0) return;
   const Kernels& kernels = kernels_for(target.dtype);
   with_format(target.dtype, [&](auto target_format) {
@@ -145,7 +204,7 @@ void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
     with_format(source.dtype, [&](auto format) {
       using Format = decltype(format);
       const auto* importance = reinterpret_cast<const typename Format::Storage*>(source.data);
-      for_each_run(source, target, threshold, first_kept, chunk,
+      for_each_run(source, target, threshold, first_kept, indices, chunk,
                    [&](const PairedRun& run, std::uint64_t bound) {
                      if (source.data == target.data && run.is_dense()) {
                        kernels.zero(weights + run.to, run.length, bound);
@@ -172,35 +231,46 @@ const HostBackend::Read* HostBackend::useful_read(std::size_t id,
 
 void HostBackend::prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                           const MaskSink& masks) {
-  pending_ = {ids, &thresholds, masks, std::vector<PendingLayer>(layers_.size())};
+  const std::vector<Chunk> wholes = whole(layers_, ids);
+  pending_ = {cut(wholes), total_size(wholes), &thresholds, masks,
+              std::vector<PendingLayer>(layers_.size())};
   for (const std::size_t id : ids) {
     const Layer& layer = layers_[id];
     const Read* read = useful_read(id, thresholds[id]);
     PendingLayer& pending = pending_.layers[id];
     const auto* candidates = read == nullptr ? nullptr : &read->candidates;
     pending.first_kept = first_kept_tie(layer, thresholds[id], candidates, pool_);
+    const bool has_ties = thresholds[id].ties > 0;
+    if (has_ties) pending.indices = row_major_strides(layer.shape);
     // Unless positions are row-major indices, they do not tell which ties are pruned.
-    const bool positions_tell =
-        thresholds[id].ties == 0 || positions_are_indices(layer.shape, layer.strides);
+    const bool positions_tell = !has_ties || positions_are_indices(layer.shape, layer.strides);
     const bool is_mask_written = read != nullptr && read->stored.is_mask_written;
     pending.to_settle = is_mask_written && positions_tell ? candidates : nullptr;
   }
+  pool_.start_helpers(static_cast<std::int64_t>(pending_.chunks.size()), pending_.size);
 }
 
-void HostBackend::commit() {
-  for_each_chunk(whole(layers_, pending_.ids), pool_, [&](const Chunk& chunk, int) {
-    const std::size_t id = chunk.layer;
-    const Layer& source = layers_[id];
-    const LayerThreshold& threshold = (*pending_.thresholds)[id];
-    const auto& [first_kept, to_settle] = pending_.layers[id];
-    if (!pending_.masks.wants_masks()) {
-      zero_chunk(source, targets_[id], threshold, first_kept, chunk);
-    } else if (to_settle != nullptr) {
-      settle_chunk(source, pending_.masks.bytes(id), *to_settle, threshold, first_kept, chunk);
-    } else {
-      mask_chunk(source, pending_.masks.mask(id), threshold, first_kept, chunk);
-    }
-  });
+std::optional<CommitFailure> HostBackend::commit() noexcept {
+  const auto body = [this](std::int64_t task, int) noexcept {
+    commit(pending_.chunks[static_cast<std::size_t>(task)]);
+  };
+  static_assert(std::is_nothrow_invocable_v<decltype(body), std::int64_t, int>);
+  pool_.for_each(static_cast<std::int64_t>(pending_.chunks.size()), pending_.size, body);
+  return std::nullopt;
+}
+
+void HostBackend::commit(const Chunk& chunk) noexcept {
+  const std::size_t id = chunk.layer;
+  const Layer& source = layers_[id];
+  const LayerThreshold& threshold = (*pending_.thresholds)[id];
+  const auto& [first_kept, to_settle, indices] = pending_.layers[id];
+  if (!pending_.masks.wants_masks()) {
+    zero_chunk(source, targets_[id], threshold, first_kept, indices, chunk);
+  } else if (to_settle != nullptr) {
+    settle_chunk(source, pending_.masks.bytes(id), *to_settle, threshold, first_kept, chunk);
+  } else {
+    mask_chunk(source, pending_.masks.mask(id), threshold, first_kept, indices, chunk);
+  }
 }
 
 }  // namespace lampfast::cpu

@@ -10,6 +10,7 @@
 
 #include "backend.h"
 #include "cpu/candidates.h"
+#include "cpu/chunks.h"
 #include "cpu/thread_pool.h"
 
 namespace lampfast::cpu {
@@ -40,7 +41,7 @@ class HostBackend : public Backend {
   // commit.cpp
   void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                const MaskSink& masks) override;
-  void commit() override;
+  std::optional<CommitFailure> commit() noexcept override;
 
   // layer_stats.cpp
   std::vector<LayerStats> stats(const LayerIds& ids) override;
@@ -65,15 +66,18 @@ class HostBackend : public Backend {
     std::int64_t first_kept = 0;  // see tie_boundary.h
     // The candidates, if a partition has written the mask of all other elements; else null.
     const std::vector<CandidateSegment>* to_settle = nullptr;
+    Strides indices;  // row-major, where there are ties
   };
   struct Pending {
-    LayerIds ids;
+    std::vector<Chunk> chunks;
+    std::int64_t size = 0;  // of all chunks together
     const std::vector<LayerThreshold>* thresholds = nullptr;
     MaskSink masks;
     std::vector<PendingLayer> layers;  // by layer id
   };
 
   const Read* useful_read(std::size_t id, const LayerThreshold& threshold) const;
+  void commit(const Chunk& chunk) noexcept;
 
   const std::vector<Layer>& layers_;
   const std::vector<Layer>& targets_;

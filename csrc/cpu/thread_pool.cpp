@@ -1,11 +1,15 @@
 // Helpers spin for a moment between stages, then sleep until the next one.
 #include "cpu/thread_pool.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <exception>
+#include <iterator>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -32,6 +36,20 @@ bool spin(Ready&& ready) {
 
 }  // namespace
 
+bool prepare_to_throw() noexcept {
+  // They are thread-local data of a library that Python has loaded, which glibc allocates at their
+  // first use, with malloc. Blocks that a thread has freed are kept for it, by size, so that one of
+  // these serves.
+  void* volatile blocks[16];  // volatile, or compilers leave the calls out
+  std::size_t taken = 0;
+  while (taken < std::size(blocks) && (blocks[taken] = std::malloc(16 * (taken + 1))) != nullptr) {
+    ++taken;
+  }
+  const bool is_prepared = taken == std::size(blocks);
+  while (taken > 0) std::free(blocks[--taken]);
+  return is_prepared && abi::__cxa_get_globals() != nullptr;
+}
+
 class ThreadPool::Helpers {
  public:
   explicit Helpers(int count) {
@@ -52,7 +70,7 @@ class ThreadPool::Helpers {
   }
 
   // Calls work(worker) on every helper and, as worker 0, here.
-  void run(const std::function<void(int)>& work) {
+  void run(FunctionRef<void(int)> work) {
     busy_ = static_cast<int>(threads_.size());
     announce(&work);
     work(0);
@@ -63,7 +81,7 @@ class ThreadPool::Helpers {
   }
 
  private:
-  void announce(const std::function<void(int)>* work) {
+  void announce(const FunctionRef<void(int)>* work) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       work_ = work;
@@ -73,15 +91,16 @@ class ThreadPool::Helpers {
   }
 
   void serve(int worker) {
+    const bool can_work = prepare_to_throw();  // else the other threads do it all
     for (std::int64_t seen = 0;; ++seen) {
       const auto next = [this, seen] { return round_.load() != seen; };
       if (!spin(next)) {
         std::unique_lock<std::mutex> lock(mutex_);
         started_.wait(lock, next);
       }
-      const std::function<void(int)>* work = work_;
+      const FunctionRef<void(int)>* work = work_;
       if (work == nullptr) return;
-      (*work)(worker);
+      if (can_work) (*work)(worker);
       if (--busy_ == 0) {
         // Under the lock, or the caller could miss it between its last check and its wait.
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -95,7 +114,7 @@ class ThreadPool::Helpers {
   std::condition_variable finished_;
   std::atomic<std::int64_t> round_{0};
   std::atomic<int> busy_{0};
-  const std::function<void(int)>* work_ = nullptr;
+  const FunctionRef<void(int)>* work_ = nullptr;
   std::vector<std::thread> threads_;
 };
 
@@ -103,8 +122,12 @@ ThreadPool::ThreadPool(int threads) : size_(std::max(threads, 1)) {}
 
 ThreadPool::~ThreadPool() = default;
 
+void ThreadPool::start_helpers(std::int64_t tasks, std::int64_t weights) {
+  if (!helpers_ && wants_helpers(tasks, weights)) helpers_ = std::make_unique<Helpers>(size_ - 1);
+}
+
 void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
-                          const std::function<void(std::int64_t task, int worker)>& body) {
+                          FunctionRef<void(std::int64_t task, int worker)> body) {
   // Small tasks are claimed several at a time, so that claiming them does not take longer than
   // doing them.
   constexpr std::int64_t weights_at_a_time = test_sizes ? 8 : 1 << 13;
@@ -114,7 +137,7 @@ void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
   std::atomic<std::int64_t> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
-  const std::function<void(int)> work = [&](int worker) {
+  const auto work = [&](int worker) {
     const FloatEnvironment environment;
     try {
       for (std::int64_t begin = next.fetch_add(grain); begin < tasks;
@@ -128,11 +151,11 @@ void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
       next = tasks;
     }
   };
-  if (size_ == 1 || tasks < 2 || weights < least_parallel_size) {
-    work(0);
-  } else {
-    if (!helpers_) helpers_ = std::make_unique<Helpers>(size_ - 1);
+  start_helpers(tasks, weights);
+  if (wants_helpers(tasks, weights)) {
     helpers_->run(work);
+  } else {
+    work(0);
   }
   if (failure) std::rethrow_exception(failure);
 }

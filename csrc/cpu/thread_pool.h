@@ -2,12 +2,17 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 
+#include "core/function_ref.h"
 #include "core/test_sizes.h"
 
 namespace lampfast::cpu {
+
+// Has what a throw needs allocated for this thread: where the C library does that at a thread's
+// first throw, it ends the process if it fails, and a throw for lack of memory is the likeliest
+// one. Returns false if there is no memory; this thread must not throw then.
+bool prepare_to_throw() noexcept;
 
 // The calling thread and its helpers. Helpers start once there is enough to do and end with the
 // pool: a call has many short stages, and starting threads for each would cost more than some of
@@ -29,10 +34,17 @@ class ThreadPool {
   // tasks together, as a number of weights that are read in the same time. The first exception
   // stops the other tasks and is thrown again here.
   void for_each(std::int64_t tasks, std::int64_t weights,
-                const std::function<void(std::int64_t task, int worker)>& body);
+                FunctionRef<void(std::int64_t task, int worker)> body);
+
+  // Starts the helpers that such a for_each needs, which then fails only where its body does.
+  void start_helpers(std::int64_t tasks, std::int64_t weights);
 
  private:
   class Helpers;
+
+  bool wants_helpers(std::int64_t tasks, std::int64_t weights) const {
+    return size_ > 1 && tasks > 1 && weights >= least_parallel_size;
+  }
 
   int size_;
   std::unique_ptr<Helpers> helpers_;

@@ -239,15 +239,22 @@ class GpuBackend : public Backend {
     transfer_.wait();
   }
 
-  void commit() override {
-    const DeviceGuard guard(device_);
-    for (const Launch& launch : launches_) {
-      if (launch.settles_mask) {
-        settle_masks(launch, workspace_.store, workspace_.first_kept);
-      } else {
-        (wants_masks_ ? mask : zero)(launch, workspace_.first_kept);
+  std::optional<CommitFailure> commit() noexcept override {
+    bool has_begun = false;
+    try {
+      const DeviceGuard guard(device_);
+      for (const Launch& launch : launches_) {
+        if (launch.settles_mask) {
+          settle_masks(launch, workspace_.store, workspace_.first_kept);
+        } else {
+          (wants_masks_ ? mask : zero)(launch, workspace_.first_kept);
+        }
+        has_begun = true;
       }
+    } catch (...) {
+      return CommitFailure{std::current_exception(), has_begun};
     }
+    return std::nullopt;
   }
 
   std::vector<LayerStats> stats(const LayerIds& ids) override {

@@ -4,7 +4,7 @@
 layers' importances, or, as the very same list, the layers themselves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,14 +26,21 @@ def thresholds(
 
 
 def prune(
-    layers: Sequence[View], sources: Sequence[View], spec: _core.SelectionSpec
-) -> list[_core.LayerThreshold]:
-    """Zero the weights of `layers` that the spec selects, in place."""
+    layers: Sequence[View],
+    sources: Sequence[View],
+    spec: _core.SelectionSpec,
+    before_writing: Callable[[list[_core.LayerThreshold]], None],
+) -> None:
+    """Zero the weights of `layers` that the spec selects, in place.
+
+    Everything that may fail comes first, and last of it `before_writing`, which gets the
+    thresholds. Where it raises, or something before it, nothing is written.
+    """
     with _naming_not_finite(layers, sources):
         targets = _pointers(layers)
         pointers = targets if sources is layers else _pointers(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            return _core.prune(pointers, targets, spec, machine)
+            _core.prune(pointers, targets, spec, machine, None, before_writing)
 
 
 def masks(

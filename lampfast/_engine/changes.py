@@ -1,6 +1,6 @@
 """Tells autograd, and those who keep zeros, that weights were changed in place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Protocol
 from weakref import WeakSet
@@ -13,10 +13,21 @@ from lampfast._engine.views import View, Weight
 
 
 class Listener(Protocol):
-    """Is told which layers were pruned, and which optimizers have stepped."""
+    """Is told which layers were pruned, and which optimizers have stepped.
+
+    It learns of both twice. `pruned` comes when nothing can be undone any more, and may fail, as
+    where memory runs out; what was noted in `pruning` must then suffice for the zeros to be known
+    by the next step, before which `stepping` is called.
+    """
+
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Called before these layers are given new zeros; if it raises, they are not."""
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Called after these layers were given new zeros."""
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Called before a step of any optimizer; if it raises, there is no step."""
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Called after a step of any optimizer."""
@@ -55,7 +66,13 @@ def mark(weights: Iterable[Weight]) -> None:
                 increment_version(tensor)
 
 
-def announce(layers: Sequence[View]) -> None:
-    """Tell all listeners that layers were given new zeros."""
+def tell(message: Callable[[Listener], None]) -> None:
+    """Tell all listeners something, also if one of them raises; the first error is raised then."""
+    errors: list[BaseException] = []
     for listener in listening():
-        listener.pruned(layers)
+        try:
+            message(listener)
+        except BaseException as error:  # the others have zeros to keep, whatever it is
+            errors.append(error)
+    if errors:
+        raise errors[0]

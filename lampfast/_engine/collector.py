@@ -25,8 +25,8 @@ def paused(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         was_enabled = gc.isenabled()
-        gc.disable()
         try:
+            gc.disable()
             return function(*args, **kwargs)
         finally:
             if was_enabled:

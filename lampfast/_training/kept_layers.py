@@ -69,6 +69,8 @@ class KeptLayers:
         self._trained = trained or TrainedLayers(layers)
         self._free: set[int] = set()  # positions of layers that are all zero and not held at it
         self._unpruned: set[str] = set()
+        # By identity: layers with unrecorded zeros, and those that were all zero before already.
+        self._behind: dict[int, tuple[Sequence[View], set[str]]] = {}
 
     def let_go(self, position: int, remaining: torch.Tensor | None) -> None:
         """Hold of a layer that is all zero only what does not remain; None holds nothing."""
@@ -82,6 +84,7 @@ class KeptLayers:
         """Record what is zero now in all layers."""
         self.layers = _recorded([layer.now() for layer in self.layers])
         self._free.clear()
+        self._behind.clear()
 
     @contextmanager
     def leaving(self, names: Iterable[str]) -> Iterator[None]:
@@ -92,8 +95,24 @@ class KeptLayers:
         finally:
             self._unpruned = set()
 
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Note that the layers are given new zeros, which may be all that can be done."""
+        self._behind[id(layers)] = layers, self._unpruned
+
     def pruned(self, layers: Sequence[View]) -> None:
         """Record what is zero now in those of the layers that were given new zeros."""
+        self._catch_up()
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Record zeros before a step if `pruned` could not."""
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        if not self._behind:
+            return
+        noted = dict(self._behind)
+        layers = [layer for pruned, _ in noted.values() for layer in pruned]
+        unpruned = {name for _, names in noted.values() for name in names}
         current: dict[int, View] = {}
         for i, layer in enumerate(self.layers):
             # What is no longer a layer was not pruned. The next step of its optimizer raises this.
@@ -103,9 +122,11 @@ class KeptLayers:
         touched = [positions[j] for j in views.sharing(list(current.values()), layers)]
         fresh = _recorded([current[i] for i in touched])
         for i, layer in zip(touched, fresh, strict=True):
-            is_unpruned = layer.view.name in self._unpruned or i in self._free
+            is_unpruned = layer.view.name in unpruned or i in self._free
             if not (is_unpruned and layer.is_all_zero()):
                 self.layers[i] = layer
+        for each in noted:
+            self._behind.pop(each, None)  # another thread may have done the same
 
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take bool masks over, by name, and zero what they do not keep."""
@@ -146,6 +167,7 @@ class KeptLayers:
         Raises:
             ValueError: A layer has another shape than its mask.
         """
+        self._catch_up()
         _follow(self.layers)
         return {
             layer.view.name: packed_masks.to_bytes(layer.view, layer.mask) for layer in self.layers
@@ -159,10 +181,12 @@ class KeptLayers:
         )
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
-        self.layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
-        self._free.clear()
-        packed_masks.apply(current, masks)
+        layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
         changes.mark(view.weight for view in current)
+        packed_masks.apply(current, masks)
+        self.layers = layers
+        self._free.clear()
+        self._behind.clear()
 
 
 def _is_zero(weight: torch.Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from math import isclose
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +15,7 @@ from lampfast import _arguments, methods, parameters
 from lampfast._training import replicas, zeros
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
-from lampfast.pruning import masks, prune, report
+from lampfast.pruning import masks, pruned, report
 from lampfast.reports import Report
 from lampfast.schedules import Schedule
 
@@ -47,8 +46,9 @@ class Pruner:
     GradScaler skips counts. Schedulers of learning rates may step before or after.
 
     Where torch.distributed runs several ranks, all of them make a Pruner of the same model and
-    step it together. Before each pruning they compare their masks, and raise an error instead if
-    replicas have diverged; the schedule has to give all of them the same.
+    step it together. At each look at the schedule they exchange what they are about to do, and
+    before a pruning compare their masks, and raise an error instead if replicas have diverged or
+    one of them has failed; the schedule has to give all of them the same.
 
     What is zero when the Pruner is made is kept at zero from then on, as by `keep_zeros`; the first
     step warns of layers that are zero throughout. A layer that is all zero when others are pruned,
@@ -147,8 +147,9 @@ class Pruner:
             ValueError: The schedule goes down or leaves 0.0 to 1.0; a weight is NaN or infinite;
                 or the model has other layers than it had. The step is not counted, and no weight
                 is changed.
-            RuntimeError: Replicas have diverged, or another rank could not prune: no rank has
-                changed a weight. Or this Pruner was removed.
+            RuntimeError: Replicas have diverged, or another rank could not prune, as its schedule
+                or its weights have failed: no rank has changed a weight. Or this Pruner was
+                removed.
         """
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
@@ -156,8 +157,8 @@ class Pruner:
             self._warn_of_empty_layers()
         step = self._step + 1
         if step % self._every == 0:
-            sparsity = self._scheduled(step)
-            if sparsity > self._last_sparsity():
+            sparsity = self._agreed(step)
+            if sparsity is not None:
                 self._prune(step, sparsity)
         self._step = step
 
@@ -224,8 +225,14 @@ class Pruner:
     def _last_sparsity(self) -> float:
         return self._history[-1][1] if self._history else 0.0
 
-    def _scheduled(self, step: int) -> float:
-        """What the schedule asks for at a step."""
+    def _agreed(self, step: int) -> float | None:
+        """What all ranks prune to at a step; None where the schedule has not risen."""
+        if not replicas.exist(self._group):
+            return self._scheduled(step)
+        return replicas.agreed(step, self._scheduled, self._masks, self._layers, self._group)
+
+    def _scheduled(self, step: int) -> float | None:
+        """What the schedule asks for at a step; None if it is no more than before."""
         sparsity = _arguments.fraction(f"schedule({step})", self._schedule(step))
         last = self._last_sparsity()
         # A difference as small as a formula's rounding is not going down.
@@ -235,19 +242,20 @@ class Pruner:
                 f"after step {self._history[-1][0]}; what is pruned stays pruned, so pass a "
                 "schedule that never goes down"
             )
-        return sparsity
+        return sparsity if sparsity > last else None
 
     def _prune(self, step: int, sparsity: float) -> None:
-        if replicas.exist(self._group):
-            when = f"to sparsity {sparsity} after step {step}"
-            replicas.check(when, partial(self._masks, sparsity), self._layers, self._group)
         self._check_layers()
         now = self.report
         if _arguments.count("sparsity", sparsity, now.numel) < now.numel - now.kept:
             return  # it is sparser already
+        history = [*self._history, (step, sparsity)]
+
+        def record(report: Report) -> None:
+            self._step, self._history = step, history
+
         with self._zeros.leaving(_all_zero(now)):
-            prune(self._model, sparsity, method=self._method, **self._choice)
-        self._history.append((step, sparsity))
+            pruned(self._model, sparsity, method=self._method, record=record, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._check_layers()

@@ -1,4 +1,8 @@
-"""Whether all replicas of a model would prune alike, asked before any of them is changed."""
+"""Whether all replicas of a model would prune alike, asked before any of them is changed.
+
+Every rank answers whenever a step is one at which its Pruner looks at the schedule, be it that it
+would prune nothing or that it has failed: the others wait for it.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -17,7 +21,7 @@ class _Answer(NamedTuple):
     """What one rank would do.
 
     Attributes:
-        when: At which step, to which sparsity.
+        when: To which sparsity, at which step.
         masks: Their digests, by layer name.
         error: Why it cannot, if so.
     """
@@ -55,29 +59,37 @@ def check_group(group: object) -> None:
         )
 
 
-def check(
-    when: str,
-    masks: Callable[[], Mapping[str, torch.Tensor]],
+def agreed(
+    step: int,
+    scheduled: Callable[[int], float | None],
+    masks: Callable[[float], Mapping[str, torch.Tensor]],
     layers: Mapping[str, torch.Tensor],
     group: Group,
-) -> None:
-    """Compare the ranks' masks, by digests in one small exchange.
+) -> float | None:
+    """Compare what the ranks would do at a step, by digests of masks in one small exchange.
 
     Args:
-        when: At which step, to which sparsity: what the ranks have to agree on too.
-        masks: Gives the masks of this rank; may raise.
+        step: The step, by this rank's count.
+        scheduled: Gives the sparsity to prune to at a step, None for no pruning; may raise.
+        masks: Gives this rank's masks for a sparsity; may raise.
         layers: What the masks are of.
         group: The ranks that call this, None for all.
 
+    Returns:
+        What `scheduled` gave, on all ranks.
+
     Raises:
         RuntimeError: On all ranks, if their answers differ; on the others, if one rank raised.
-        Exception: What `masks` raised.
+        Exception: What `scheduled` or `masks` raised.
     """
     error: Exception | None = None
+    sparsity, when = None, f"after step {step}"
     try:
-        own = _Answer(
-            when, {name: _digest(np.packbits(_array(m))) for name, m in masks().items()}, None
-        )
+        sparsity = scheduled(step)
+        when = f"{'nothing' if sparsity is None else f'to sparsity {sparsity}'} {when}"
+        wanted = {} if sparsity is None else masks(sparsity)
+        digests = {name: _digest(np.packbits(_array(mask))) for name, mask in wanted.items()}
+        own = _Answer(when, digests, None)
     except Exception as raised:  # the others wait for this rank's answer, whatever it is
         error, own = raised, _Answer(when, {}, f"{type(raised).__name__}: {raised}")
     answers = _exchanged(own, layers, group)
@@ -86,11 +98,12 @@ def check(
     for rank, answer in answers.items():
         if answer.error:
             raise RuntimeError(
-                f"rank {rank} cannot prune, so no rank has pruned ({when}): {answer.error}"
+                f"rank {rank} cannot prune, so no rank has pruned ({answer.when}): {answer.error}"
             )
     if any(answer != own for answer in answers.values()):
         weights = {name: _digest(_array(layer)) for name, layer in layers.items()}
         raise RuntimeError(_difference(answers, _exchanged(weights, layers, group)))
+    return sparsity
 
 
 def _exchanged(own: T, layers: Mapping[str, torch.Tensor], group: Group) -> dict[int, T]:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lampfast import parameters
-from lampfast._engine import changes, views
+from lampfast._engine import changes, copies, memory, views
+from lampfast._engine.interrupts import Deferred
 from lampfast._training import known
 from lampfast._training.kept_layers import KeptLayers
 from lampfast._training.zeros import listed
@@ -89,18 +90,21 @@ def rewind(
             f"layer {names[missing]!r} is not in the model's state_dict, so it cannot be rewound; "
             "leave it out with exclude="
         )
+    for name in left:
+        del state[name]
     emptied = {}
-    for name in [name for name in state if name not in left]:
-        now, saved = state[name], saved_state[name]
+    for name, now in state.items():
+        saved = saved_state[name]
         # A layer may have other names in the state, as a decoder that is tied to an embedding.
         if (layer := names.get(_identity(now))) is None:
-            state[name] = saved
+            state[name] = _converted(now, saved)
             continue
         state[name] = _remaining(name, now, saved)
         if (remaining := _nonzero(now)).any() and not _nonzero(state[name]).any():
             emptied[layer] = now, remaining
-    model.load_state_dict(state)
-    _remember(emptied)
+    with Deferred():
+        model.load_state_dict(state, strict=not left)
+        _remember(emptied)
     return report(model, include=include, exclude=exclude)
 
 
@@ -156,6 +160,7 @@ def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: 
                 f"{name!r} in saved_state is {saved.dtype}, which {now.dtype} has no place for; "
                 "pass real values"
             )
+        _check_writable(name, now)
         if saved.shape != now.shape:
             problems.append(f"{name!r} has shape {tuple(saved.shape)}, not {tuple(now.shape)}")
         elif now.numel() and _identity(saved) == _identity(now):
@@ -182,6 +187,30 @@ def _problem(saved: object) -> str | None:
     if views.is_wrapper(saved):
         return f"a {type(saved).__name__}, which wraps other tensors; pass a plain tensor"
     return None
+
+
+def _converted(now: object, saved: Any) -> Any:
+    """A saved value as the one that it replaces, whatever that takes; a tensor's may be its own."""
+    if not isinstance(now, torch.Tensor):
+        return saved
+    return saved.detach().to(now.device, now.dtype)
+
+
+def _check_writable(name: str, tensor: torch.Tensor) -> None:
+    """Check that a tensor can be given values: torch would write the ones before it first."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name!r} was made in torch.inference_mode(), and can only be written there; rewind "
+            "in it, or leave it out with leave="
+        )
+    if tensor.layout is not torch.strided or tensor.is_contiguous() or not copies.is_local(tensor):
+        return
+    address, strides = tensor.data_ptr(), tensor.stride()
+    if memory.repeats(memory.array(address, tensor.itemsize, tensor.shape, strides)):
+        raise ValueError(
+            f"{name!r} has elements that share memory, as an expanded tensor does, so that it "
+            "cannot be given values; make it contiguous, or leave it out with leave="
+        )
 
 
 def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 from typing import NoReturn, TypeGuard, cast
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from lampfast import parameters
 from lampfast._engine import changes, tracing, views
+from lampfast._engine.interrupts import Deferred
 from lampfast._engine.views import View, Weight
 from lampfast._training import hooks, known
 from lampfast._training.kept_layers import KeptLayers
@@ -166,7 +170,7 @@ class KeptZeros:
         self._hooks = [
             undo
             for optimizer in optimizers
-            for undo in hooks.after_writes(optimizer, self._kept.restore)
+            for undo in hooks.after_writes(optimizer, partial(_after_writes, self._kept))
         ]
         changes.listen(self._kept)
         _listen_to_every_step()
@@ -200,7 +204,8 @@ class KeptZeros:
             self._kept.update()
         else:
             _check_masks(masks, [layer.now() for layer in self._kept.layers])
-            self._kept.set_masks(masks)
+            with Deferred():
+                self._kept.set_masks(masks)
 
     def restore(self) -> None:
         """Restore the zeros now, after something other than an optimizer's step has written.
@@ -224,7 +229,8 @@ class KeptZeros:
             RuntimeError: The handle was removed.
         """
         self._check_in_use()
-        self._kept.restore_all()
+        with Deferred():
+            self._kept.restore_all()
 
     def leaving(self, names: Iterable[str]) -> AbstractContextManager[None]:
         """For a Pruner: keep the masks of layers that it prunes meanwhile, all zero before it."""
@@ -294,7 +300,8 @@ class KeptZeros:
         """
         self._check_in_use()
         _check_state(state, [layer.now() for layer in self._kept.layers])
-        self._kept.load(state)
+        with Deferred():
+            self._kept.load(state)
 
     def _check_in_use(self) -> None:
         if not self._hooks:
@@ -306,17 +313,30 @@ class KeptZeros:
 __test__ = {"KeptZeros": KeptZeros}
 
 
+def _after_writes(kept: KeptLayers, optimizer: Optimizer) -> None:
+    with Deferred():
+        kept.restore(optimizer)
+
+
 @cache
 def _listen_to_every_step() -> None:
     """Tell all handles of the steps of any optimizer, also of those made after them."""
+    register_optimizer_step_pre_hook(
+        torch.compiler.disable(_before_any_step)  # type: ignore[no-untyped-call]
+    )
     register_optimizer_step_post_hook(
         torch.compiler.disable(_after_any_step)  # type: ignore[no-untyped-call]
     )
 
 
-def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+def _before_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     for listener in changes.listening():
-        listener.stepped(optimizer)
+        listener.stepping(optimizer)
+
+
+def _after_any_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    with Deferred():
+        changes.tell(lambda listener: listener.stepped(optimizer))
 
 
 def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
