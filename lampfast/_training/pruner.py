@@ -254,7 +254,7 @@ class Pruner:
         def record(report: Report) -> None:
             self._step, self._history = step, history
 
-        with self._zeros.leaving(_all_zero(now)):
+        with self._zeros._kept.leaving(_all_zero(now)):
             pruned(self._model, sparsity, method=self._method, record=record, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from types import TracebackType
 from typing import NoReturn, TypeGuard, cast
@@ -231,10 +230,6 @@ class KeptZeros:
         self._check_in_use()
         with Deferred():
             self._kept.restore_all()
-
-    def leaving(self, names: Iterable[str]) -> AbstractContextManager[None]:
-        """For a Pruner: keep the masks of layers that it prunes meanwhile, all zero before it."""
-        return self._kept.leaving(names)
 
     def remove(self) -> None:
         """Let the zeros go: later steps may change them. Once removed it holds nothing."""
