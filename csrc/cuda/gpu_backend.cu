@@ -2,6 +2,7 @@
 // where a stage needs the results to go on.
 #include <algorithm>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "core/candidate_budget.h"
@@ -36,7 +37,8 @@ class GpuBackend : public Backend {
       throw std::invalid_argument("a GPU needs more memory than it was lent");
     }
     const DeviceGuard guard(device_);
-    transfer_.send(workspace_.axes, layout_.axes);
+    std::copy(layout_.axes.begin(), layout_.axes.end(), workspace_.sent_axes);
+    transfer_.send(workspace_.axes, workspace_.sent_axes, layout_.axes.size());
   }
 
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids) override {
@@ -122,7 +124,8 @@ class GpuBackend : public Backend {
     const auto* incomplete =
         reinterpret_cast<const std::uint32_t*>(workspace_.results + part_count_ * sizeof(Row));
     for (std::size_t w = 0; w < works_.size(); ++w) {
-      const auto [id, position] = works_[w];
+      const std::size_t id = works_[w].id;
+      const std::size_t position = works_[w].position;
       add_rows(w, layers_[id].size, found[position]);
       reads_[id].stored.is_complete = stores_candidates(layers_[id].dtype) && incomplete[w] == 0;
     }
@@ -154,7 +157,8 @@ class GpuBackend : public Backend {
     receive_rows();
     transfer_.wait();
     for (std::size_t w = 0; w < works_.size(); ++w) {
-      const auto [id, position] = works_[w];
+      const std::size_t id = works_[w].id;
+      const std::size_t position = works_[w].position;
       const Sides& read = reads_[id].stored.sides;
       found[position].sides.add(read);
       add_rows(w, layers_[id].size - read.below - read.above, found[position]);
@@ -226,17 +230,19 @@ class GpuBackend : public Backend {
       work.low = threshold.key;
       work.ties = threshold.ties;
       work.tie_bin = tie_bin(id, threshold.key);
+      const bool has_indices = threshold.ties == 0 || work.by_memory.count == 0;
+      work.is_plain = work.aligned && has_indices && (wants_masks_ || work.own_target);
       has_ties = has_ties || threshold.ties > 0;
       counts_ties = counts_ties || (threshold.ties > 0 && work.tie_bin < 0);
     });
+    transfer_.mark_last_copy();
     for (const Launch& launch : launches_) {
       if (counts_ties) count_ties(launch, workspace_.tie_counts);
       if (has_ties) {
         find_ties(launch, workspace_.tie_counts, workspace_.rows, workspace_.first_kept);
       }
-      load_commit(launch.dtype);
+      load_commit(launch);
     }
-    transfer_.wait();
   }
 
   void commit() override {
@@ -272,20 +278,15 @@ class GpuBackend : public Backend {
 
   void score(const LayerIds& ids) override {
     const DeviceGuard guard(device_);
+    const std::vector<Batch> all = batches(layers_, ids);
+    std::size_t count = 0;
+    for (const Batch& batch : all) count = put_works(batch, count);
+    transfer_.send(workspace_.works, workspace_.sent_works, count);
     transfer_.clear(workspace_.not_finite, 1);
-    for (const Batch& batch : batches(layers_, ids)) {
-      std::int64_t out = 0;
-      std::int64_t span = 0;
-      send(batch.layers, [&](Work& work, std::size_t position) {
-        const Layer& layer = layers_[batch.layers[position]];
-        work.out = out;
-        work.first_span = span;
-        out += layer.size;
-        span += spans_of(layer);
-      });
-      score_batch(batch, workspace_.works, beyond_workspace_, workspace_.not_finite,
-                  transfer_.stream());
-      transfer_.wait();  // the works of the next batch overwrite these
+    const Work* works = workspace_.works;
+    for (const Batch& batch : all) {
+      score_batch(batch, works, beyond_workspace_, workspace_.not_finite, transfer_.stream());
+      works += batch.layers.size();
     }
     transfer_.receive(workspace_.results, workspace_.not_finite, 1);
     transfer_.wait();
@@ -315,10 +316,14 @@ class GpuBackend : public Backend {
     int row_bin_bits = 0;
   };
 
+  using Group = std::tuple<Dtype, bool, bool>;  // the same fields of a Launch
+
   // A layer's work among those that were last sent.
   struct SentWork {
     std::size_t id;
     std::size_t position;  // among the ids that were asked for
+    std::size_t filled;    // among filled_works_
+    Group group;
   };
 
   // Whether partition_weights can write a layer's mask.
@@ -328,44 +333,60 @@ class GpuBackend : public Backend {
 
   // --- to the GPU ---
 
-  // Sends the works of the layers, and prepares one launch for each dtype, or two if only some of
-  // its layers have masks to settle. fill(work, position) adds what the kernels need to know of
+  // Sends the works of the layers, and prepares one launch for each dtype, or several if its layers
+  // need different kernels. fill(work, position) adds what the kernels need to know of
   // ids[position]. What was sent before must have arrived.
   template <class Fill>
   void send(const LayerIds& ids, Fill&& fill) {
     works_.clear();
+    filled_works_.clear();
     for (std::size_t p = 0; p < ids.size(); ++p) {
-      if (layers_[ids[p]].size > 0) works_.push_back({ids[p], p});
+      const std::size_t id = ids[p];
+      if (layers_[id].size == 0) continue;
+      filled_works_.push_back(layout_.works[id]);
+      Work& work = filled_works_.back();
+      fill(work, p);
+      const bool settles_mask = reads_[id].settles_mask;
+      const Group group{layers_[id].dtype, settles_mask, work.is_plain && !settles_mask};
+      works_.push_back({id, p, filled_works_.size() - 1, group});
     }
-    const auto group = [&](const SentWork& work) {
-      return std::pair{layers_[work.id].dtype, reads_[work.id].settles_mask};
-    };
     std::stable_sort(works_.begin(), works_.end(),
-                     [&](const SentWork& a, const SentWork& b) { return group(a) < group(b); });
-    std::vector<Work>& works = sent_works_;
-    works.clear();
-    works.reserve(works_.size());
+                     [](const SentWork& a, const SentWork& b) { return a.group < b.group; });
     launches_.clear();
     part_count_ = 0;
-    for (const SentWork& sent : works_) {
-      const std::pair<Dtype, bool> sent_group = group(sent);
-      if (launches_.empty() ||
-          std::pair{launches_.back().dtype, launches_.back().settles_mask} != sent_group) {
-        const auto first = static_cast<int>(works.size());
-        launches_.push_back({sent_group.first, sent_group.second, workspace_.works + first, first,
-                             0, 0, transfer_.stream()});
+    for (std::size_t w = 0; w < works_.size(); ++w) {
+      const SentWork& sent = works_[w];
+      if (w == 0 || works_[w - 1].group != sent.group) {
+        const auto [dtype, settles_mask, is_plain] = sent.group;
+        launches_.push_back({dtype, settles_mask, is_plain, workspace_.works + w,
+                             static_cast<int>(w), 0, 0, transfer_.stream()});
       }
       Launch& launch = launches_.back();
-      Work work = layout_.works[sent.id];
+      Work& work = workspace_.sent_works[w];
+      work = filled_works_[sent.filled];
       work.first_block = launch.blocks;
       work.first_part = static_cast<std::int64_t>(part_count_);
-      fill(work, sent.position);
-      works.push_back(work);
       ++launch.count;
       launch.blocks += spans_of(layers_[sent.id]);
       part_count_ += static_cast<std::size_t>(parts_of(spans_of(layers_[sent.id])));
     }
-    transfer_.send(workspace_.works, works);
+    transfer_.send(workspace_.works, workspace_.sent_works, works_.size());
+  }
+
+  // Puts a batch's works behind the first `count` to be sent, and returns how many these are then.
+  std::size_t put_works(const Batch& batch, std::size_t count) {
+    std::int64_t out = 0;
+    std::int64_t spans = 0;
+    for (const std::size_t id : batch.layers) {
+      Work& work = workspace_.sent_works[count++];
+      work = layout_.works[id];
+      work.out = out;
+      work.first_block = spans;
+      work.first_span = spans;
+      out += layers_[id].size;
+      spans += spans_of(layers_[id]);
+    }
+    return count;
   }
 
   // Sends the requests. Returns partitions with nothing in them yet, for the results.
@@ -461,8 +482,8 @@ class GpuBackend : public Backend {
     const DeviceGuard guard(device_);
     constexpr DeviceStats nothing{0, no_index, 0, no_index};
     send(ids, [](Work&, std::size_t) {});
-    sent_stats_.assign(works_.size(), nothing);
-    transfer_.send(workspace_.stats, sent_stats_);
+    std::fill_n(workspace_.sent_stats, works_.size(), nothing);
+    transfer_.send(workspace_.stats, workspace_.sent_stats, works_.size());
     for (const Launch& launch : launches_) find_stats(launch, workspace_.stats);
     transfer_.receive(workspace_.results, workspace_.stats, works_.size());
     transfer_.wait();
@@ -487,12 +508,12 @@ class GpuBackend : public Backend {
                      const KeySink& sink) {
     if (ids.empty()) return;
     std::int64_t count = 0;
-    std::vector<std::int64_t> firsts;  // by work: where its keys begin
+    std::vector<std::int64_t> firsts(ids.size());  // where the keys of a layer begin
     send(ids, [&](Work& work, std::size_t position) {
       work.low = requests[position].interval.low;
       work.high = requests[position].interval.high;
       work.out = count;
-      firsts.push_back(count);
+      firsts[position] = count;
       count += requests[position].count;
     });
     transfer_.clear(workspace_.found, works_.size());
@@ -503,8 +524,9 @@ class GpuBackend : public Backend {
     transfer_.wait();
     const auto* keys = reinterpret_cast<const std::uint64_t*>(workspace_.results);
     for (std::size_t w = 0; w < works_.size(); ++w) {
-      const std::uint64_t* first = keys + firsts[w];
-      sink(works_[w].id, Keys(first, first + requests[works_[w].position].count));
+      const std::size_t position = works_[w].position;
+      const std::uint64_t* first = keys + firsts[position];
+      sink(works_[w].id, Keys(first, first + requests[position].count));
     }
   }
 
@@ -544,11 +566,8 @@ class GpuBackend : public Backend {
   std::vector<Read> reads_;
   bool wants_masks_ = false;  // whether the commit writes masks
 
-  // What was sent last, and must not change until the next wait:
-  std::vector<Work> sent_works_;
-  std::vector<DeviceStats> sent_stats_;
-
   // About the works that were sent last:
+  std::vector<Work> filled_works_;
   std::vector<SentWork> works_;
   std::vector<Launch> launches_;
   std::size_t part_count_ = 0;

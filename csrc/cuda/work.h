@@ -100,6 +100,7 @@ struct Work {
   bool dense;            // positions are offsets in its memory and in the target's
   bool aligned;          // and vectors can be loaded and stored
   bool own_target;       // the target is the layer itself
+  bool is_plain;         // a launch may read and write it in vectors, in the order of its positions
   VisitOrder by_memory;  // the order of positions
   VisitOrder by_index;   // the row-major order
 };
