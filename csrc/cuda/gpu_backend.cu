@@ -135,6 +135,7 @@ class GpuBackend : public Backend {
       Read& read = reads_[id];
       read.holds_all_weights = !is_limited;
       read.stored.sides = found[p].sides;
+      read.inside = found[p].inside();
       read.stored.is_mask_written = writes_masks && can_write_mask(id);
       const bool is_stored = read.stored.is_complete || !is_limited || layers_[id].size == 0;
       results.push_back({std::move(found[p]), is_stored});
@@ -150,11 +151,13 @@ class GpuBackend : public Backend {
         throw std::logic_error("a layer has no stored candidates");
       }
     }
-    std::vector<Partition> found = send_requests(ids, requests, true);
+    const Rooms rooms(*this, ids, requests);
+    std::vector<Partition> found = send_requests(ids, requests, true, &rooms);
     for (const Launch& launch : launches_) {
       partition_candidates(launch, workspace_.store, workspace_.rows);
     }
     receive_rows();
+    if (rooms.total > 0) receive_keys(rooms);
     transfer_.wait();
     for (std::size_t w = 0; w < works_.size(); ++w) {
       const std::size_t id = works_[w].id;
@@ -162,6 +165,7 @@ class GpuBackend : public Backend {
       const Sides& read = reads_[id].stored.sides;
       found[position].sides.add(read);
       add_rows(w, layers_[id].size - read.below - read.above, found[position]);
+      keep_keys(w, found[position].inside(), rooms);
     }
     return found;
   }
@@ -175,6 +179,10 @@ class GpuBackend : public Backend {
     for (std::size_t p = 0; p < ids.size(); ++p) {
       if (reads_[ids[p]].holds_all_weights) {
         sink(ids[p], keys_of_weights(ids[p], requests[p].interval));
+        continue;
+      }
+      if (const Keys* kept = reads_[ids[p]].keys_in(requests[p])) {
+        sink(ids[p], Keys(*kept));
         continue;
       }
       if (count + requests[p].count > Workspace::most_collected) {
@@ -314,6 +322,41 @@ class GpuBackend : public Backend {
     bool has_rows = false;
     KeyInterval row_interval{};
     int row_bin_bits = 0;
+    std::int64_t inside = 0;  // how many elements this interval has
+    Keys keys;                // all of these, if keep_keys has got them
+
+    // The keys that are asked for, or null if they are not here.
+    const Keys* keys_in(const KeyRequest& request) const {
+      const bool is_here = request.interval == row_interval && !keys.empty() &&
+                           request.count == static_cast<std::int64_t>(keys.size());
+      return is_here ? &keys : nullptr;
+    }
+  };
+
+  // How many of the keys inside each requested interval are asked for together with its bins, so
+  // that a collect right after need not wait for the GPU again: about twice as many as there
+  // should be, if these are few.
+  struct Rooms {
+    std::vector<std::int64_t> of;  // by position
+    std::vector<std::int64_t> first;
+    std::int64_t total = 0;
+
+    Rooms(const GpuBackend& backend, const LayerIds& ids,
+          const std::vector<PartitionRequest>& requests)
+        : of(ids.size()), first(ids.size()) {
+      constexpr double few = 512.0;
+      for (std::size_t p = 0; p < ids.size(); ++p) {
+        const Read& read = backend.reads_[ids[p]];
+        const auto width = [](const KeyInterval& i) { return static_cast<double>(i.high - i.low); };
+        const double share = width(requests[p].interval) / std::max(width(read.row_interval), 1.0);
+        const double expected = static_cast<double>(read.inside) * std::min(share, 1.0);
+        first[p] = total;
+        if (expected > few) continue;
+        of[p] = std::min(read.inside, 2 * static_cast<std::int64_t>(expected) + 32);
+        if (total + of[p] > Workspace::most_collected) of[p] = 0;
+        total += of[p];
+      }
+    }
   };
 
   using Group = std::tuple<Dtype, bool, bool>;  // the same fields of a Launch
@@ -392,7 +435,7 @@ class GpuBackend : public Backend {
   // Sends the requests. Returns partitions with nothing in them yet, for the results.
   std::vector<Partition> send_requests(const LayerIds& ids,
                                        const std::vector<PartitionRequest>& requests,
-                                       bool is_limited) {
+                                       bool is_limited, const Rooms* rooms = nullptr) {
     std::vector<Partition> found;
     found.reserve(ids.size());
     for (const PartitionRequest& request : requests)
@@ -405,10 +448,15 @@ class GpuBackend : public Backend {
       work.bin_bits = found[position].bin_bits;
       const std::int64_t size = layers_[ids[position]].size;
       work.share = is_limited ? candidate_share(size) : 0;
+      if (rooms != nullptr) {
+        work.out = rooms->first[position];
+        work.share = rooms->of[position];
+      }
       Read& read = reads_[ids[position]];
       read.has_rows = true;
       read.row_interval = request.interval;
       read.row_bin_bits = work.bin_bits;
+      read.keys.clear();
     });
     return found;
   }
@@ -513,21 +561,43 @@ class GpuBackend : public Backend {
       work.low = requests[position].interval.low;
       work.high = requests[position].interval.high;
       work.out = count;
+      work.share = requests[position].count;
       firsts[position] = count;
       count += requests[position].count;
     });
+    queue_collect();
+    transfer_.receive(workspace_.results, workspace_.collected, static_cast<std::size_t>(count));
+    transfer_.wait();
+    const auto* keys = reinterpret_cast<const std::uint64_t*>(workspace_.results);
+    for (const SentWork& work : works_) {
+      const std::uint64_t* first = keys + firsts[work.position];
+      sink(work.id, Keys(first, first + requests[work.position].count));
+    }
+  }
+
+  // Collects the candidates inside the works' intervals, for each as many as its share.
+  void queue_collect() {
     transfer_.clear(workspace_.found, works_.size());
     for (const Launch& launch : launches_) {
       collect_candidates(launch, workspace_.store, workspace_.found, workspace_.collected);
     }
-    transfer_.receive(workspace_.results, workspace_.collected, static_cast<std::size_t>(count));
-    transfer_.wait();
-    const auto* keys = reinterpret_cast<const std::uint64_t*>(workspace_.results);
-    for (std::size_t w = 0; w < works_.size(); ++w) {
-      const std::size_t position = works_[w].position;
-      const std::uint64_t* first = keys + firsts[position];
-      sink(works_[w].id, Keys(first, first + requests[position].count));
-    }
+  }
+
+  // Receives keys beside the rows.
+  void receive_keys(const Rooms& rooms) {
+    queue_collect();
+    received_keys_ = workspace_.results + rounded(part_count_ * sizeof(Row));
+    transfer_.receive(received_keys_, workspace_.collected, static_cast<std::size_t>(rooms.total));
+  }
+
+  // Keeps the received keys of the w-th work if they are all `inside` of its interval.
+  void keep_keys(std::size_t w, std::int64_t inside, const Rooms& rooms) {
+    Read& read = reads_[works_[w].id];
+    const std::size_t position = works_[w].position;
+    read.inside = inside;
+    if (inside > rooms.of[position]) return;
+    const auto* keys = reinterpret_cast<const std::uint64_t*>(received_keys_);
+    read.keys.assign(keys + rooms.first[position], keys + rooms.first[position] + inside);
   }
 
   // All keys of a layer inside an interval, from a copy of the layer in the host.
@@ -572,6 +642,7 @@ class GpuBackend : public Backend {
   std::vector<Launch> launches_;
   std::size_t part_count_ = 0;
   const Row* next_part_ = nullptr;
+  std::byte* received_keys_ = nullptr;
 
   Transfer transfer_;  // destroyed first, as it waits for copies that still use the others
 };

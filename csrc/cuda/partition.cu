@@ -148,7 +148,7 @@ struct Staging {
   __device__ std::uint32_t add(const Share<Key>& share, int tile_begin) {
     constexpr int words = Bytes<Key>::words;
     static_assert(vectors_in_flight * words <= 8);  // bits in a byte
-    std::uint32_t own = 0;  // in bit 8 * (e % 4) + i: element e of word i
+    std::uint32_t own = 0;                          // in bit 8 * (e % 4) + i: element e of word i
 #pragma unroll
     for (int i = 0; i < vectors_in_flight * words; ++i) {
       own |= share.sides[i / words].all_with(inside_byte).word[i % words] << i;
@@ -277,7 +277,8 @@ __global__ __launch_bounds__(block_threads) void partition_span(const Work* __re
   const int layer = result_index(works, work, first_work);
   const Span span = Span::of_block<Key>(work);
   const SpanAccess<Key, is_plain> access(work, span);
-  TilePartition<Format> partition{static_cast<Key>(work.low), static_cast<Key>(work.high), work.scale};
+  TilePartition<Format> partition{static_cast<Key>(work.low), static_cast<Key>(work.high),
+                                  work.scale};
   const bool writes_mask = stores<Key> && writes_masks && work.dense;
   std::uint32_t chain = no_segment;  // thread 0's
   if (threadIdx.x == 0) staging.count = 0;
@@ -398,7 +399,8 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
     for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
       const Key key = keys[i];
       if (key < work.low || key >= work.high) continue;
-      out[work.out + static_cast<std::int64_t>(atomicAdd(&taken, 1ULL))] = key;
+      const auto at = static_cast<std::int64_t>(atomicAdd(&taken, 1ULL));
+      if (at < work.share) out[work.out + at] = key;
     }
   }
 }

@@ -294,9 +294,8 @@ void score_elements(const Batch& batch, const Work* works, std::byte* memory,
 }  // namespace
 
 std::vector<Batch> batches(const std::vector<Layer>& layers, LayerIds ids) {
-  std::stable_sort(ids.begin(), ids.end(), [&](std::size_t a, std::size_t b) {
-    return layers[a].dtype < layers[b].dtype;
-  });
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](std::size_t a, std::size_t b) { return layers[a].dtype < layers[b].dtype; });
   std::int64_t all = 0;
   for (const std::size_t i : ids) all += layers[i].size;
   const std::int64_t most = std::max(least_batch_size, all / batch_share);

@@ -125,10 +125,11 @@ struct Workspace {
     store.incomplete = arena.take<std::uint32_t>(count);
 
     Arena host(host_memory);
-    const std::int64_t partition_bytes = part_count * std::int64_t{sizeof(Row)} + count * 4;
+    const std::int64_t partition_bytes =
+        part_count * std::int64_t{sizeof(Row)} + 16 + std::max(count * 4, most_collected * 8);
     results = host.take<std::byte>(
         std::max({partition_bytes, count * draw_bytes, count * std::int64_t{sizeof(DeviceStats)},
-                  std::int64_t{most_digits} * 8, most_collected * 8}));
+                  std::int64_t{most_digits} * 8}));
     sent_works = host.take<Work>(count);
     sent_axes = host.take<VisitAxis>(axis_count);
     sent_stats = host.take<DeviceStats>(count);
