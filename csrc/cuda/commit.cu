@@ -7,44 +7,84 @@
 namespace lampfast::cuda {
 namespace {
 
-// Which elements of a span its layer's threshold prunes.
-template <class Key, bool is_plain>
+// Which elements of a layer its threshold prunes.
+template <class Key>
 class PruneTest {
  public:
-  __device__ PruneTest(const Work& work, const Span& span, std::int64_t first_kept)
+  __device__ PruneTest(const Work& work, std::int64_t first_kept)
       : work_(work),
         key_(static_cast<Key>(work.low)),
-        begin_(span.begin),
-        first_kept_(work.ties > 0 ? first_kept : 0),
-        tie_end_(static_cast<int>(clamped(first_kept_ - span.begin, span.end - span.begin))) {}
+        first_kept_(work.ties > 0 ? first_kept : 0) {}
 
-  __device__ bool prunes(Key key, int place) const {
-    if constexpr (is_plain) return key < key_ || (key == key_ && place < tie_end_);
+  __device__ bool prunes(Key key, std::int64_t position) const {
     if (key != key_) return key < key_;
-    return first_kept_ > 0 && index_of(work_, begin_ + place) < first_kept_;
+    return first_kept_ > 0 && index_of(work_, position) < first_kept_;
   }
 
  private:
-  __device__ static std::int64_t clamped(std::int64_t value, std::int64_t most) {
-    return value < 0 ? 0 : value < most ? value : most;
-  }
-
   const Work& work_;
   Key key_;
-  std::int64_t begin_;
   std::int64_t first_kept_;
-  int tie_end_;  // where the indices are the positions: the ties before this place are pruned
 };
 
-// Calls body(vector, place) for this thread's vectors of its block's span.
-template <class Key, bool is_plain, class Body>
-__device__ void for_each_vector(const SpanAccess<Key, is_plain>& span, Body&& body) {
-  for (int tile = 0; tile < span.size(); tile += tile_size<Key>) {
+// The same for a span of a plain launch, in which indices are positions.
+template <class Key>
+class PlainPruneTest {
+ public:
+  __device__ PlainPruneTest(const Work& work, const Span& span, std::int64_t first_kept)
+      : key_(static_cast<Key>(work.low)), tie_end_(0) {
+    const std::int64_t size = span.end - span.begin;
+    const std::int64_t end = work.ties > 0 ? first_kept - span.begin : 0;
+    tie_end_ = static_cast<int>(end < 0 ? 0 : end < size ? end : size);
+  }
+
+  __device__ bool prunes(Key key, int place) const {
+    const Key end = place < tie_end_ ? key_ + 1 : key_;  // of the keys that are pruned there
+    return key < end;
+  }
+
+ private:
+  Key key_;
+  int tie_end_;  // the place before which ties are pruned
+};
+
+// Calls body(vector, place, is_whole) for this thread's vectors of its block's span; is_whole is a
+// constant, true where all vectors of the tile are.
+template <class Key, class Body>
+__device__ void for_each_vector(const SpanAccess<Key, true>& access, Body&& body) {
+  const auto visit = [&](int tile, auto is_whole) {
     Vector<Key> vectors[vectors_in_flight];
 #pragma unroll
-    for (int v = 0; v < vectors_in_flight; ++v) vectors[v] = span.load(span.place(tile, v));
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const int place = access.place(tile, v);
+      vectors[v] = is_whole.value ? access.load_whole(place) : access.load(place);
+    }
 #pragma unroll
-    for (int v = 0; v < vectors_in_flight; ++v) body(vectors[v], span.place(tile, v));
+    for (int v = 0; v < vectors_in_flight; ++v) body(vectors[v], access.place(tile, v), is_whole);
+  };
+  for (int tile = 0; tile < access.size(); tile += tile_size<Key>) {
+    access.is_whole_tile(tile) ? visit(tile, std::true_type{}) : visit(tile, std::false_type{});
+  }
+}
+
+// Calls body(key, position) for this thread's elements of its block's span.
+template <class Format, class Body>
+__device__ void for_each_position(const Work& work, const Span& span, Body&& body) {
+  using Key = typename Format::Storage;
+  constexpr int in_flight = 4;
+  for (std::int64_t begin = span.begin + threadIdx.x; begin < span.end;
+       begin += block_threads * in_flight) {
+    Key keys[in_flight];
+#pragma unroll
+    for (int j = 0; j < in_flight; ++j) {
+      const std::int64_t position = begin + j * block_threads;
+      keys[j] = position < span.end ? load<Key>(work, source_place(work, position)) : Key{0};
+    }
+#pragma unroll
+    for (int j = 0; j < in_flight; ++j) {
+      const std::int64_t position = begin + j * block_threads;
+      if (position < span.end) body(Format::key(keys[j]), position);
+    }
   }
 }
 
@@ -55,17 +95,25 @@ __global__ __launch_bounds__(block_threads) void mask_span(const Work* __restric
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const Span span = Span::of_block<Key>(work);
-  const PruneTest<Key, is_plain> test(work, span,
-                                      first_kept[result_index(works, work, first_work)]);
-  const SpanAccess<Key, is_plain> access(work, span);
-  for_each_vector(access, [&](const Vector<Key>& vector, int place) {
-    Bytes<Key> kept;
+  const std::int64_t first = first_kept[result_index(works, work, first_work)];
+  if constexpr (is_plain) {
+    const PlainPruneTest<Key> test(work, span, first);
+    const SpanAccess<Key, true> access(work, span);
+    for_each_vector(access, [&](const Vector<Key>& vector, int place, auto is_whole) {
+      Bytes<Key> kept;
 #pragma unroll
-    for (int e = 0; e < vector_size<Key>; ++e) {
-      kept.increase_if(!test.prunes(Format::key(vector.at[e]), place + e), e);
-    }
-    access.store_mask(place, kept);
-  });
+      for (int e = 0; e < vector_size<Key>; ++e) {
+        kept.increase_if(!test.prunes(Format::key(vector.at[e]), place + e), e);
+      }
+      is_whole.value ? access.store_whole_mask(place, kept) : access.store_mask(place, kept);
+    });
+  } else {
+    const PruneTest<Key> test(work, first);
+    for_each_position<Format>(work, span, [&](Key key, std::int64_t position) {
+      reinterpret_cast<bool*>(work.target)[target_place(work, position)] =
+          !test.prunes(key, position);
+    });
+  }
 }
 
 template <class Target>
@@ -74,10 +122,7 @@ __device__ void zero_one(const Work& work, std::int64_t place) {
 }
 
 // The target's elements may differ in size from the layer's: importances have a dtype of their own.
-template <class Key, bool is_plain>
-__device__ void zero_target(const Work& work, std::int64_t position) {
-  if constexpr (is_plain) return zero_one<Key>(work, position);
-  const std::int64_t place = target_place(work, position);
+__device__ void zero_target(const Work& work, std::int64_t place) {
   switch (work.target_size) {
     case 1:
       return zero_one<std::uint8_t>(work, place);
@@ -97,23 +142,29 @@ __global__ __launch_bounds__(block_threads) void zero_span(const Work* __restric
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const Span span = Span::of_block<Key>(work);
-  const PruneTest<Key, is_plain> test(work, span,
-                                      first_kept[result_index(works, work, first_work)]);
-  const SpanAccess<Key, is_plain> access(work, span);
-  for_each_vector(access, [&](Vector<Key> vector, int place) {
-    const bool is_whole = access.is_whole(place) && (is_plain || work.own_target);
-    bool is_changed = false;
+  const std::int64_t first = first_kept[result_index(works, work, first_work)];
+  if constexpr (is_plain) {
+    const PlainPruneTest<Key> test(work, span, first);
+    const SpanAccess<Key, true> access(work, span);
+    for_each_vector(access, [&](Vector<Key> vector, int place, auto is_known_whole) {
+      const bool is_whole = is_known_whole.value || access.is_whole(place);
+      bool is_changed = false;
 #pragma unroll
-    for (int e = 0; e < vector_size<Key>; ++e) {
-      if (place + e >= access.size() || !test.prunes(Format::key(vector.at[e]), place + e)) {
-        continue;
+      for (int e = 0; e < vector_size<Key>; ++e) {
+        const bool is_there = is_known_whole.value || place + e < access.size();
+        if (!is_there || !test.prunes(Format::key(vector.at[e]), place + e)) continue;
+        is_changed = true;
+        vector.at[e] = 0;
+        if (!is_whole) zero_one<Key>(work, span.begin + place + e);
       }
-      is_changed = true;
-      vector.at[e] = 0;
-      if (!is_whole) zero_target<Key, is_plain>(work, span.begin + place + e);
-    }
-    if (is_whole && is_changed) access.store(place, vector);
-  });
+      if (is_whole && is_changed) access.store(place, vector);
+    });
+  } else {
+    const PruneTest<Key> test(work, first);
+    for_each_position<Format>(work, span, [&](Key key, std::int64_t position) {
+      if (test.prunes(key, position)) zero_target(work, target_place(work, position));
+    });
+  }
 }
 
 template <class Format>
@@ -124,14 +175,14 @@ __global__ __launch_bounds__(block_threads) void settle_span(const Work* __restr
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const Span span = Span::of_block<Key>(work);
-  const PruneTest<Key, false> test(work, span, first_kept[result_index(works, work, first_work)]);
-  auto* target = reinterpret_cast<bool*>(work.target) + span.begin;
+  const PruneTest<Key> test(work, first_kept[result_index(works, work, first_work)]);
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
     const Segment segment = store.segments[s];
     const Key* keys = store.keys_at<Key>(segment.offset);
     const std::uint16_t* places = store.places_at<Key>(segment.offset, segment.count);
     for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
-      target[places[i]] = !test.prunes(keys[i], places[i]);
+      const std::int64_t position = span.begin + places[i];
+      reinterpret_cast<bool*>(work.target)[position] = !test.prunes(keys[i], position);
     }
   }
 }
