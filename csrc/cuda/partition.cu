@@ -265,11 +265,23 @@ struct TilePartition {
   }
 };
 
+// How many blocks a multiprocessor must have registers for; 0 leaves it to the compiler. Where
+// layers are not plain it would aim for more, and spill around the calls that find their elements;
+// for sm_75, which has room for four, it would aim for two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+template <bool is_plain>
+constexpr int resident = is_plain ? 3 : 2;
+#else
+template <bool is_plain>
+constexpr int resident = is_plain ? 0 : 2;
+#endif
+
 template <class Format, bool is_plain>
-__global__ __launch_bounds__(block_threads) void partition_span(const Work* __restrict__ works,
-                                                                int first_work, int work_count,
-                                                                bool writes_masks, Store store,
-                                                                Row* rows) {
+__global__ __launch_bounds__(block_threads,
+                             resident<is_plain>) void partition_span(const Work* __restrict__ works,
+                                                                     int first_work, int work_count,
+                                                                     bool writes_masks, Store store,
+                                                                     Row* rows) {
   using Key = typename Format::Storage;
   __shared__ Staging<Format> staging;
   __shared__ Bins bins;

@@ -14,13 +14,16 @@ class Transfer {
   // ends the call. Errors are not reported here, as they were or will be elsewhere.
   ~Transfer() {
     if (!is_copying_ && event_ == nullptr) return;
+    bool has_failed = false;
+    const auto call = [&](cudaError_t status) { has_failed = has_failed || status != cudaSuccess; };
     int previous = device_;
-    cudaGetDevice(&previous);
-    cudaSetDevice(device_);  // stream 0 is that of the current device
-    if (is_copying_) has_mark_ ? cudaEventSynchronize(event_) : cudaStreamSynchronize(stream_);
-    if (event_ != nullptr) cudaEventDestroy(event_);
-    cudaSetDevice(previous);
-    cudaGetLastError();
+    call(cudaGetDevice(&previous));
+    call(cudaSetDevice(device_));  // the stream 0 is that of the current device
+    if (is_copying_)
+      call(has_mark_ ? cudaEventSynchronize(event_) : cudaStreamSynchronize(stream_));
+    if (event_ != nullptr) call(cudaEventDestroy(event_));
+    call(cudaSetDevice(previous));
+    if (has_failed) cudaGetLastError();  // or a later call of someone else would report it
   }
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
