@@ -111,13 +111,15 @@ class GpuBackend : public Backend {
     const bool writes_masks = is_limited && masks.wants_masks();
     for (const std::size_t id : ids) reads_[id] = {};
     forget_unused_candidates();
-    std::vector<Partition> found = send_requests(ids, requests, is_limited);
+    const Rooms rooms = rooms_for_weights(ids, requests);
+    std::vector<Partition> found = send_requests(ids, requests, is_limited, rooms);
     transfer_.clear(workspace_.store.taken, works_.size());
     transfer_.clear(workspace_.store.incomplete, works_.size());
     for (const Launch& launch : launches_) {
       partition_weights(launch, writes_masks, workspace_.store, workspace_.rows);
     }
     receive_rows();
+    if (rooms.total > 0) receive_keys(rooms);
     transfer_.receive(workspace_.results + part_count_ * sizeof(Row), workspace_.store.incomplete,
                       works_.size());
     transfer_.wait();
@@ -128,6 +130,7 @@ class GpuBackend : public Backend {
       const std::size_t position = works_[w].position;
       add_rows(w, layers_[id].size, found[position]);
       reads_[id].stored.is_complete = stores_candidates(layers_[id].dtype) && incomplete[w] == 0;
+      if (reads_[id].stored.is_complete) keep_keys(w, found[position].inside(), rooms);
     }
     std::vector<PartitionResult> results;
     for (std::size_t p = 0; p < ids.size(); ++p) {
@@ -151,8 +154,8 @@ class GpuBackend : public Backend {
         throw std::logic_error("a layer has no stored candidates");
       }
     }
-    const Rooms rooms(*this, ids, requests);
-    std::vector<Partition> found = send_requests(ids, requests, true, &rooms);
+    const Rooms rooms = rooms_for_candidates(ids, requests);
+    std::vector<Partition> found = send_requests(ids, requests, true, rooms);
     for (const Launch& launch : launches_) {
       partition_candidates(launch, workspace_.store, workspace_.rows);
     }
@@ -179,6 +182,10 @@ class GpuBackend : public Backend {
     for (std::size_t p = 0; p < ids.size(); ++p) {
       if (reads_[ids[p]].holds_all_weights) {
         sink(ids[p], keys_of_weights(ids[p], requests[p].interval));
+        continue;
+      }
+      if (requests[p].count == 0) {
+        sink(ids[p], Keys());
         continue;
       }
       if (const Keys* kept = reads_[ids[p]].keys_in(requests[p])) {
@@ -334,30 +341,50 @@ class GpuBackend : public Backend {
   };
 
   // How many of the keys inside each requested interval are asked for together with its bins, so
-  // that a collect right after need not wait for the GPU again: about twice as many as there
-  // should be, if these are few.
+  // that a collect right after need not wait for the GPU again.
   struct Rooms {
     std::vector<std::int64_t> of;  // by position
     std::vector<std::int64_t> first;
     std::int64_t total = 0;
 
-    Rooms(const GpuBackend& backend, const LayerIds& ids,
-          const std::vector<PartitionRequest>& requests)
-        : of(ids.size()), first(ids.size()) {
-      constexpr double few = 512.0;
-      for (std::size_t p = 0; p < ids.size(); ++p) {
-        const Read& read = backend.reads_[ids[p]];
-        const auto width = [](const KeyInterval& i) { return static_cast<double>(i.high - i.low); };
-        const double share = width(requests[p].interval) / std::max(width(read.row_interval), 1.0);
-        const double expected = static_cast<double>(read.inside) * std::min(share, 1.0);
-        first[p] = total;
-        if (expected > few) continue;
-        of[p] = std::min(read.inside, 2 * static_cast<std::int64_t>(expected) + 32);
-        if (total + of[p] > Workspace::most_collected) of[p] = 0;
-        total += of[p];
-      }
+    void add(std::int64_t room) {
+      if (total + room > Workspace::most_collected) room = 0;
+      of.push_back(room);
+      first.push_back(total);
+      total += room;
     }
   };
+
+  // Those for a partition: small layers have few candidates.
+  Rooms rooms_for_weights(const LayerIds& ids,
+                          const std::vector<PartitionRequest>& requests) const {
+    constexpr std::int64_t small_layer = 1 << 14;
+    constexpr std::int64_t few = 256;
+    Rooms rooms;
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const Layer& layer = layers_[ids[p]];
+      const bool has_few = layer.size <= small_layer && stores_candidates(layer.dtype) &&
+                           requests[p].interval.low < requests[p].interval.high;
+      rooms.add(has_few ? std::min(layer.size, few) : 0);
+    }
+    return rooms;
+  }
+
+  // Those for narrowing: about twice as many keys as there should be, if these are few.
+  Rooms rooms_for_candidates(const LayerIds& ids,
+                             const std::vector<PartitionRequest>& requests) const {
+    constexpr double few = 512.0;
+    Rooms rooms;
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const Read& read = reads_[ids[p]];
+      const auto width = [](const KeyInterval& i) { return static_cast<double>(i.high - i.low); };
+      const double share = width(requests[p].interval) / std::max(width(read.row_interval), 1.0);
+      const double expected = static_cast<double>(read.inside) * std::min(share, 1.0);
+      const bool has_few = expected <= few;
+      rooms.add(has_few ? std::min(read.inside, 2 * static_cast<std::int64_t>(expected) + 32) : 0);
+    }
+    return rooms;
+  }
 
   using Group = std::tuple<Dtype, bool, bool>;  // the same fields of a Launch
 
@@ -435,7 +462,7 @@ class GpuBackend : public Backend {
   // Sends the requests. Returns partitions with nothing in them yet, for the results.
   std::vector<Partition> send_requests(const LayerIds& ids,
                                        const std::vector<PartitionRequest>& requests,
-                                       bool is_limited, const Rooms* rooms = nullptr) {
+                                       bool is_limited, const Rooms& rooms) {
     std::vector<Partition> found;
     found.reserve(ids.size());
     for (const PartitionRequest& request : requests)
@@ -448,10 +475,8 @@ class GpuBackend : public Backend {
       work.bin_bits = found[position].bin_bits;
       const std::int64_t size = layers_[ids[position]].size;
       work.share = is_limited ? candidate_share(size) : 0;
-      if (rooms != nullptr) {
-        work.out = rooms->first[position];
-        work.share = rooms->of[position];
-      }
+      work.out = rooms.first[position];
+      work.room = rooms.of[position];
       Read& read = reads_[ids[position]];
       read.has_rows = true;
       read.row_interval = request.interval;
@@ -561,7 +586,7 @@ class GpuBackend : public Backend {
       work.low = requests[position].interval.low;
       work.high = requests[position].interval.high;
       work.out = count;
-      work.share = requests[position].count;
+      work.room = requests[position].count;
       firsts[position] = count;
       count += requests[position].count;
     });
@@ -575,7 +600,7 @@ class GpuBackend : public Backend {
     }
   }
 
-  // Collects the candidates inside the works' intervals, for each as many as its share.
+  // Collects the candidates inside the works' intervals, for each as many as it has room for.
   void queue_collect() {
     transfer_.clear(workspace_.found, works_.size());
     for (const Launch& launch : launches_) {
@@ -586,7 +611,8 @@ class GpuBackend : public Backend {
   // Receives keys beside the rows.
   void receive_keys(const Rooms& rooms) {
     queue_collect();
-    received_keys_ = workspace_.results + rounded(part_count_ * sizeof(Row));
+    const std::size_t beside = part_count_ * sizeof(Row) + works_.size() * sizeof(std::uint32_t);
+    received_keys_ = workspace_.results + rounded(beside);
     transfer_.receive(received_keys_, workspace_.collected, static_cast<std::size_t>(rooms.total));
   }
 

@@ -39,7 +39,7 @@ void partition_weights(const Launch& launch, bool writes_masks, const Store& sto
 void partition_candidates(const Launch& launch, const Store& store, Row* rows);
 // Adds up the rows of every layer in parts, one part per block.
 void sum_rows(const Launch& launch, const Row* rows, Row* parts);
-// Collects the candidates inside the intervals: those of a layer, at most Work::share, go to `keys`
+// Collects the candidates inside the intervals: those of a layer, at most Work::room, go to `keys`
 // from Work::out on.
 void collect_candidates(const Launch& launch, const Store& store, unsigned long long* found,
                         std::uint64_t* keys);

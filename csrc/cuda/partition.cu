@@ -403,6 +403,7 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
                                                               std::uint64_t* out) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  if (work.room == 0) return;
   const Span span = Span::of_block<Key>(work);
   unsigned long long& taken = found[result_index(works, work, first_work)];
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
@@ -412,7 +413,7 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
       const Key key = keys[i];
       if (key < work.low || key >= work.high) continue;
       const auto at = static_cast<std::int64_t>(atomicAdd(&taken, 1ULL));
-      if (at < work.share) out[work.out + at] = key;
+      if (at < work.room) out[work.out + at] = key;
     }
   }
 }

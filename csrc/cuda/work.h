@@ -91,7 +91,8 @@ struct Work {
   std::uint64_t low;         // the interval's ends; `low` may also be the key of a threshold
   std::uint64_t high;
   std::int64_t ties;   // of the threshold
-  std::int64_t share;  // how many of its candidates may be stored, or collected
+  std::int64_t share;  // how many of its candidates may be stored,
+  std::int64_t room;   // and how many collected
   std::int64_t out;    // where its results begin in an output array, in elements
   double scale;
   int bin_bits;

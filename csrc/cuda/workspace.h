@@ -126,7 +126,7 @@ struct Workspace {
 
     Arena host(host_memory);
     const std::int64_t partition_bytes =
-        part_count * std::int64_t{sizeof(Row)} + 16 + std::max(count * 4, most_collected * 8);
+        part_count * std::int64_t{sizeof(Row)} + count * 4 + 16 + most_collected * 8;
     results = host.take<std::byte>(
         std::max({partition_bytes, count * draw_bytes, count * std::int64_t{sizeof(DeviceStats)},
                   std::int64_t{most_digits} * 8}));
