@@ -30,7 +30,8 @@ elseif(CMAKE_CUDA_COMPILER)
     CUDA_STANDARD 17
     CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_options(_core PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra -fmad=false --expt-relaxed-constexpr>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-ffp-contract=off -fmad=false
+                               --expt-relaxed-constexpr>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LAMPFAST_WERROR}>>:--Werror=all-warnings>)
 else()
   target_sources(_core PRIVATE csrc/cuda/stub.cpp)

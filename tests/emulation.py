@@ -3,12 +3,15 @@
 Its kernels run on the CPU (tests/emulator), so every address is good for them.
 """
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 from unittest import mock
 
 import torch
 
+from lampfast import _core
 from lampfast._engine import gpus
 
 _FIRST_STREAM = 0x5700  # each GPU's own, as tests/emulator/cuda_runtime.h tells them apart
@@ -28,3 +31,20 @@ def _lend(device: int, size: int, host_size: int) -> tuple[int, torch.Tensor, to
     sizes = (size, host_size)
     memory, host = (torch.full((n,), 0xA5, dtype=torch.uint8, device="cpu") for n in sizes)
     return _FIRST_STREAM + device, memory, host
+
+
+class Costs(NamedTuple):
+    """What a GPU would have been asked for."""
+
+    waits: int
+    launches: int
+    copies: int
+    bytes_to_device: int
+    bytes_to_host: int
+
+
+def take_costs() -> Costs:
+    """What the emulated GPUs have been asked for since the last call of this."""
+    costs = (ctypes.c_longlong * len(Costs._fields))()
+    ctypes.CDLL(_core.__file__).lampfast_emulator_costs(costs)
+    return Costs(*costs)

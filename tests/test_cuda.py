@@ -14,6 +14,7 @@ import pytest
 import strategies
 import torch
 from compare import assert_one_ulp, assert_same_masks, assert_same_memory, pruned_copy
+from emulation import take_costs
 from hypothesis import given
 from hypothesis import strategies as st
 from refusal import refused
@@ -193,6 +194,61 @@ def test_a_call_that_fails_is_named_and_changes_nothing(monkeypatch: pytest.Monk
         else:  # of the last launches, one for each dtype
             assert failure.startswith("zero failed")
     assert 20 < calls < 999
+
+
+# --- what is asked of a GPU ---
+
+HAS_TEST_SIZES = hasattr(_core, "use_instruction_set")  # with which a few weights take many turns
+
+
+@needs_emulation
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [(torch.float32, 6 if HAS_TEST_SIZES else 5), (torch.bfloat16, 6 if HAS_TEST_SIZES else 3)],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize("s", [0.5, 0.9])
+def test_a_call_waits_for_the_gpu_a_few_times(dtype: torch.dtype, most: int, s: float) -> None:
+    """For the draw, the tally, the partition, and of float32 once or twice for candidates."""
+    torch.manual_seed(0)
+    layers, size = (4, 30) if HAS_TEST_SIZES else (6, 100_000)
+    model = {str(i): torch.randn(size).mul(i + 1).to(dtype) for i in range(layers)}
+    for call in (lampfast.masks, lampfast.prune):
+        take_costs()
+        call(model, s)
+        costs = take_costs()
+        assert 0 < costs.waits <= most
+        assert costs.launches <= 12
+
+
+@needs_emulation
+@pytest.mark.parametrize("layers", [1, 40])
+def test_scores_wait_once(layers: int) -> None:
+    model = {str(i): torch.randn(40) for i in range(layers)}
+    take_costs()
+    lampfast.scores(model)
+    costs = take_costs()
+    assert costs.waits == 1
+    assert costs.copies == 2  # where the layers are, and whether they are finite
+
+
+@needs_emulation
+def test_many_layers_are_scored_in_few_batches() -> None:
+    model = {str(i): torch.randn(40) for i in range(300)}
+    take_costs()
+    lampfast.scores(model)
+    kernels_of_a_batch = 4
+    assert take_costs().launches <= 20 * kernels_of_a_batch
+
+
+@needs_emulation
+def test_keeping_zeros_waits_for_nothing() -> None:
+    layers = views.layers({"0": torch.randn(5, 20), "1": torch.randn(30)}, write=True)
+    take_costs()
+    packed_masks.apply(layers, packed_masks.record(layers))
+    costs = take_costs()
+    assert costs.launches > 0
+    assert costs.waits == costs.copies == 0
 
 
 # --- what only a GPU can show ---

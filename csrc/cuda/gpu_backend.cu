@@ -2,6 +2,7 @@
 // where a stage needs the results to go on.
 #include <algorithm>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "core/candidate_budget.h"
@@ -36,7 +37,8 @@ class GpuBackend : public Backend {
       throw std::invalid_argument("a GPU needs more memory than it was lent");
     }
     const DeviceGuard guard(device_);
-    transfer_.send(workspace_.axes, layout_.axes);
+    std::copy(layout_.axes.begin(), layout_.axes.end(), workspace_.sent_axes);
+    transfer_.send(workspace_.axes, workspace_.sent_axes, layout_.axes.size());
   }
 
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids) override {
@@ -109,22 +111,26 @@ class GpuBackend : public Backend {
     const bool writes_masks = is_limited && masks.wants_masks();
     for (const std::size_t id : ids) reads_[id] = {};
     forget_unused_candidates();
-    std::vector<Partition> found = send_requests(ids, requests, is_limited);
+    const Rooms rooms = rooms_for_weights(ids, requests);
+    std::vector<Partition> found = send_requests(ids, requests, is_limited, rooms);
     transfer_.clear(workspace_.store.taken, works_.size());
     transfer_.clear(workspace_.store.incomplete, works_.size());
     for (const Launch& launch : launches_) {
       partition_weights(launch, writes_masks, workspace_.store, workspace_.rows);
     }
     receive_rows();
+    if (rooms.total > 0) receive_keys(rooms);
     transfer_.receive(workspace_.results + part_count_ * sizeof(Row), workspace_.store.incomplete,
                       works_.size());
     transfer_.wait();
     const auto* incomplete =
         reinterpret_cast<const std::uint32_t*>(workspace_.results + part_count_ * sizeof(Row));
     for (std::size_t w = 0; w < works_.size(); ++w) {
-      const auto [id, position] = works_[w];
+      const std::size_t id = works_[w].id;
+      const std::size_t position = works_[w].position;
       add_rows(w, layers_[id].size, found[position]);
       reads_[id].stored.is_complete = stores_candidates(layers_[id].dtype) && incomplete[w] == 0;
+      if (reads_[id].stored.is_complete) keep_keys(w, found[position].inside(), rooms);
     }
     std::vector<PartitionResult> results;
     for (std::size_t p = 0; p < ids.size(); ++p) {
@@ -132,6 +138,7 @@ class GpuBackend : public Backend {
       Read& read = reads_[id];
       read.holds_all_weights = !is_limited;
       read.stored.sides = found[p].sides;
+      read.inside = found[p].inside();
       read.stored.is_mask_written = writes_masks && can_write_mask(id);
       const bool is_stored = read.stored.is_complete || !is_limited || layers_[id].size == 0;
       results.push_back({std::move(found[p]), is_stored});
@@ -147,17 +154,21 @@ class GpuBackend : public Backend {
         throw std::logic_error("a layer has no stored candidates");
       }
     }
-    std::vector<Partition> found = send_requests(ids, requests, true);
+    const Rooms rooms = rooms_for_candidates(ids, requests);
+    std::vector<Partition> found = send_requests(ids, requests, true, rooms);
     for (const Launch& launch : launches_) {
       partition_candidates(launch, workspace_.store, workspace_.rows);
     }
     receive_rows();
+    if (rooms.total > 0) receive_keys(rooms);
     transfer_.wait();
     for (std::size_t w = 0; w < works_.size(); ++w) {
-      const auto [id, position] = works_[w];
+      const std::size_t id = works_[w].id;
+      const std::size_t position = works_[w].position;
       const Sides& read = reads_[id].stored.sides;
       found[position].sides.add(read);
       add_rows(w, layers_[id].size - read.below - read.above, found[position]);
+      keep_keys(w, found[position].inside(), rooms);
     }
     return found;
   }
@@ -171,6 +182,14 @@ class GpuBackend : public Backend {
     for (std::size_t p = 0; p < ids.size(); ++p) {
       if (reads_[ids[p]].holds_all_weights) {
         sink(ids[p], keys_of_weights(ids[p], requests[p].interval));
+        continue;
+      }
+      if (requests[p].count == 0) {
+        sink(ids[p], Keys());
+        continue;
+      }
+      if (const Keys* kept = reads_[ids[p]].keys_in(requests[p])) {
+        sink(ids[p], Keys(*kept));
         continue;
       }
       if (count + requests[p].count > Workspace::most_collected) {
@@ -226,17 +245,19 @@ class GpuBackend : public Backend {
       work.low = threshold.key;
       work.ties = threshold.ties;
       work.tie_bin = tie_bin(id, threshold.key);
+      const bool has_indices = threshold.ties == 0 || work.by_memory.count == 0;
+      work.is_plain = work.aligned && has_indices && (wants_masks_ || work.own_target);
       has_ties = has_ties || threshold.ties > 0;
       counts_ties = counts_ties || (threshold.ties > 0 && work.tie_bin < 0);
     });
+    transfer_.mark_last_copy();
     for (const Launch& launch : launches_) {
       if (counts_ties) count_ties(launch, workspace_.tie_counts);
       if (has_ties) {
         find_ties(launch, workspace_.tie_counts, workspace_.rows, workspace_.first_kept);
       }
-      load_commit(launch.dtype);
+      load_commit(launch);
     }
-    transfer_.wait();
   }
 
   std::optional<CommitFailure> commit() noexcept override {
@@ -279,20 +300,15 @@ class GpuBackend : public Backend {
 
   void score(const LayerIds& ids) override {
     const DeviceGuard guard(device_);
+    const std::vector<Batch> all = batches(layers_, ids);
+    std::size_t count = 0;
+    for (const Batch& batch : all) count = put_works(batch, count);
+    transfer_.send(workspace_.works, workspace_.sent_works, count);
     transfer_.clear(workspace_.not_finite, 1);
-    for (const Batch& batch : batches(layers_, ids)) {
-      std::int64_t out = 0;
-      std::int64_t span = 0;
-      send(batch.layers, [&](Work& work, std::size_t position) {
-        const Layer& layer = layers_[batch.layers[position]];
-        work.out = out;
-        work.first_span = span;
-        out += layer.size;
-        span += spans_of(layer);
-      });
-      score_batch(batch, workspace_.works, beyond_workspace_, workspace_.not_finite,
-                  transfer_.stream());
-      transfer_.wait();  // the works of the next batch overwrite these
+    const Work* works = workspace_.works;
+    for (const Batch& batch : all) {
+      score_batch(batch, works, beyond_workspace_, workspace_.not_finite, transfer_.stream());
+      works += batch.layers.size();
     }
     transfer_.receive(workspace_.results, workspace_.not_finite, 1);
     transfer_.wait();
@@ -320,12 +336,71 @@ class GpuBackend : public Backend {
     bool has_rows = false;
     KeyInterval row_interval{};
     int row_bin_bits = 0;
+    std::int64_t inside = 0;  // how many elements this interval has
+    Keys keys;                // all of these, if keep_keys has got them
+
+    // The keys that are asked for, or null if they are not here.
+    const Keys* keys_in(const KeyRequest& request) const {
+      const bool is_here = request.interval == row_interval && !keys.empty() &&
+                           request.count == static_cast<std::int64_t>(keys.size());
+      return is_here ? &keys : nullptr;
+    }
   };
+
+  // How many of the keys inside each requested interval are asked for together with its bins, so
+  // that a collect right after need not wait for the GPU again.
+  struct Rooms {
+    std::vector<std::int64_t> of;  // by position
+    std::vector<std::int64_t> first;
+    std::int64_t total = 0;
+
+    void add(std::int64_t room) {
+      if (total + room > Workspace::most_collected) room = 0;
+      of.push_back(room);
+      first.push_back(total);
+      total += room;
+    }
+  };
+
+  // Those for a partition: small layers have few candidates.
+  Rooms rooms_for_weights(const LayerIds& ids,
+                          const std::vector<PartitionRequest>& requests) const {
+    constexpr std::int64_t small_layer = 1 << 14;
+    constexpr std::int64_t few = 256;
+    Rooms rooms;
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const Layer& layer = layers_[ids[p]];
+      const bool has_few = layer.size <= small_layer && stores_candidates(layer.dtype) &&
+                           requests[p].interval.low < requests[p].interval.high;
+      rooms.add(has_few ? std::min(layer.size, few) : 0);
+    }
+    return rooms;
+  }
+
+  // Those for narrowing: about twice as many keys as there should be, if these are few.
+  Rooms rooms_for_candidates(const LayerIds& ids,
+                             const std::vector<PartitionRequest>& requests) const {
+    constexpr double few = 512.0;
+    Rooms rooms;
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const Read& read = reads_[ids[p]];
+      const auto width = [](const KeyInterval& i) { return static_cast<double>(i.high - i.low); };
+      const double share = width(requests[p].interval) / std::max(width(read.row_interval), 1.0);
+      const double expected = static_cast<double>(read.inside) * std::min(share, 1.0);
+      const bool has_few = expected <= few;
+      rooms.add(has_few ? std::min(read.inside, 2 * static_cast<std::int64_t>(expected) + 32) : 0);
+    }
+    return rooms;
+  }
+
+  using Group = std::tuple<Dtype, bool, bool>;  // the same fields of a Launch
 
   // A layer's work among those that were last sent.
   struct SentWork {
     std::size_t id;
     std::size_t position;  // among the ids that were asked for
+    std::size_t filled;    // among filled_works_
+    Group group;
   };
 
   // Whether partition_weights can write a layer's mask.
@@ -335,50 +410,66 @@ class GpuBackend : public Backend {
 
   // --- to the GPU ---
 
-  // Sends the works of the layers, and prepares one launch for each dtype, or two if only some of
-  // its layers have masks to settle. fill(work, position) adds what the kernels need to know of
+  // Sends the works of the layers, and prepares one launch for each dtype, or several if its layers
+  // need different kernels. fill(work, position) adds what the kernels need to know of
   // ids[position]. What was sent before must have arrived.
   template <class Fill>
   void send(const LayerIds& ids, Fill&& fill) {
     works_.clear();
+    filled_works_.clear();
     for (std::size_t p = 0; p < ids.size(); ++p) {
-      if (layers_[ids[p]].size > 0) works_.push_back({ids[p], p});
+      const std::size_t id = ids[p];
+      if (layers_[id].size == 0) continue;
+      filled_works_.push_back(layout_.works[id]);
+      Work& work = filled_works_.back();
+      fill(work, p);
+      const bool settles_mask = reads_[id].settles_mask;
+      const Group group{layers_[id].dtype, settles_mask, work.is_plain && !settles_mask};
+      works_.push_back({id, p, filled_works_.size() - 1, group});
     }
-    const auto group = [&](const SentWork& work) {
-      return std::pair{layers_[work.id].dtype, reads_[work.id].settles_mask};
-    };
     std::stable_sort(works_.begin(), works_.end(),
-                     [&](const SentWork& a, const SentWork& b) { return group(a) < group(b); });
-    std::vector<Work>& works = sent_works_;
-    works.clear();
-    works.reserve(works_.size());
+                     [](const SentWork& a, const SentWork& b) { return a.group < b.group; });
     launches_.clear();
     part_count_ = 0;
-    for (const SentWork& sent : works_) {
-      const std::pair<Dtype, bool> sent_group = group(sent);
-      if (launches_.empty() ||
-          std::pair{launches_.back().dtype, launches_.back().settles_mask} != sent_group) {
-        const auto first = static_cast<int>(works.size());
-        launches_.push_back({sent_group.first, sent_group.second, workspace_.works + first, first,
-                             0, 0, transfer_.stream()});
+    for (std::size_t w = 0; w < works_.size(); ++w) {
+      const SentWork& sent = works_[w];
+      if (w == 0 || works_[w - 1].group != sent.group) {
+        const auto [dtype, settles_mask, is_plain] = sent.group;
+        launches_.push_back({dtype, settles_mask, is_plain, workspace_.works + w,
+                             static_cast<int>(w), 0, 0, transfer_.stream()});
       }
       Launch& launch = launches_.back();
-      Work work = layout_.works[sent.id];
+      Work& work = workspace_.sent_works[w];
+      work = filled_works_[sent.filled];
       work.first_block = launch.blocks;
       work.first_part = static_cast<std::int64_t>(part_count_);
-      fill(work, sent.position);
-      works.push_back(work);
       ++launch.count;
       launch.blocks += spans_of(layers_[sent.id]);
       part_count_ += static_cast<std::size_t>(parts_of(spans_of(layers_[sent.id])));
     }
-    transfer_.send(workspace_.works, works);
+    transfer_.send(workspace_.works, workspace_.sent_works, works_.size());
+  }
+
+  // Puts a batch's works behind the first `count` to be sent, and returns how many these are then.
+  std::size_t put_works(const Batch& batch, std::size_t count) {
+    std::int64_t out = 0;
+    std::int64_t spans = 0;
+    for (const std::size_t id : batch.layers) {
+      Work& work = workspace_.sent_works[count++];
+      work = layout_.works[id];
+      work.out = out;
+      work.first_block = spans;
+      work.first_span = spans;
+      out += layers_[id].size;
+      spans += spans_of(layers_[id]);
+    }
+    return count;
   }
 
   // Sends the requests. Returns partitions with nothing in them yet, for the results.
   std::vector<Partition> send_requests(const LayerIds& ids,
                                        const std::vector<PartitionRequest>& requests,
-                                       bool is_limited) {
+                                       bool is_limited, const Rooms& rooms) {
     std::vector<Partition> found;
     found.reserve(ids.size());
     for (const PartitionRequest& request : requests)
@@ -391,10 +482,13 @@ class GpuBackend : public Backend {
       work.bin_bits = found[position].bin_bits;
       const std::int64_t size = layers_[ids[position]].size;
       work.share = is_limited ? candidate_share(size) : 0;
+      work.out = rooms.first[position];
+      work.room = rooms.of[position];
       Read& read = reads_[ids[position]];
       read.has_rows = true;
       read.row_interval = request.interval;
       read.row_bin_bits = work.bin_bits;
+      read.keys.clear();
     });
     return found;
   }
@@ -468,8 +562,8 @@ class GpuBackend : public Backend {
     const DeviceGuard guard(device_);
     constexpr DeviceStats nothing{0, no_index, 0, no_index};
     send(ids, [](Work&, std::size_t) {});
-    sent_stats_.assign(works_.size(), nothing);
-    transfer_.send(workspace_.stats, sent_stats_);
+    std::fill_n(workspace_.sent_stats, works_.size(), nothing);
+    transfer_.send(workspace_.stats, workspace_.sent_stats, works_.size());
     for (const Launch& launch : launches_) find_stats(launch, workspace_.stats);
     transfer_.receive(workspace_.results, workspace_.stats, works_.size());
     transfer_.wait();
@@ -494,25 +588,49 @@ class GpuBackend : public Backend {
                      const KeySink& sink) {
     if (ids.empty()) return;
     std::int64_t count = 0;
-    std::vector<std::int64_t> firsts;  // by work: where its keys begin
+    std::vector<std::int64_t> firsts(ids.size());  // where the keys of a layer begin
     send(ids, [&](Work& work, std::size_t position) {
       work.low = requests[position].interval.low;
       work.high = requests[position].interval.high;
       work.out = count;
-      firsts.push_back(count);
+      work.room = requests[position].count;
+      firsts[position] = count;
       count += requests[position].count;
     });
+    queue_collect();
+    transfer_.receive(workspace_.results, workspace_.collected, static_cast<std::size_t>(count));
+    transfer_.wait();
+    const auto* keys = reinterpret_cast<const std::uint64_t*>(workspace_.results);
+    for (const SentWork& work : works_) {
+      const std::uint64_t* first = keys + firsts[work.position];
+      sink(work.id, Keys(first, first + requests[work.position].count));
+    }
+  }
+
+  // Collects the candidates inside the works' intervals, for each as many as it has room for.
+  void queue_collect() {
     transfer_.clear(workspace_.found, works_.size());
     for (const Launch& launch : launches_) {
       collect_candidates(launch, workspace_.store, workspace_.found, workspace_.collected);
     }
-    transfer_.receive(workspace_.results, workspace_.collected, static_cast<std::size_t>(count));
-    transfer_.wait();
-    const auto* keys = reinterpret_cast<const std::uint64_t*>(workspace_.results);
-    for (std::size_t w = 0; w < works_.size(); ++w) {
-      const std::uint64_t* first = keys + firsts[w];
-      sink(works_[w].id, Keys(first, first + requests[works_[w].position].count));
-    }
+  }
+
+  // Receives keys beside the rows.
+  void receive_keys(const Rooms& rooms) {
+    queue_collect();
+    const std::size_t beside = part_count_ * sizeof(Row) + works_.size() * sizeof(std::uint32_t);
+    received_keys_ = workspace_.results + rounded(beside);
+    transfer_.receive(received_keys_, workspace_.collected, static_cast<std::size_t>(rooms.total));
+  }
+
+  // Keeps the received keys of the w-th work if they are all `inside` of its interval.
+  void keep_keys(std::size_t w, std::int64_t inside, const Rooms& rooms) {
+    Read& read = reads_[works_[w].id];
+    const std::size_t position = works_[w].position;
+    read.inside = inside;
+    if (inside > rooms.of[position]) return;
+    const auto* keys = reinterpret_cast<const std::uint64_t*>(received_keys_);
+    read.keys.assign(keys + rooms.first[position], keys + rooms.first[position] + inside);
   }
 
   // All keys of a layer inside an interval, from a copy of the layer in the host.
@@ -551,15 +669,13 @@ class GpuBackend : public Backend {
   std::vector<Read> reads_;
   bool wants_masks_ = false;  // whether the commit writes masks
 
-  // What was sent last, and must not change until the next wait:
-  std::vector<Work> sent_works_;
-  std::vector<DeviceStats> sent_stats_;
-
   // About the works that were sent last:
+  std::vector<Work> filled_works_;
   std::vector<SentWork> works_;
   std::vector<Launch> launches_;
   std::size_t part_count_ = 0;
   const Row* next_part_ = nullptr;
+  std::byte* received_keys_ = nullptr;
 
   Transfer transfer_;  // destroyed first, as it waits for copies that still use the others
 };

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
+#include "core/key_format.h"
 #include "core/layer.h"
 #include "core/packed_mask.h"
 #include "cuda/work.h"
@@ -14,12 +16,21 @@ namespace lampfast::cuda {
 struct Launch {
   Dtype dtype;
   bool settles_mask;  // the commit uses settle_masks
+  bool is_plain;      // every work is (Work::is_plain)
   const Work* works;
   int first;  // index of works[0] among all works that were sent, which index per-layer results
   int count;
   std::int64_t blocks;
   cudaStream_t stream;
 };
+
+// Calls body(Format{}, std::bool_constant<is_plain>{}) for a launch.
+template <class Body>
+void with_access(const Launch& launch, Body&& body) {
+  with_format(launch.dtype, [&](auto format) {
+    launch.is_plain ? body(format, std::true_type{}) : body(format, std::false_type{});
+  });
+}
 
 // Partitions one span per block. Candidates go to the store, and the mask gets what the interval
 // decides.
@@ -28,7 +39,8 @@ void partition_weights(const Launch& launch, bool writes_masks, const Store& sto
 void partition_candidates(const Launch& launch, const Store& store, Row* rows);
 // Adds up the rows of every layer in parts, one part per block.
 void sum_rows(const Launch& launch, const Row* rows, Row* parts);
-// Collects the candidates inside the intervals: those of a layer go to `keys` from Work::out on.
+// Collects the candidates inside the intervals: those of a layer, at most Work::room, go to `keys`
+// from Work::out on.
 void collect_candidates(const Launch& launch, const Store& store, unsigned long long* found,
                         std::uint64_t* keys);
 
@@ -49,8 +61,8 @@ void find_ties(const Launch& launch, const std::uint32_t* tie_counts, const Row*
 void zero(const Launch& launch, const std::int64_t* first_kept);
 void mask(const Launch& launch, const std::int64_t* first_kept);
 void settle_masks(const Launch& launch, const Store& store, const std::int64_t* first_kept);
-// Loads these kernels for a dtype, as loading might fail at their first launch.
-void load_commit(Dtype dtype);
+// Loads these kernels, as loading might fail at their first launch.
+void load_commit(const Launch& launch);
 
 // One span per block. The stats and the digits must have been initialised.
 void find_stats(const Launch& launch, DeviceStats* stats);

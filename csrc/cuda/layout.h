@@ -35,6 +35,7 @@ struct Layout {
       work.dense = same_memory_order(layer, target);
       work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
                      is_aligned(work.target, work.own_target ? vector_bytes : 4);
+      work.is_plain = work.aligned;
       work.by_memory = visit_order(layer, target, Order::memory, device_axes);
       work.by_index = visit_order(layer, target, Order::row_major, device_axes);
       spans += spans_of(layer);

@@ -103,23 +103,24 @@ __global__ __launch_bounds__(block_threads) void apply_dense(const DenseLayers l
        i += std::int64_t{block_threads} * size) {
     const auto kept = static_cast<unsigned>(layer.words[i / word_weights] >> (i % word_weights));
     if ((kept & all) == all) continue;
-    const int count = vector_count<Key>(i, span.end);
-    if (!is_aligned || count < size) {
-      for (int e = 0; e < count; ++e) {
-        if ((kept >> e & 1) == 0) data[i + e] = 0;
+    if (!is_aligned || span.end - i < size) {
+#pragma unroll
+      for (int e = 0; e < size; ++e) {
+        if (i + e < span.end && (kept >> e & 1) == 0) data[i + e] = 0;
       }
       continue;
     }
     auto* const there = reinterpret_cast<uint4*>(data + i);
-    Vector<Key> vector{};
-    if ((kept & all) != 0) memcpy(&vector, there, sizeof(vector));
+    uint4 bits{};
+    if ((kept & all) != 0) bits = __ldcs(there);
+    Vector<Key> vector;
+    memcpy(&vector, &bits, sizeof(vector));
 #pragma unroll
     for (int e = 0; e < size; ++e) {
       if ((kept >> e & 1) == 0) vector.at[e] = 0;
     }
-    uint4 bits;
     memcpy(&bits, &vector, sizeof(bits));
-    *there = bits;
+    __stcs(there, bits);
   }
 }
 

@@ -120,6 +120,17 @@ struct Bins {
   }
 };
 
+// What the byte (Bytes) of an element says; it is 0 below the interval.
+constexpr std::uint32_t inside_byte = 1;
+constexpr std::uint32_t above_byte = 2;
+
+// This thread's elements of a tile.
+template <class Key>
+struct Share {
+  Vector<Key> vectors[vectors_in_flight];  // without signs
+  Bytes<Key> sides[vectors_in_flight];
+};
+
 // The candidates of the last few tiles, until there are enough to be counted and stored together.
 template <class Format>
 struct Staging {
@@ -128,25 +139,40 @@ struct Staging {
 
   Key keys[room];
   std::uint16_t places[stores<Key> ? room : 1];  // in the span
+  Vector<Key> tile[vectors_in_flight][block_threads];
   std::uint32_t count;
   std::uint64_t offset;  // in the store
   bool is_stored;
 
-  // Adds the candidates of the lanes that have one. All lanes of a warp must call this.
-  __device__ void add(bool is_candidate, Key key, std::int64_t place) {
-    const unsigned votes = __ballot_sync(all_lanes, is_candidate);
-    if (votes == 0) return;
-    const unsigned lane = threadIdx.x % 32;
-    const int leader = __ffs(static_cast<int>(votes)) - 1;
-    std::uint32_t first = 0;
-    if (lane == static_cast<unsigned>(leader)) {
-      first = atomicAdd(&count, static_cast<std::uint32_t>(__popc(votes)));
+  // Adds this thread's candidates. The largest number that a thread gets is how many are staged.
+  __device__ std::uint32_t add(const Share<Key>& share, int tile_begin) {
+    constexpr int words = Bytes<Key>::words;
+    static_assert(vectors_in_flight * words <= 8);  // bits in a byte
+    std::uint32_t own = 0;                          // in bit 8 * (e % 4) + i: element e of word i
+#pragma unroll
+    for (int i = 0; i < vectors_in_flight * words; ++i) {
+      own |= share.sides[i / words].all_with(inside_byte).word[i % words] << i;
     }
-    first = __shfl_sync(all_lanes, first, leader);
-    if (!is_candidate) return;
-    const auto at = first + static_cast<std::uint32_t>(__popc(votes & ((1U << lane) - 1)));
-    keys[at] = key;
-    if constexpr (stores<Key>) places[at] = static_cast<std::uint16_t>(place);
+    if (__any_sync(all_lanes, own != 0) == 0) return 0;
+    // The compiler makes one operation of those of a warp, and a scan for what each lane gets.
+    std::uint32_t at = atomicAdd(&count, static_cast<std::uint32_t>(__popc(own)));
+    // Registers have no addresses by which a candidate could be taken from them.
+    if (own != 0) {
+#pragma unroll
+      for (int v = 0; v < vectors_in_flight; ++v) tile[v][threadIdx.x] = share.vectors[v];
+    }
+    for (; own != 0; own &= own - 1) {
+      const auto bit = static_cast<unsigned>(__ffs(static_cast<int>(own)) - 1);
+      const unsigned v = bit % 8 / words;
+      const unsigned e = bit % 8 % words * 4 + bit / 8;
+      keys[at] = tile[v][threadIdx.x].at[e];
+      if constexpr (stores<Key>) {
+        const int first = SpanAccess<Key, true>::place(tile_begin, static_cast<int>(v));
+        places[at] = static_cast<std::uint16_t>(first + static_cast<int>(e));
+      }
+      ++at;
+    }
+    return at;
   }
 
   // Counts and stores the staged candidates. All threads must call this, with a barrier before it.
@@ -193,61 +219,95 @@ struct Staging {
   }
 };
 
+// The interval, and what a thread has found on either side of it.
 template <class Format>
-__global__ __launch_bounds__(block_threads) void partition_span(const Work* __restrict__ works,
-                                                                int first_work, int work_count,
-                                                                bool writes_masks, Store store,
-                                                                Row* rows) {
+struct TilePartition {
+  using Key = typename Format::Storage;
+
+  Key low;
+  Key high;
+  double scale;
+  std::uint32_t not_below = 0;
+  double above_sum = 0.0;
+
+  // Loads this thread's share of a tile, and writes its mask.
+  template <bool is_whole, class Access>
+  __device__ Share<Key> take(const Access& access, int tile, bool writes_mask) {
+    Share<Key> share;
+#pragma unroll
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const int place = Access::place(tile, v);
+      share.vectors[v] = is_whole ? access.load_whole(place) : access.load(place);
+    }
+#pragma unroll
+    for (int v = 0; v < vectors_in_flight; ++v) {
+      const int place = Access::place(tile, v);
+      Bytes<Key>& sides = share.sides[v];
+#pragma unroll
+      for (int e = 0; e < vector_size<Key>; ++e) {
+        const Key key = Format::key(share.vectors[v].at[e]);
+        share.vectors[v].at[e] = key;
+        const bool is_above = key >= high;
+        sides.increase_if(key >= low, e);
+        sides.increase_if(is_above, e);
+        above_sum += scaled_square<Format>(is_above ? key : Key{0}, scale);
+      }
+      if (!is_whole) sides.keep_first(access.size() - place);
+#pragma unroll
+      for (const std::uint32_t word : sides.word) {
+        not_below += static_cast<std::uint32_t>(__popc(word));
+      }
+      if (!writes_mask) continue;
+      const Bytes<Key> kept = sides.all_with(above_byte);
+      is_whole ? access.store_whole_mask(place, kept) : access.store_mask(place, kept);
+    }
+    return share;
+  }
+};
+
+// How many blocks a multiprocessor must have registers for; 0 leaves it to the compiler. Where
+// layers are not plain it would aim for more, and spill around the calls that find their elements;
+// for sm_75, which has room for four, it would aim for two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+template <bool is_plain>
+constexpr int resident = is_plain ? 3 : 2;
+#else
+template <bool is_plain>
+constexpr int resident = is_plain ? 0 : 2;
+#endif
+
+template <class Format, bool is_plain>
+__global__ __launch_bounds__(block_threads,
+                             resident<is_plain>) void partition_span(const Work* __restrict__ works,
+                                                                     int first_work, int work_count,
+                                                                     bool writes_masks, Store store,
+                                                                     Row* rows) {
   using Key = typename Format::Storage;
   __shared__ Staging<Format> staging;
   __shared__ Bins bins;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
   const int layer = result_index(works, work, first_work);
   const Span span = Span::of_block<Key>(work);
-  const Key low = static_cast<Key>(work.low);
-  const auto width = static_cast<Key>(work.high - work.low);
-  const bool is_mask_wanted = stores<Key> && writes_masks && work.dense;
+  const SpanAccess<Key, is_plain> access(work, span);
+  TilePartition<Format> partition{static_cast<Key>(work.low), static_cast<Key>(work.high),
+                                  work.scale};
+  const bool writes_mask = stores<Key> && writes_masks && work.dense;
   std::uint32_t chain = no_segment;  // thread 0's
-  std::uint32_t below = 0;
-  double above_sum = 0.0;
   if (threadIdx.x == 0) staging.count = 0;
   bins.begin();
-  for (std::int64_t tile = span.begin; tile < span.end; tile += tile_size<Key>) {
-    Vector<Key> vectors[vectors_in_flight];
-#pragma unroll
-    for (int v = 0; v < vectors_in_flight; ++v) {
-      const std::int64_t position = vector_position<Key>(tile, v);
-      vectors[v] = load_vector<Key>(work, position, vector_count<Key>(position, span.end));
-    }
-#pragma unroll
-    for (int v = 0; v < vectors_in_flight; ++v) {
-      const std::int64_t position = vector_position<Key>(tile, v);
-      const int count = vector_count<Key>(position, span.end);
-      Kept<Key> kept{};
-#pragma unroll
-      for (int e = 0; e < vector_size<Key>; ++e) {
-        const Key key = Format::key(vectors[v].at[e]);
-        const bool is_there = e < count;
-        const bool is_below = key < low;
-        const bool is_inside = !is_below && static_cast<Key>(key - low) < width;
-        if (is_there && is_below) ++below;
-        if (is_there && !is_below && !is_inside) {
-          above_sum += scaled_square<Format>(key, work.scale);
-          kept.at[e] = true;
-        }
-        staging.add(is_there && is_inside, key, position + e - span.begin);
-      }
-      if (is_mask_wanted) kept.store(work, position, count);
-    }
-    __syncthreads();
-    const bool is_full = staging.count > static_cast<std::uint32_t>(staged_reserve<Key>);
-    __syncthreads();
-    if (is_full) staging.flush(work, layer, store, bins, chain);
+  for (int tile = 0; tile < access.size(); tile += tile_size<Key>) {
+    const std::uint32_t staged =
+        access.is_whole_tile(tile)
+            ? staging.add(partition.template take<true>(access, tile, writes_mask), tile)
+            : staging.add(partition.template take<false>(access, tile, writes_mask), tile);
+    const bool is_full = staged > static_cast<std::uint32_t>(staged_reserve<Key>);
+    if (__syncthreads_or(is_full) != 0) staging.flush(work, layer, store, bins, chain);
   }
   __syncthreads();
   staging.flush(work, layer, store, bins, chain);
   if (threadIdx.x == 0) store.chains[span.number] = chain;
-  bins.end(below, above_sum, rows[span.number]);
+  const auto size = threadIdx.x == 0 ? static_cast<std::uint32_t>(access.size()) : 0U;
+  bins.end(size - partition.not_below, partition.above_sum, rows[span.number]);  // all: modulo 2^32
 }
 
 template <class Format>
@@ -343,6 +403,7 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
                                                               std::uint64_t* out) {
   using Key = typename Format::Storage;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  if (work.room == 0) return;
   const Span span = Span::of_block<Key>(work);
   unsigned long long& taken = found[result_index(works, work, first_work)];
   for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
@@ -351,7 +412,8 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
     for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
       const Key key = keys[i];
       if (key < work.low || key >= work.high) continue;
-      out[work.out + static_cast<std::int64_t>(atomicAdd(&taken, 1ULL))] = key;
+      const auto at = static_cast<std::int64_t>(atomicAdd(&taken, 1ULL));
+      if (at < work.room) out[work.out + at] = key;
     }
   }
 }
@@ -359,9 +421,9 @@ __global__ __launch_bounds__(block_threads) void collect_span(const Work* __rest
 }  // namespace
 
 void partition_weights(const Launch& with, bool writes_masks, const Store& store, Row* rows) {
-  with_format(with.dtype, [&](auto format) {
-    launch("partition_weights", partition_span<decltype(format)>, with.blocks, with.stream,
-           with.works, with.first, with.count, writes_masks, store, rows);
+  with_access(with, [&](auto format, auto is_plain) {
+    launch("partition_weights", partition_span<decltype(format), is_plain.value>, with.blocks,
+           with.stream, with.works, with.first, with.count, writes_masks, store, rows);
   });
 }
 

@@ -16,12 +16,9 @@ struct Batch {
   LayerIds layers;
   std::int64_t size = 0;   // elements in all
   std::int64_t spans = 0;  // of all layers, as the kernels divide them
-
-  // Whether words of four bytes are enough to sort: one float32 layer, whose keys need no layer
-  // number, with few enough elements to count in four bytes.
-  bool is_narrow() const;
+  int index_bits = 0;      // that the row-major indices in a layer need
 };
-std::vector<Batch> batches(const std::vector<Layer>& layers, const LayerIds& ids);
+std::vector<Batch> batches(const std::vector<Layer>& layers, LayerIds ids);
 
 // Device memory that a batch needs.
 std::int64_t score_bytes(const Batch& batch);

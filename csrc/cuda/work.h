@@ -91,7 +91,8 @@ struct Work {
   std::uint64_t low;         // the interval's ends; `low` may also be the key of a threshold
   std::uint64_t high;
   std::int64_t ties;   // of the threshold
-  std::int64_t share;  // how many of its candidates may be stored
+  std::int64_t share;  // how many of its candidates may be stored,
+  std::int64_t room;   // and how many collected
   std::int64_t out;    // where its results begin in an output array, in elements
   double scale;
   int bin_bits;
@@ -100,6 +101,7 @@ struct Work {
   bool dense;            // positions are offsets in its memory and in the target's
   bool aligned;          // and vectors can be loaded and stored
   bool own_target;       // the target is the layer itself
+  bool is_plain;         // a launch may read and write it in vectors, in the order of its positions
   VisitOrder by_memory;  // the order of positions
   VisitOrder by_index;   // the row-major order
 };

@@ -72,7 +72,11 @@ struct Workspace {
   unsigned long long* found;
   std::uint32_t* not_finite;
   std::uint64_t* collected;
-  std::byte* results;  // in the host
+  // In the host, page-locked: what is received, and what is sent.
+  std::byte* results;
+  Work* sent_works;
+  VisitAxis* sent_axes;
+  DeviceStats* sent_stats;
   Needs needs;
 
   Workspace(const std::vector<Layer>& layers, int device, std::byte* memory,
@@ -121,10 +125,14 @@ struct Workspace {
     store.incomplete = arena.take<std::uint32_t>(count);
 
     Arena host(host_memory);
-    const std::int64_t partition_bytes = part_count * std::int64_t{sizeof(Row)} + count * 4;
+    const std::int64_t partition_bytes =
+        part_count * std::int64_t{sizeof(Row)} + count * 4 + 16 + most_collected * 8;
     results = host.take<std::byte>(
         std::max({partition_bytes, count * draw_bytes, count * std::int64_t{sizeof(DeviceStats)},
-                  std::int64_t{most_digits} * 8, most_collected * 8}));
+                  std::int64_t{most_digits} * 8}));
+    sent_works = host.take<Work>(count);
+    sent_axes = host.take<VisitAxis>(axis_count);
+    sent_stats = host.take<DeviceStats>(count);
     arena.take<std::byte>(0);  // what follows is aligned too
     needs = {arena.used(), host.used()};
   }

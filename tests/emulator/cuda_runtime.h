@@ -48,6 +48,8 @@ enum cudaMemcpyKind {
 };
 
 using cudaStream_t = struct CUstream_st*;
+using cudaEvent_t = struct CUevent_st*;
+constexpr unsigned cudaEventDisableTiming = 2;
 struct cudaLaunchAttribute;
 
 struct cudaLaunchConfig_t {
@@ -85,6 +87,16 @@ inline thread_local cudaError_t last_error = cudaSuccess;
 
 inline std::atomic<cudaError_t> failure{cudaErrorIllegalAddress};
 inline std::atomic<int> calls_before_failure{-1};  // negative: none will fail
+
+// What calls have cost that a GPU would be waited for, or kept busy with.
+struct Costs {
+  std::atomic<long long> waits{0};
+  std::atomic<long long> launches{0};
+  std::atomic<long long> copies{0};
+  std::atomic<long long> bytes_to_device{0};
+  std::atomic<long long> bytes_to_host{0};
+};
+inline Costs costs;
 
 // Makes a runtime call fail before it does anything: the next one, or the one after `later` others.
 // Calls that only report errors do not count.
@@ -147,6 +159,16 @@ inline bool can_launch(dim3 grid, dim3 block) {
 }
 
 }  // namespace emulator
+
+// For tests, which find it by its name: the costs since the last call (emulation.py).
+extern "C" __attribute__((visibility("default"), used)) inline void lampfast_emulator_costs(
+    long long* taken) {
+  using emulator::costs;
+  for (auto* cost : {&costs.waits, &costs.launches, &costs.copies, &costs.bytes_to_device,
+                     &costs.bytes_to_host}) {
+    *taken++ = cost->exchange(0);
+  }
+}
 
 #define LAMPFAST_EMULATOR_NAME(NAME, NUMBER, TEXT) \
   if (error == NAME) return #NAME;
@@ -213,7 +235,32 @@ inline cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return emulator::call([] { return cudaSuccess; });
+  return emulator::call([] {
+    ++emulator::costs.waits;
+    return cudaSuccess;
+  });
+}
+
+// An event is an address that nothing lies at: what it would wait for has always happened.
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  return emulator::call([=] {
+    if (flags != cudaEventDisableTiming) return cudaErrorInvalidValue;
+    *event = reinterpret_cast<cudaEvent_t>(new char);
+    return cudaSuccess;
+  });
+}
+
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
+  return emulator::call([=] { return event == nullptr ? cudaErrorInvalidValue : cudaSuccess; });
+}
+
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return emulator::call([=] { return event == nullptr ? cudaErrorInvalidValue : cudaSuccess; });
+}
+
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<char*>(event);
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
@@ -223,6 +270,9 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
     if (!is_known || (bytes > 0 && (to == nullptr || from == nullptr)))
       return cudaErrorInvalidValue;
     if (bytes > 0) std::memcpy(to, from, bytes);
+    ++emulator::costs.copies;
+    if (kind == cudaMemcpyHostToDevice) emulator::costs.bytes_to_device += bytes;
+    if (kind == cudaMemcpyDeviceToHost) emulator::costs.bytes_to_host += bytes;
     return cudaSuccess;
   });
 }
@@ -255,6 +305,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       emulator::run_grid(config->gridDim, config->blockDim, [&] { kernel(converted...); });
     };
     launch(std::forward<Actual>(arguments)...);
+    ++emulator::costs.launches;
     return cudaSuccess;
   });
 }

@@ -36,23 +36,42 @@ class DeviceRadixSort {
                                int begin_bit = 0, int end_bit = sizeof(Key) * 8,
                                cudaStream_t = nullptr) {
     static_assert(std::is_unsigned_v<Key> && std::is_trivially_copyable_v<Value>);
+    const auto sort_all = [&](std::uint64_t mask) { sort(keys, values, count, mask); };
+    return run(temporary, temporary_bytes, begin_bit, end_bit, int{sizeof(Key) * 8}, sort_all);
+  }
+
+  template <class Key, class Count>
+  static cudaError_t SortKeys(void* temporary, std::size_t& temporary_bytes,
+                              DoubleBuffer<Key>& keys, Count count, int begin_bit = 0,
+                              int end_bit = sizeof(Key) * 8, cudaStream_t = nullptr) {
+    static_assert(std::is_unsigned_v<Key>);
+    const auto sort_all = [&](std::uint64_t mask) {
+      std::vector<Key> places(2 * static_cast<std::size_t>(count));
+      DoubleBuffer<Key> values(places.data(), places.data() + count);
+      sort(keys, values, count, mask);
+    };
+    return run(temporary, temporary_bytes, begin_bit, end_bit, int{sizeof(Key) * 8}, sort_all);
+  }
+
+ private:
+  template <class Body>
+  static cudaError_t run(void* temporary, std::size_t& temporary_bytes, int begin_bit, int end_bit,
+                         int most_bits, Body&& sort_all) {
     return emulator::call([&] {
       constexpr std::size_t least_bytes = 1024;
       if (temporary == nullptr) {
         temporary_bytes = least_bytes;
         return cudaSuccess;
       }
-      const bool are_bits_valid =
-          0 <= begin_bit && begin_bit <= end_bit && end_bit <= int{sizeof(Key) * 8};
+      const bool are_bits_valid = 0 <= begin_bit && begin_bit <= end_bit && end_bit <= most_bits;
       if (!are_bits_valid || temporary_bytes < least_bytes) return cudaErrorInvalidValue;
       std::memset(temporary, 0xc7, temporary_bytes);  // it must really be there
       const int width = end_bit - begin_bit;
-      sort(keys, values, count, width == 0 ? 0 : ~std::uint64_t{0} >> (64 - width) << begin_bit);
+      sort_all(width == 0 ? 0 : ~std::uint64_t{0} >> (64 - width) << begin_bit);
       return cudaSuccess;
     });
   }
 
- private:
   template <class Key, class Value, class Count>
   static void sort(DoubleBuffer<Key>& keys, DoubleBuffer<Value>& values, Count count,
                    std::uint64_t mask) {
