@@ -41,6 +41,7 @@ class Costs(NamedTuple):
     copies: int
     bytes_to_device: int
     bytes_to_host: int
+    nanoseconds: int  # that emulating them took
 
 
 def take_costs() -> Costs:

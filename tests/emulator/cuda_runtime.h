@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -95,8 +96,26 @@ struct Costs {
   std::atomic<long long> copies{0};
   std::atomic<long long> bytes_to_device{0};
   std::atomic<long long> bytes_to_host{0};
+  std::atomic<long long> nanoseconds{0};  // that emulating all that took
 };
 inline Costs costs;
+
+// Adds the time until its end.
+class Stopwatch {
+ public:
+  Stopwatch() = default;
+  ~Stopwatch() {
+    const auto took = Clock::now() - start_;
+    costs.nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(took).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  Clock::time_point start_ = Clock::now();
+};
 
 // Makes a runtime call fail before it does anything: the next one, or the one after `later` others.
 // Calls that only report errors do not count.
@@ -117,6 +136,7 @@ inline void heed_environment() {
 
 template <class Body>
 cudaError_t call(Body&& body) {
+  const Stopwatch stopwatch;
   heed_environment();
   const bool fails = calls_before_failure >= 0 && calls_before_failure-- == 0;
   const cudaError_t error = driver() != cudaSuccess ? driver() : fails ? failure.load() : body();
@@ -165,7 +185,7 @@ extern "C" __attribute__((visibility("default"), used)) inline void lampfast_emu
     long long* taken) {
   using emulator::costs;
   for (auto* cost : {&costs.waits, &costs.launches, &costs.copies, &costs.bytes_to_device,
-                     &costs.bytes_to_host}) {
+                     &costs.bytes_to_host, &costs.nanoseconds}) {
     *taken++ = cost->exchange(0);
   }
 }
