@@ -27,6 +27,7 @@ from lampfast._training.pruner import Pruner
 from lampfast._training.rewinding import rewind
 from lampfast._training.zeros import KeptZeros, keep_zeros
 from lampfast.applying import apply
+from lampfast.mask_files import load_masks, save_masks
 from lampfast.pruning import layerwise_sparsity, masks, prune, report, scores
 from lampfast.reports import Report
 
@@ -39,12 +40,14 @@ __all__ = [
     "config",
     "keep_zeros",
     "layerwise_sparsity",
+    "load_masks",
     "masks",
     "methods",
     "prune",
     "reference",
     "report",
     "rewind",
+    "save_masks",
     "schedules",
     "scores",
     "textbook",
