@@ -11,8 +11,6 @@ from lampfast._engine.views import View, Weight
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, Report
 
-__all__: list[str] = []  # what is here is documented as lampfast.apply
-
 
 @collector.paused
 def apply(

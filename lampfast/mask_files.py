@@ -30,8 +30,6 @@ from lampfast._engine import collector, views
 from lampfast._engine.views import View, Weight
 from lampfast.parameters import Model, Patterns
 
-__all__: list[str] = []  # what is here is documented as lampfast.save_masks and load_masks
-
 _VERSION_KEY = "lampfast.masks"
 _VERSION = "1"
 _RESERVED = "__metadata__"  # what safetensors calls the metadata among the tensors
