@@ -1,4 +1,4 @@
-"""Keeping zeros: the pass beside the bytes that it must move, and what it adds to AdamW's step."""
+"""Keeping zeros beside the bytes that must move and AdamW's step; applying masks beside a copy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -75,6 +75,27 @@ def share(run: Run) -> Outcome:
         plain, kept = run.medians(*_steps(weights, masks, optimizer))
         what, beside = f"keep zeros, added to AdamW {name}", f"step {plain * 1e3:,.2f} ms"
         lines.append(Line(what, kept / plain - 1, Goal(0.02, form="{:.1%}"), kept, beside))
+    return Outcome(lines)
+
+
+def apply(run: Run) -> Outcome:
+    """Applies the masks of resnet50, of 90 %, beside copying its weights."""
+    lines = []
+    for dtype in _DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        run.progress(f"apply: {name}")
+        weights = {
+            layer: weight.to(dtype) for layer, weight in gaussian(run.model("resnet50")).items()
+        }
+        masks, targets = lampfast.masks(weights, USUAL), contenders.clone(weights)
+        lampfast.prune(targets, USUAL)
+        call = partial(lampfast.apply, targets, masks)
+        _check_kept(weights, targets, call)
+        ours, floor = run.medians(
+            _after_restoring(weights, targets, call), contenders.copy_floor(weights, targets)
+        )
+        what, beside = f"apply masks, resnet50, {name}", f"copy {floor * 1e3:,.2f} ms"
+        lines.append(Line(what, ours / floor, Goal(2.0), ours, beside))
     return Outcome(lines)
 
 

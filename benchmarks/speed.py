@@ -39,6 +39,7 @@ ROWS: dict[str, Row] = {
     "isa": rows_isa.instruction_sets,
     "adversarial": rows_adversarial.adversarial,
     "stages": rows_stages.stages,
+    "apply": rows_zeros.apply,
     "keep": rows_zeros.keep,
     "keep-share": rows_zeros.share,
 }

@@ -297,6 +297,7 @@ void bind_calls(py::module_& m) {
   m.def("masks", &thresholds_of<masks>, layers, masks_arg, spec, machine, profile, before_writing);
   m.def("thresholds", &thresholds, layers, spec, machine, released);
   m.def("zero_thresholds", &zero_thresholds, layers, machine, released);
+  m.def("prune_zeros", &prune_zeros, layers, targets, machine, released);
   m.def("score", &score, layers, py::arg("scores"), machine, released);
   m.def("first_not_finite", &first_not_finite, layers, machine, released);
   m.def("pack", &pack, layers, masks_arg, machine, released);

@@ -82,6 +82,17 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   return thresholds_after(backends.layers(), evidence.rank_bounds, counts.counts);
 }
 
+std::vector<LayerThreshold> find_zeros(Backends& backends) {
+  const std::vector<LayerStats> stats =
+      naming_not_finite(backends, [&] { return backends.stats(); });
+  std::vector<LayerThreshold> thresholds;
+  thresholds.reserve(stats.size());
+  for (std::size_t i = 0; i < stats.size(); ++i) {
+    thresholds.push_back(stats[i].threshold(backends.layers()[i].dtype));
+  }
+  return thresholds;
+}
+
 void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks) {
   if (masks.size() == layers.size()) return;
   throw std::invalid_argument(std::to_string(layers.size()) + " layers need as many masks, not " +
@@ -128,13 +139,15 @@ std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const S
 std::vector<LayerThreshold> zero_thresholds(const std::vector<Layer>& layers,
                                             const Machine& machine) {
   Backends backends({layers, no_targets}, machine);
-  const std::vector<LayerStats> stats =
-      naming_not_finite(backends, [&] { return backends.stats(); });
-  std::vector<LayerThreshold> thresholds;
-  thresholds.reserve(layers.size());
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    thresholds.push_back(stats[i].threshold(layers[i].dtype));
-  }
+  return find_zeros(backends);
+}
+
+std::vector<LayerThreshold> prune_zeros(const std::vector<Layer>& layers,
+                                        const std::vector<Layer>& targets, const Machine& machine) {
+  check_targets(layers, targets, Written::weights);
+  Backends backends({layers, targets}, machine);
+  std::vector<LayerThreshold> thresholds = find_zeros(backends);
+  backends.commit(thresholds, MaskSink());
   return thresholds;
 }
 

@@ -26,6 +26,8 @@ from lampfast._engine.build_info import config
 from lampfast._training.pruner import Pruner
 from lampfast._training.rewinding import rewind
 from lampfast._training.zeros import KeptZeros, keep_zeros
+from lampfast.applying import apply
+from lampfast.mask_files import load_masks, save_masks
 from lampfast.pruning import layerwise_sparsity, masks, prune, report, scores
 from lampfast.reports import Report
 
@@ -34,15 +36,18 @@ __all__ = [
     "Pruner",
     "Report",
     "__version__",
+    "apply",
     "config",
     "keep_zeros",
     "layerwise_sparsity",
+    "load_masks",
     "masks",
     "methods",
     "prune",
     "reference",
     "report",
     "rewind",
+    "save_masks",
     "schedules",
     "scores",
     "textbook",

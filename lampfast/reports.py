@@ -19,7 +19,7 @@ class LayerReport(NamedTuple):
         numel: How many weights it has.
         kept: How many of them remain.
         threshold: The smallest magnitude that remains (of the importance, where one was given);
-            None if none remains.
+            None if none remains, or where given masks decided, as in `lampfast.apply`.
     """
 
     name: str

@@ -26,10 +26,11 @@ def _layer(array: Any, **changes: Any) -> Layer:
 
 
 SPEC = _core.SelectionSpec(_core.Ranking.lamp, [7])
-TARGETS = {"prune": OTHERS, "masks": MASKS, "score": SCORES}
+TARGETS = {"prune": OTHERS, "masks": MASKS, "prune_zeros": OTHERS, "score": SCORES}
 VERBS: dict[str, Verb] = {
     "prune": lambda layers, targets: _core.prune(layers, targets, SPEC, MACHINE),
     "masks": lambda layers, targets: _core.masks(layers, targets, SPEC, MACHINE),
+    "prune_zeros": lambda layers, targets: _core.prune_zeros(layers, targets, MACHINE),
     "score": lambda layers, targets: _core.score(layers, targets, MACHINE),
 }
 READERS: dict[str, Callable[[list[Layer]], object]] = {

@@ -380,6 +380,35 @@ def test_a_graph_sees_masks_that_are_written_between_replays(gpu_model: Model) -
         assert torch.equal(pruned[name], layer), name
 
 
+# --- masks that are given ---
+
+
+@places
+@given(strategies.models(), st.data())
+def test_masks_are_applied(device: str, model: Model, data: st.DataObject) -> None:
+    there = moved(model, device)
+    masks, expected = {}, {}
+    for name, layer in model.items():
+        kept = torch.rand(layer.shape, generator=torch.Generator().manual_seed(len(name))) < 0.5
+        expected[name] = pruned_copy(layer, kept)
+        masks[name] = data.draw(strategies.laid_out(kept)).to(device)
+    report = lampfast.apply(there, masks)
+    assert_same_memory(back(there), expected)
+    assert report.kept == sum(int(mask.sum()) for mask in masks.values())
+
+
+@needs_gpu
+def test_masks_on_another_device_are_moved(gpu_model: Model) -> None:
+    masks = {name: torch.rand(layer.shape) < 0.1 for name, layer in gpu_model.items()}
+    lampfast.apply(gpu_model, masks)
+    for name, layer in gpu_model.items():
+        assert not layer[~masks[name].cuda()].any(), name
+    host = {name: torch.ones(layer.shape) for name, layer in gpu_model.items()}
+    lampfast.apply(host, {name: mask.cuda() for name, mask in masks.items()})
+    for name, layer in host.items():
+        assert torch.equal(layer != 0, masks[name]), name
+
+
 # --- zeros that are kept ---
 
 

@@ -72,6 +72,20 @@ def zero_thresholds(layers: Sequence[View], sources: Sequence[View]) -> list[_co
             return _core.zero_thresholds(pointers, machine)
 
 
+def prune_zeros(layers: Sequence[View], masks: Sequence[View]) -> list[_core.LayerThreshold]:
+    """Zero the weights of `layers` whose masks are False, in place; NaN may stay."""
+    pointers = _pointers(masks)
+    try:
+        with gpus.machine(pointers, _core.cuda_needs) as machine:
+            return _core.prune_zeros(pointers, _pointers(layers), machine)
+    except _core.NotFiniteError as error:  # of the bytes as float8
+        position = 0 if error.element is None else error.element.layer
+        raise ValueError(
+            f"mask of layer {masks[position].name!r} has bytes that are neither 0 nor 1, as a bool "
+            "view of integers may have; pass (integers != 0) instead"
+        ) from None
+
+
 def pack_masks(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
     """Write masks of one bit a weight, set where a weight of `layers` is not zero."""
     pointers, addresses = _pointers(layers), [mask.data_ptr() for mask in masks]

@@ -173,7 +173,7 @@ def check_names(
     if missing or unknown:
         raise ValueError(
             f"{argument} must name exactly the layers, tied ones by the first name (missing: "
-            f"{missing[:5]}, unknown: {sorted(unknown, key=str)[:5]}); {way_out}"
+            f"{_some(missing)}, unknown: {_some(sorted(unknown, key=str))}); {way_out}"
         )
 
 
@@ -205,6 +205,61 @@ def given_masks(
     masks = [_checked_mask(layer, given[layer.name]) for layer in layers]
     _check_masks_apart(masks, layers, sources)
     return masks
+
+
+def masks_of_layers(given: Mapping[str, Weight], layers: Sequence[View]) -> list[View]:
+    """Check the masks by which layers are to be pruned, and put them in the layers' order.
+
+    Args:
+        given: For the name of every layer, a bool tensor or array of its shape, on any device.
+        layers: What they are the masks of.
+
+    Returns:
+        The masks, as `readable_mask` gives them.
+
+    Raises:
+        TypeError: It is not a mapping, or a mask has another type, dtype or layout.
+        ValueError: A name is missing or unknown, a shape differs, or a mask shares memory with a
+            layer.
+    """
+    check_names(
+        "masks", given, layers, "choose the layers that they are of with include= and exclude="
+    )
+    masks = [readable_mask(layer.name, given[layer.name]) for layer in layers]
+    for view, layer in zip(masks, layers, strict=True):
+        if view.shape != layer.shape:
+            raise ValueError(
+                f"mask of layer {layer.name!r} has shape {tuple(view.shape)}, the layer has shape "
+                f"{tuple(layer.shape)}; pass one value for every weight"
+            )
+    for i in sharing(masks, layers):
+        raise ValueError(
+            f"mask of layer {masks[i].name!r} may share memory with a layer that it is to prune; "
+            "pass a copy of it"
+        )
+    return masks
+
+
+def readable_mask(name: str, mask: Weight) -> View:
+    """The view of a mask that is only read.
+
+    As float8 the engine takes it for a layer in which False is zero and True the smallest number.
+
+    Raises:
+        TypeError: It is no bool tensor or array, or does not lie in memory as one.
+    """
+    if not isinstance(mask, _KINDS):
+        raise TypeError(
+            f"mask of layer {name!r} is a {type(mask).__name__}; pass a bool tensor or array, for "
+            "example numpy.asarray(mask)"
+        )
+    is_tensor = isinstance(mask, torch.Tensor)
+    if (mask.dtype is not torch.bool) if is_tensor else (mask.dtype != np.bool_):
+        raise TypeError(
+            f"mask of layer {name!r} has dtype {mask.dtype}; pass a bool one, True where a weight "
+            "is kept, for example (mask != 0)"
+        )
+    return _in_memory("mask of layer", name, mask, Dtype.float8_e5m2)
 
 
 def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
@@ -259,7 +314,7 @@ def beside(sources: Sequence[View], targets: Sequence[View]) -> Sequence[View]:
     """The sources, each on its target's device: a copy where it was on another one."""
     return [
         source
-        if source.device == target.device
+        if source.device == target.device and source.remote is None
         else _view(source.name, copies.to_device(source.weight, _device(target)), source.dtype)
         for source, target in zip(sources, targets, strict=True)
     ]
@@ -286,6 +341,11 @@ def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]
         if layer.remote is not None:
             found[layer.name] = found[layer.name].to(layer.remote.device)
     return found
+
+
+def _some(names: Sequence[object]) -> str:
+    """The first of the names, and how many there are more."""
+    return f"{list(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _empty_mask(layer: View) -> View:

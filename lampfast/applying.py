@@ -1,0 +1,77 @@
+"""The verb that prunes by masks which somebody else has made: `lampfast.apply`."""
+
+from __future__ import annotations  # so that help() shows Model, not all that it may be
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from lampfast import _core, parameters
+from lampfast._engine import calls, changes, collector, views
+from lampfast._engine.views import View, Weight
+from lampfast.parameters import Model, Patterns
+from lampfast.reports import LayerReport, Report
+
+
+@collector.paused
+def apply(
+    model: Model,
+    masks: Mapping[str, Weight],
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> Report:
+    """Zero the weights that masks do not keep, in place, in one streaming pass.
+
+    For a model that is to have the zeros of another one: an averaged copy, a merged LoRA, another
+    checkpoint, or masks that another program has made. If anything is wrong, nothing changes.
+
+    Example:
+        >>> import copy, lampfast, torch
+        >>> model = torch.nn.Linear(64, 10)
+        >>> average = copy.deepcopy(model)
+        >>> report = lampfast.prune(model, 0.9)
+        >>> masks = {"weight": model.weight != 0}
+        >>> lampfast.apply(average, masks)
+        Report(numel=640, kept=64, sparsity=0.9000, layers=1)
+
+    Args:
+        model: As for `lampfast.prune`. The weights may have any values: those that are kept stay as
+            they are to the bit, NaN too, and the others become +0.
+        masks: By layer name a bool tensor or array of the layer's shape, True where the weight is
+            kept, as from `lampfast.masks` or `lampfast.load_masks`; tied weights have one, under
+            their first name. It may have any memory format and lie on any device: one on another
+            device than its layer is copied there, whole.
+        include: As for `lampfast.prune`.
+        exclude: As for `lampfast.prune`.
+
+    Returns:
+        What the masks keep, overall and in every layer. A weight that was zero and is kept counts
+        as kept, as `lampfast.prune` would count it; `lampfast.report(model)` says what there is.
+        There are no thresholds.
+
+    Raises:
+        TypeError: The masks are not a mapping of names to bool tensors or arrays; or the model or a
+            layer has a type, dtype or layout that is not pruned.
+        ValueError: A mask is missing, has no layer or another shape than its layer, or shares
+            memory with one; or as for `lampfast.prune`.
+    """
+    weights = parameters.named(model, include, exclude)
+    layers = views.layers(weights, write=True)
+    given = views.masks_of_layers(masks, layers)
+    targets = views.local(layers)
+    pruned = calls.prune_zeros(targets, views.beside(given, targets))
+    changes.mark(weights.values())
+    views.write_back(layers, targets)
+    changes.announce(layers)
+    return _report(layers, pruned)
+
+
+def _report(layers: Sequence[View], pruned: Sequence[_core.LayerThreshold]) -> Report:
+    # Rows are made later, from copies of what they need: a report must not keep weights alive.
+    shapes = [layer.shape for layer in layers]
+    names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
+    return Report.lazily(partial(map, _row, names, shapes, sizes, pruned))
+
+
+def _row(name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold) -> LayerReport:
+    return LayerReport(name, tuple(shape), size, size - found.pruned, None)
