@@ -264,24 +264,30 @@ void bind_types(py::module_& m) {
   py::register_exception_translator(&translate_not_finite);
 }
 
-using Commits = void (&)(const std::vector<Layer>&, const std::vector<Layer>&, const SelectionSpec&,
-                         const Machine&, CallProfile*, const ResultSink&);
-
-// What Python gets is made before anything is written, as memory may run out meanwhile, and so is
-// what Python itself has to do by then.
-template <Commits commits>
-py::list thresholds_of(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
-                       const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
-                       const py::object& before_writing) {
+// Calls commit(sink), which writes. What Python gets is made before anything is written, as memory
+// may run out meanwhile, and so is what Python itself has to do by then.
+template <class Commit>
+py::list thresholds_of(const py::object& before_writing, Commit&& commit) {
   py::list result;
   const py::gil_scoped_release released;
-  commits(layers, targets, spec, machine, profile,
-          [&](const std::vector<LayerThreshold>& thresholds) {
-            const py::gil_scoped_acquire acquired;
-            result = py::cast(thresholds);
-            if (!before_writing.is_none()) before_writing(result);
-          });
+  commit([&](const std::vector<LayerThreshold>& thresholds) {
+    const py::gil_scoped_acquire acquired;
+    result = py::cast(thresholds);
+    if (!before_writing.is_none()) before_writing(result);
+  });
   return result;
+}
+
+using Select = void(const std::vector<Layer>&, const std::vector<Layer>&, const SelectionSpec&,
+                    const Machine&, CallProfile*, const ResultSink&);
+
+template <Select& select>
+py::list select_and_commit(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                           const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
+                           const py::object& before_writing) {
+  return thresholds_of(before_writing, [&](const ResultSink& sink) {
+    select(layers, targets, spec, machine, profile, sink);
+  });
 }
 
 void bind_calls(py::module_& m) {
@@ -293,11 +299,20 @@ void bind_calls(py::module_& m) {
   const auto machine = py::arg("machine");
   const auto profile = py::arg("profile") = nullptr;
   const auto before_writing = py::arg("before_writing") = py::none();
-  m.def("prune", &thresholds_of<prune>, layers, targets, spec, machine, profile, before_writing);
-  m.def("masks", &thresholds_of<masks>, layers, masks_arg, spec, machine, profile, before_writing);
+  m.def("prune", &select_and_commit<prune>, layers, targets, spec, machine, profile,
+        before_writing);
+  m.def("masks", &select_and_commit<masks>, layers, masks_arg, spec, machine, profile,
+        before_writing);
   m.def("thresholds", &thresholds, layers, spec, machine, released);
   m.def("zero_thresholds", &zero_thresholds, layers, machine, released);
-  m.def("prune_zeros", &prune_zeros, layers, targets, machine, released);
+  m.def(
+      "prune_zeros",
+      [](const std::vector<Layer>& masks, const std::vector<Layer>& weights, const Machine& lent,
+         const py::object& before) {
+        return thresholds_of(
+            before, [&](const ResultSink& sink) { prune_zeros(masks, weights, lent, sink); });
+      },
+      layers, targets, machine, before_writing);
   m.def("score", &score, layers, py::arg("scores"), machine, released);
   m.def("first_not_finite", &first_not_finite, layers, machine, released);
   m.def("pack", &pack, layers, masks_arg, machine, released);

@@ -142,13 +142,14 @@ std::vector<LayerThreshold> zero_thresholds(const std::vector<Layer>& layers,
   return find_zeros(backends);
 }
 
-std::vector<LayerThreshold> prune_zeros(const std::vector<Layer>& layers,
-                                        const std::vector<Layer>& targets, const Machine& machine) {
+void prune_zeros(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                 const Machine& machine, const ResultSink& sink) {
   check_targets(layers, targets, Written::weights);
   Backends backends({layers, targets}, machine);
-  std::vector<LayerThreshold> thresholds = find_zeros(backends);
-  backends.commit(thresholds, MaskSink());
-  return thresholds;
+  const std::vector<LayerThreshold> thresholds = find_zeros(backends);
+  backends.prepare(thresholds, MaskSink());
+  sink(thresholds);
+  backends.commit();
 }
 
 void score(const std::vector<Layer>& layers, const std::vector<Layer>& scores,

@@ -42,8 +42,8 @@ std::vector<LayerThreshold> zero_thresholds(const std::vector<Layer>& layers,
                                             const Machine& machine);
 
 // Zeroes the elements of `targets` with the same indices as those that are zero in `layers`.
-std::vector<LayerThreshold> prune_zeros(const std::vector<Layer>& layers,
-                                        const std::vector<Layer>& targets, const Machine& machine);
+void prune_zeros(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                 const Machine& machine, const ResultSink& sink);
 
 // Writes the LAMP score of every element; see Backend::score.
 void score(const std::vector<Layer>& layers, const std::vector<Layer>& scores,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lampfast import _core, parameters
-from lampfast._engine import calls, changes, collector, views
+from lampfast._engine import calls, collector, in_place, views
 from lampfast._engine.views import View, Weight
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, Report
@@ -59,11 +59,14 @@ def apply(
     layers = views.layers(weights, write=True)
     given = views.masks_of_layers(masks, layers)
     targets = views.local(layers)
-    pruned = calls.prune_zeros(targets, views.beside(given, targets))
-    changes.mark(weights.values())
-    views.write_back(layers, targets)
-    changes.announce(layers)
-    return _report(layers, pruned)
+    reachable = views.beside(given, targets)
+    return in_place.zero(
+        weights.values(),
+        layers,
+        targets,
+        partial(calls.prune_zeros, targets, reachable),
+        partial(_report, layers),
+    )
 
 
 def _report(layers: Sequence[View], pruned: Sequence[_core.LayerThreshold]) -> Report:

@@ -8,8 +8,7 @@ from math import isfinite
 from typing import Any
 
 from lampfast import _arguments, _core, methods, parameters
-from lampfast._engine import calls, changes, collector, views
-from lampfast._engine.interrupts import Deferred
+from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.views import View, Weight
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
@@ -109,23 +108,15 @@ def pruned(
     layers = views.layers(weights, write=True)
     importances = _sources(layers, importance, write=True)
     targets, sources, spec = _plan(layers, importances, s, method)
-    reports: list[Report] = []
 
-    def before_writing(thresholds: Sequence[_core.LayerThreshold]) -> None:
-        reports.append(_report(layers, thresholds))
-        changes.mark(weights.values())
-        changes.tell(lambda listener: listener.pruning(layers))
+    def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
+        report = _report(layers, thresholds)
         if record is not None:
-            record(reports[0])
+            record(report)
+        return report
 
-    with Deferred():
-        try:
-            calls.prune(targets, sources, spec, before_writing)
-            views.write_back(layers, targets)
-        finally:
-            if reports:  # else nothing was written
-                changes.tell(lambda listener: listener.pruned(layers))
-    return reports[0]
+    write = partial(calls.prune, targets, sources, spec)
+    return in_place.zero(weights.values(), layers, targets, write, result)
 
 
 @collector.paused

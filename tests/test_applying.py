@@ -273,8 +273,14 @@ def test_listeners_are_told_only_of_what_was_done() -> None:
     told: list[list[str]] = []
 
     class Listener:
+        def pruning(self, layers: Any) -> None:
+            """Nothing to do."""
+
         def pruned(self, layers: Any) -> None:
             told.append([layer.name for layer in layers])
+
+        def stepping(self, optimizer: object) -> None:
+            """Nothing to do."""
 
         def stepped(self, optimizer: object) -> None:
             """Nothing to do."""

@@ -72,12 +72,19 @@ def zero_thresholds(layers: Sequence[View], sources: Sequence[View]) -> list[_co
             return _core.zero_thresholds(pointers, machine)
 
 
-def prune_zeros(layers: Sequence[View], masks: Sequence[View]) -> list[_core.LayerThreshold]:
-    """Zero the weights of `layers` whose masks are False, in place; NaN may stay."""
+def prune_zeros(
+    layers: Sequence[View],
+    masks: Sequence[View],
+    before_writing: Callable[[list[_core.LayerThreshold]], None],
+) -> None:
+    """Zero the weights of `layers` whose masks are False, in place; NaN may stay.
+
+    `before_writing` is called as by `prune`.
+    """
     pointers = _pointers(masks)
     try:
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            return _core.prune_zeros(pointers, _pointers(layers), machine)
+            _core.prune_zeros(pointers, _pointers(layers), machine, before_writing)
     except _core.NotFiniteError as error:  # of the bytes as float8
         position = 0 if error.element is None else error.element.layer
         raise ValueError(
