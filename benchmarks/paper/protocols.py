@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -190,7 +191,11 @@ def _retrain(
     """Train what remains, with a new optimizer; the seconds that it took."""
     optimizer, before = new_optimizer(model, settings), lampfast.report(model)
     begin = process_time()
-    with lampfast.keep_zeros(model, optimizer):
+    with warnings.catch_warnings():
+        # At the highest sparsities some methods prune a layer to nothing, as the figures show.
+        warnings.filterwarnings("ignore", message=".* zero throughout")
+        kept = lampfast.keep_zeros(model, optimizer)
+    with kept:
         train(model, optimizer, _batches(dataset, seed, number, settings.retrain_steps, settings))
     seconds = process_time() - begin
     if (after := lampfast.report(model)).kept > before.kept:

@@ -88,10 +88,12 @@ class Deferred:
         traceback: TracebackType | None,
     ) -> None:
         """Give the handlers back, and call those that had to wait; they may raise."""
-        if self._defers:
+        if not self._defers:
+            return
+        if _state.depth > 1:
             _state.depth -= 1
-            if _state.depth == 0:
-                _hand_back()
+        else:
+            _hand_back()
 
 
 def _stand_in() -> None:
@@ -107,14 +109,22 @@ def _stand_in() -> None:
 
 
 def _hand_back() -> None:
-    standing_in, came = _state.standing_in, _state.came
-    _state.standing_in, _state.came = [], {}
+    standing_in = _state.standing_in
     try:
-        for each in standing_in:
-            if getsignal(each.number) is each:  # else somebody has set another one meanwhile
-                set_handler(each.number, each.handler)
-    finally:
-        _call(list(came.items()))
+        _restore(standing_in)  # what comes before a handler is back is noted still
+    finally:  # and what comes then may raise
+        _state.depth, _state.standing_in = 0, []
+        came, _state.came = _state.came, {}
+        try:
+            _restore(standing_in)
+        finally:
+            _call(list(came.items()))
+
+
+def _restore(standing_in: list[_StandIn]) -> None:
+    for each in standing_in:
+        if getsignal(each.number) is each:  # else it is back, or somebody has set another one
+            set_handler(each.number, each.handler)
 
 
 def _call(came: list[tuple[_StandIn, FrameType | None]]) -> None:

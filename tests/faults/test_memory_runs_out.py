@@ -46,12 +46,10 @@ def _driven(name: str, argument: float, **environment: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("driver", "seconds", "least"),
-    [("allocation_driver.py", 20.0, 1000), ("training_driver.py", 10.0, 300)],
+    ("driver", "seconds"),
+    [("allocation_driver.py", 20.0), ("training_driver.py", 10.0)],
 )
-def test_every_allocation_fails_in_turn(
-    driver: str, seconds: float, least: int, failing_calls: Path
-) -> None:
+def test_every_allocation_fails_in_turn(driver: str, seconds: float, failing_calls: Path) -> None:
     found = _driven(
         driver,
         seconds,
@@ -60,7 +58,7 @@ def test_every_allocation_fails_in_turn(
         OPENBLAS_NUM_THREADS="1",
     )
     assert found["wrong"] == []
-    assert found["points"] > least
+    assert found["points"] > 50  # usually thousands: it ends after so many seconds
     assert found["errors"] > found["points"] // 2
 
 
