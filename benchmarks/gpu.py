@@ -1,32 +1,28 @@
 """lampfast on a GPU beside its floors, the textbook and its goals: `python benchmarks/gpu.py`.
 
 The floors are the bytes that must move at the speed of a device copy, measured in the same run.
-Results are checked before they are timed. Nothing fails for being slow.
+Results are checked before they are timed. Nothing fails for being slow. Every line is printed, and
+kept in the file, as it comes: what follows may fail or be stopped.
 """
 
 import json
-import math
-import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import contenders
-import tables
+import device as gpu
 import torch
 import typer
 from outcome import Goal, Line
-from rich.console import Console
-from shapes import Shapes, resnet50
+from shapes import resnet50
 from weights import Weights
 
 import lampfast
-from lampfast import _core, textbook
+from lampfast import textbook
 from lampfast._cli.measure import Call, median_seconds
-from lampfast._engine import gpus, views
 
 _LAYERS, _WIDTH, _HEIGHT = 300, 1_024, 3_256  # 1.0003e9 weights
 _SPARSITY = 0.9
@@ -50,17 +46,31 @@ def measure(
 ) -> None:
     """Measure lampfast on this GPU; it should have nothing else to do."""
     bench = Bench(torch.device(device), quick, rounds)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(bench.heading())
-    lines = list(bench.lines())
-    console.print(tables.summary(lines))
-    stages = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in bench.stages().items())
+    _say(bench.heading())
     if quick or device == "cpu":
-        console.print("[red]Not a measurement: the figures mean nothing.[/]")
-    console.print(f"Stages of masks, as the host sees them: {stages}")
-    if keep:
-        figures = {"heading": bench.heading(), "lines": [asdict(line) for line in lines]}
-        keep.write_text(json.dumps(figures, indent=1) + "\n")
+        _say("Not a measurement: the figures mean nothing.")
+    stages = gpu.stages(bench.weights, _SPARSITY, rounds)
+    listed = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in stages.items())
+    _say(f"Stages of masks, as the host sees them: {listed}")
+    figures: dict[str, Any] = {"heading": bench.heading(), "stages": stages, "lines": []}
+    for line in bench.lines():
+        _say(_written(line))
+        figures["lines"].append(asdict(line) | {"verdict": line.goal.verdict(line.figure)})
+        if keep:
+            keep.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _written(line: Line) -> str:
+    """One line of a table whose columns are as wide as this benchmark's texts."""
+    goal = line.goal
+    median = "" if line.median is None else f"{line.median * 1e3:,.2f} ms"
+    bars = f"must {goal.write(goal.must):<9} aim {goal.write(goal.aim):<9}"
+    figure = f"{goal.form.format(line.figure):>8}  {bars} {goal.verdict(line.figure):<8}"
+    return f"{line.what:<16} {figure} {median:>12}  {line.beside}".rstrip()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 class Bench:
@@ -70,7 +80,7 @@ class Bench:
         self.device = device
         self.rounds = rounds
         height = 8 if quick else _HEIGHT
-        self.weights = self.gaussian({str(i): (_WIDTH, height) for i in range(_LAYERS)})
+        self.weights = gpu.gaussian({str(i): (_WIDTH, height) for i in range(_LAYERS)}, device)
         self.numel = contenders.numel(self.weights)
         self.targets = contenders.clone(self.weights)
         self.copy_speed = self._copy_speed()
@@ -123,7 +133,7 @@ class Bench:
 
     def one_model(self) -> Line:
         """A whole call of `lampfast.prune` on ResNet-50."""
-        weights = self.gaussian(resnet50())
+        weights = gpu.gaussian(resnet50(), self.device)
         targets = contenders.clone(weights)
 
         def prepare() -> Call:
@@ -141,31 +151,6 @@ class Bench:
         peak = torch.cuda.max_memory_allocated() - before
         return Line("prune, memory", 100 * peak / (4 * self.numel), Goal(5.0, 1.0, "{:.2f} %"))
 
-    def stages(self) -> dict[str, float]:
-        """How long the host spends in each stage of a call of masks, waiting included."""
-        layers = views.layers(self.weights)
-        sources = [layer.pointer for layer in layers]
-        masks = views.empty_masks(layers)
-        targets = [mask.pointer for mask in masks]
-        spec = _core.SelectionSpec(_core.Ranking.lamp, [round(_SPARSITY * self.numel)])
-        found = []
-        for _ in range(self.rounds):
-            times = _core.CallProfile()
-            with gpus.machine(sources, _core.cuda_needs) as machine:
-                _core.masks(sources, targets, spec, machine, times)
-            found.append(times)
-        names = ("estimate", "partition", "narrow", "select", "commit")
-        return {name: statistics.median(getattr(one, name) for one in found) for name in names}
-
-    def gaussian(self, shapes: Shapes) -> Weights:
-        """Normal weights by fan-out, made on the device."""
-        generator = torch.Generator(self.device).manual_seed(0)
-        return {
-            name: torch.randn(shape, generator=generator, device=self.device)
-            * math.sqrt(2 / (shape[0] * math.prod(shape[2:])))
-            for name, shape in shapes.items()
-        }
-
     def _copy_speed(self) -> float:
         """Bytes read and written in a second."""
         (median,) = self._medians(lambda: partial(contenders.copy, self.weights, self.targets))
@@ -180,27 +165,7 @@ class Bench:
         return Line(what, median / floor, goal, median, beside)
 
     def _medians(self, *prepare: Callable[[], Call], rounds: int | None = None) -> list[float]:
-        return median_seconds([self._waited(p) for p in prepare], rounds or self.rounds)
-
-    def _waited(self, prepare: Callable[[], Call]) -> Callable[[], Call]:
-        """The same call from an idle GPU to an idle GPU."""
-
-        def wait() -> None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        def prepare_and_wait() -> Call:
-            call = prepare()
-            wait()
-
-            def call_and_wait() -> object:
-                result = call()
-                wait()
-                return result
-
-            return call_and_wait
-
-        return prepare_and_wait
+        return median_seconds([gpu.idle(p, self.device) for p in prepare], rounds or self.rounds)
 
 
 if __name__ == "__main__":

@@ -190,6 +190,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("use_instruction_set", &cpu::use_instruction_set);
 #endif
   m.def("cuda_usable", &cuda::usable);
+  m.def("cuda_runs_on", &cuda::runs_on, py::arg("device"));
   m.def("cuda_needs", &cuda::needs, py::arg("layers"), py::arg("device"));
   m.def("cuda_needs_of_scores", &cuda::needs_of_scores, py::arg("layers"), py::arg("device"));
 }

@@ -47,16 +47,26 @@ def _ulp(score: Fraction, dtype: torch.dtype) -> Fraction:
 
 def memory(layer: torch.Tensor) -> torch.Tensor:
     """Return all the bytes behind a tensor, the gaps of a slice included, without a copy."""
-    return torch.empty(0, dtype=torch.uint8).set_(layer.untyped_storage())
+    return torch.empty(0, dtype=torch.uint8, device=layer.device).set_(layer.untyped_storage())
+
+
+def moved(layer: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor with a copy of the memory on a device (the same one if it is there)."""
+    storage = memory(layer).to(device).untyped_storage()
+    return _laid_out_as(layer, storage)
 
 
 def pruned_copy(layer: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return a tensor with a copy of the memory and the same strides, +0 where mask is False."""
-    twin = torch.empty(0, dtype=layer.dtype)
-    storage = layer.untyped_storage().clone()  # type: ignore[no-untyped-call]
-    twin.set_(storage, layer.storage_offset(), layer.shape, layer.stride())
+    twin = _laid_out_as(layer, memory(layer).clone().untyped_storage())
     twin.view(BITS[twin.itemsize]).masked_fill_(~mask, 0)
     return twin
+
+
+def _laid_out_as(layer: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    """Return a tensor in a storage, of a layer's dtype and at the same places."""
+    twin = torch.empty(0, dtype=layer.dtype, device=storage.device)
+    return twin.set_(storage, layer.storage_offset(), layer.shape, layer.stride())
 
 
 def assert_same_memory(

@@ -6,10 +6,12 @@ With LAMPFAST_EMULATED set, tensors are pruned by the kernels for GPUs (emulatio
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from numbers import Number
 
 import cpu_settings
 import pytest
 import torch
+from cpu_settings import CpuSettings
 from emulation import emulated
 from hypothesis import HealthCheck, settings
 
@@ -28,6 +30,18 @@ settings.load_profile(
 # Processes that run beside each other share the cores; tests of threads ask for theirs.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Ids by which -k can choose: float32, or (2, 3), where pytest would number the values.
+
+    Only for what is written the same in every process.
+    """
+    if isinstance(val, torch.dtype):
+        return str(val).removeprefix("torch.")
+    items = val if isinstance(val, (tuple, list)) else [val]
+    is_plain = all(isinstance(item, (str, Number, CpuSettings)) for item in items)
+    return str(val) if is_plain else None
 
 
 @pytest.fixture(autouse=True)

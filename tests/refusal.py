@@ -29,5 +29,5 @@ def refused(
 def _bytes(weight: Weight) -> bytes:
     if isinstance(weight, torch.Tensor):
         weight = weight.detach().clone(memory_format=torch.contiguous_format)
-        weight = weight.view(-1).view(torch.uint8).numpy()
+        weight = weight.view(-1).view(torch.uint8).cpu().numpy()
     return np.ascontiguousarray(weight).tobytes()

@@ -5,14 +5,15 @@ The emulated build (.ci/test_sizes) also runs the CPU's own exactness tests on t
 
 import os
 import re
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
+import compare
 import pytest
 import strategies
 import torch
-from compare import assert_one_ulp, assert_same_masks, assert_same_memory, memory, pruned_copy
+from compare import assert_one_ulp, assert_same_masks, assert_same_memory, pruned_copy
 from hypothesis import given
 from hypothesis import strategies as st
 from refusal import refused
@@ -23,8 +24,8 @@ from lampfast import _arguments, _core, reference
 from lampfast._engine import gpus, packed_masks, views
 from lampfast._training import zeros
 
-HAS_GPU = torch.cuda.is_available() and _core.cuda_usable()
 IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
+HAS_GPU = not IS_EMULATED and torch.cuda.is_available() and _core.cuda_runs_on(0)
 
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU and a build with CUDA")
 needs_emulation = pytest.mark.skipif(
@@ -41,13 +42,7 @@ places = pytest.mark.parametrize(
 
 def moved(model: Model, device: str) -> Model:
     """The same memory, gaps and strides included, on a device."""
-    result = {}
-    for name, layer in model.items():
-        twin = torch.empty(0, dtype=layer.dtype, device=device)
-        storage = memory(layer).to(device).untyped_storage()
-        twin.set_(storage, layer.storage_offset(), layer.shape, layer.stride())
-        result[name] = twin
-    return result
+    return {name: compare.moved(layer, device) for name, layer in model.items()}
 
 
 def back(model: Model) -> Model:
@@ -254,23 +249,15 @@ def test_it_runs_on_the_current_stream(gpu_model: Model) -> None:
 @needs_gpu
 def test_threads_do_not_disturb_each_other(gpu_model: Model) -> None:
     expected = lampfast.masks(gpu_model, 0.8)
-    wrong = []
+    torch.cuda.synchronize()
 
-    def work() -> None:
+    def work(_: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(20):
-                got = lampfast.masks(gpu_model, 0.8)
-                torch.cuda.current_stream().synchronize()
-                if any(not torch.equal(got[name], expected[name]) for name in got):
-                    wrong.append(1)
+                assert_same_masks(lampfast.masks(gpu_model, 0.8), expected)
 
-    torch.cuda.synchronize()
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, range(3)))  # raises what they raise
 
 
 @needs_gpu
@@ -302,6 +289,37 @@ def test_a_module_and_autograd() -> None:
     assert int((fc.weight == 0).sum()) == 2048
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# --- CUDA graphs (also below, and in test_gpus.py) ---
+
+
+@needs_gpu
+def test_a_capture_survives_a_call_that_is_refused(gpu_model: Model) -> None:
+    total = torch.zeros((), device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        total += 1
+        with pytest.raises(RuntimeError, match="outside of the capture"):
+            lampfast.masks(gpu_model, 0.5)
+        total += 1
+    graph.replay()
+    assert total.item() == 2
+
+
+@needs_gpu
+def test_a_graph_sees_masks_that_are_written_between_replays(gpu_model: Model) -> None:
+    masks = lampfast.masks(gpu_model, 0.5)
+    pruned = {name: torch.empty_like(layer) for name, layer in gpu_model.items()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for name, layer in gpu_model.items():
+            torch.mul(layer, masks[name], out=pruned[name])
+    lampfast.masks(gpu_model, 0.9, out=masks)
+    graph.replay()
+    lampfast.prune(gpu_model, 0.9)
+    for name, layer in gpu_model.items():
+        assert torch.equal(pruned[name], layer), name
 
 
 # --- zeros that are kept ---

@@ -195,7 +195,7 @@ def test_a_device_that_fails_leaves_no_stale_backward() -> None:
 def test_a_gpu() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
     model[0].cuda()
-    host = {name: layer.detach().cpu() for name, layer in model.named_parameters()}
+    host = {name: layer.detach().to("cpu", copy=True) for name, layer in model.named_parameters()}
     masks = lampfast.masks(model, 0.7)
     expected = lampfast.masks({name: host[name] for name in masks}, 0.7)
     assert [mask.device.type for mask in masks.values()] == ["cuda", "cpu"]

@@ -88,8 +88,8 @@ def _layouts(values: torch.Tensor) -> Model:
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (70, 60 // SCALE, 6, 6)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (70, 60 // SCALE, 6, 6)])
 @pytest.mark.parametrize("tied", [False, True], ids=["noise", "ties"])
 def test_masks_written_on_the_way_are_right_in_every_memory_format(
     dtype: torch.dtype, shape: tuple[int, ...], tied: bool
@@ -159,7 +159,7 @@ LIARS: list[Callable[[Rng, int], Array]] = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("liar", [*LIARS, None], ids=lambda liar: getattr(liar, "__name__", "all"))
 def test_weights_that_lie_to_the_sample(
     liar: Callable[[Rng, int], Array] | None, dtype: torch.dtype
@@ -176,7 +176,7 @@ def test_weights_that_lie_to_the_sample(
 # --- scores that only exact arithmetic tells apart ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("size", [40, 700])
 def test_scaled_copies_that_differ_in_one_bit(dtype: torch.dtype, size: int) -> None:
     """A factor of 3 or 5 is exact here and changes no score; the last bit of one weight does."""
@@ -218,7 +218,7 @@ def _as_channels_last(model: Model) -> Model:
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
-@pytest.mark.parametrize("dtype", TIED, ids=str)
+@pytest.mark.parametrize("dtype", TIED)
 def test_the_cut_between_chunks_of_equal_weights(dtype: torch.dtype, channels_last: bool) -> None:
     size = 271_980 // SCALE // 180 * 180
     model = _model([np.full(size, -0.25)], dtype)
@@ -229,7 +229,7 @@ def test_the_cut_between_chunks_of_equal_weights(dtype: torch.dtype, channels_la
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["row-major", "channels_last"])
-@pytest.mark.parametrize("dtype", TIED, ids=str)
+@pytest.mark.parametrize("dtype", TIED)
 def test_the_cut_between_equal_layers(dtype: torch.dtype, channels_last: bool) -> None:
     """Layers of the same weights have the same scores, and of these the first layers' go first."""
     rng = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_the_cut_between_equal_layers(dtype: torch.dtype, channels_last: bool) -
     _assert_exact(model, [k for edge in edges for k in range(edge - 2, edge + 3)], check)
 
 
-@pytest.mark.parametrize("dtype", TIED, ids=str)
+@pytest.mark.parametrize("dtype", TIED)
 def test_ties_go_in_order_whichever_thread_finds_them(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     values = torch.from_numpy(rng.integers(1, 4, (60, 90 // SCALE, 6, 6)) / 2.0).to(dtype)
@@ -260,7 +260,7 @@ def test_ties_go_in_order_whichever_thread_finds_them(dtype: torch.dtype) -> Non
 # --- zeros, and counts at the ends ---
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 400 // SCALE])
 def test_counts_around_the_number_of_zeros(dtype: torch.dtype, scale: int) -> None:
     rng = np.random.default_rng(scale)
@@ -275,7 +275,7 @@ def test_counts_around_the_number_of_zeros(dtype: torch.dtype, scale: int) -> No
     _assert_exact(model, _around([0, 1, zeros, check.numel], check.numel), check)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_but_zeros(dtype: torch.dtype) -> None:
     size = 70_000 // SCALE
     model = _model([np.zeros(3), -np.zeros(size), np.zeros(0), np.zeros(500)], dtype)
@@ -301,7 +301,7 @@ def _few_values(rng: Rng, size: int) -> Array:
     return rng.integers(-2, 3, size) * 2.0 ** rng.integers(-3, 3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("make", [_uniform, _normal, _mostly_zero, _few_values])
 def test_two_hundred_small_layers(make: Callable[[Rng, int], Array], dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)

@@ -138,7 +138,7 @@ def test_the_report_of_prune(data: st.DataObject, model: Model) -> None:
         assert row.threshold == (kept.min().item() if kept.numel() else None), row.name
 
 
-@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), cpu=strategies.cpus)
 def test_thousands_of_weights(dtype: torch.dtype, seed: int, cpu: CpuSettings) -> None:
@@ -198,8 +198,8 @@ def test_near_ties_where_float64_squares_are_subnormal() -> None:
         assert_same_masks(lampfast.masks(model, k), reference.masks(model, k))
 
 
-@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
-@pytest.mark.parametrize("cpu", cpu_settings.FEW_AND_MANY, ids=str)
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+@pytest.mark.parametrize("cpu", cpu_settings.FEW_AND_MANY)
 def test_every_count_round_trips(dtype: torch.dtype, cpu: CpuSettings) -> None:
     """From nothing pruned to nothing kept, one weight at a time, with ties everywhere."""
     cpu.use()
@@ -213,8 +213,8 @@ def test_every_count_round_trips(dtype: torch.dtype, cpu: CpuSettings) -> None:
         assert_same_masks(lampfast.masks(model, k), reference.masks(model, k))
 
 
-@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
-@pytest.mark.parametrize("cpu", cpu_settings.FEW_AND_MANY, ids=str)
+@pytest.mark.parametrize("dtype", strategies.DTYPES)
+@pytest.mark.parametrize("cpu", cpu_settings.FEW_AND_MANY)
 def test_subnormals_count_even_where_the_processor_flushes_them(
     dtype: torch.dtype, cpu: CpuSettings
 ) -> None:

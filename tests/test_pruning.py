@@ -34,7 +34,7 @@ def total(model: dict[str, torch.Tensor]) -> int:
     return sum(layer.numel() for layer in model.values())
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8])
 @pytest.mark.parametrize("s", [0, 1, 40, 0.5, 0.9, 1.0])
 def test_the_verbs_agree(dtype: torch.dtype, s: float) -> None:
     model = layers(dtype)
@@ -186,7 +186,7 @@ def test_a_slice_leaves_its_gaps() -> None:
     assert torch.equal(base[untouched], before[untouched])
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8])
 @pytest.mark.parametrize("s", [17, 0.5, 0.8])
 def test_memory_formats_do_not_matter(dtype: torch.dtype, s: float) -> None:
     model = layers(dtype)
@@ -323,8 +323,8 @@ def test_the_magnitude_as_importance_changes_nothing(s: float) -> None:
         assert not torch.count_nonzero(layer[~expected[name]])
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8], ids=str)
-@pytest.mark.parametrize("other", [*DTYPES, *FLOAT8], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8])
+@pytest.mark.parametrize("other", [*DTYPES, *FLOAT8])
 def test_importance_of_any_dtype_and_layout(dtype: torch.dtype, other: torch.dtype) -> None:
     model = layers(dtype)
     torch.manual_seed(1)
@@ -374,7 +374,7 @@ def test_importance_of_a_module() -> None:
     assert lampfast.prune(model, 0.5, importance=importance).kept == 16
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOAT8])
 def test_subnormals_count_where_the_processor_flushes_them(dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     steps = torch.tensor([3, 0, -1, 2, -3, 1], dtype=torch.float64)

@@ -20,7 +20,7 @@ def test_the_weights_are_the_ones_expected() -> None:
     assert sum(layer.numel() for layer in model.values()) == 4_608_992
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_masks_and_prune(dtype: torch.dtype) -> None:
     # A third fills the digits that float64 has more than float32.
     model = {name: (layer.double() / 3).to(dtype) for name, layer in imagenet_weights().items()}

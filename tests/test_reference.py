@@ -118,7 +118,7 @@ def test_importance_takes_the_place_of_magnitude() -> None:
     assert_same_masks(reference.masks(layers, 1, importance), expected)
 
 
-@pytest.mark.parametrize("dtype", FLOATS + FLOAT8, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS + FLOAT8)
 def test_magnitudes_count_smallest_steps(dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     step = info.smallest_normal * info.eps
@@ -129,7 +129,7 @@ def test_magnitudes_count_smallest_steps(dtype: torch.dtype) -> None:
     assert reference.magnitudes((-values).to(dtype)) == steps
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *FLOAT8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *FLOAT8])
 def test_magnitudes_of_every_number_of_a_small_dtype(dtype: torch.dtype) -> None:
     bits = torch.int8 if dtype.itemsize == 1 else torch.int16
     words = torch.arange(torch.iinfo(bits).max, dtype=bits).view(dtype)
@@ -140,7 +140,7 @@ def test_magnitudes_of_every_number_of_a_small_dtype(dtype: torch.dtype) -> None
     assert [n * info.smallest_normal * info.eps for n in got] == values[finite].tolist()
 
 
-@pytest.mark.parametrize("dtype", FLOATS + FLOAT8, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS + FLOAT8)
 def test_dtypes_agree(dtype: torch.dtype) -> None:
     values = torch.tensor([[1.0, -3.0, 0.5], [0.0, 2.0, -0.0]])
     assert reference.scores({"a": values.to(dtype)}) == reference.scores({"a": values})
@@ -173,7 +173,7 @@ def test_scalars_and_empty_layers() -> None:
     assert reference.masks({}, 0) == {}
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float8_e5m2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_only_finite_numbers_have_scores(dtype: torch.dtype, bad: float) -> None:
     with pytest.raises(ValueError, match="element 1 is not finite"):

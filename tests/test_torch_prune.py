@@ -170,7 +170,7 @@ def test_importance_of_one_layer(model: Model, data: st.DataObject) -> None:
             assert_pruned([(module, name)], masks)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("amount", [0, 7, 0.3, 1.0])
 def test_without_ties_one_layer_is_as_by_l1(dtype: torch.dtype, amount: float) -> None:
     torch.manual_seed(1)
@@ -602,7 +602,7 @@ METHODS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_zeros_are_those_of_remove(method: Callable[[nn.Module], Any], dtype: torch.dtype) -> None:
     ours, theirs = net().to(dtype), net().to(dtype)

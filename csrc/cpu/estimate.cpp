@@ -44,6 +44,10 @@ template <class Element, class Body>
 void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   const DrawnPieces& pieces = range.pieces;
   const auto* data = reinterpret_cast<const Element*>(layer.data);
+  if (pieces.count() == 1 && is_row_major(layer.shape, layer.strides)) {
+    body(0, data, layer.size);  // spares small layers the walk's allocations
+    return;
+  }
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
   const std::int64_t step = walk.step()[0];
   constexpr std::int64_t ahead = 16;  // a draw waits for the memory, so ask early
@@ -128,35 +132,48 @@ class Counters {
   // Moves the counts to a histogram, from the largest bin down: all small ones count as one.
   template <std::size_t Tables>
   void take(std::size_t bins, std::size_t most_bins, std::size_t largest, LogHistogram& histogram) {
-    const auto take_bin = [&](std::size_t bin) {
+    constexpr std::size_t bins_at_a_time = test_sizes ? 2 : 32;
+    taken_.resize(std::max(taken_.size(), bins));
+    histogram.zeros = take_bins<Tables>(bins, 0, 1);
+    std::int64_t small = histogram.zeros;
+    std::int64_t left = histogram.drawn - small;
+    const std::size_t end = largest + 1;
+    std::size_t lowest = end;  // of the bins that do not count as small
+    for (std::size_t bin = end; bin > 1 && left > 0;) {
+      const std::size_t begin = std::max(bin, bins_at_a_time + 1) - bins_at_a_time;
+      const std::int64_t sum = take_bins<Tables>(bins, begin, bin);
+      left -= sum;
+      if (end - begin <= most_bins) {
+        lowest = begin;
+      } else {
+        small += sum;
+      }
+      bin = begin;
+    }
+    // What has been changed since the largest key was found may have been counted beyond it.
+    if (left > 0) std::fill(counts_.begin(), counts_.end(), 0U);
+    histogram.first = lowest - 1;
+    taken_[histogram.first] = static_cast<std::uint32_t>(small);
+    histogram.counts.assign(taken_.data() + histogram.first, taken_.data() + end);
+  }
+
+  // Moves the counts of some bins to taken_ and returns their sum.
+  template <std::size_t Tables>
+  std::uint32_t take_bins(std::size_t bins, std::size_t begin, std::size_t end) {
+    std::uint32_t sum = 0;
+    for (std::size_t bin = begin; bin < end; ++bin) {
       std::uint32_t count = 0;
       for (std::size_t t = 0; t < Tables; ++t) {
         count += std::exchange(counts_[t * bins + bin], 0U);
       }
-      return count;
-    };
-    histogram.zeros = take_bin(0);
-    std::int64_t left = histogram.drawn - histogram.zeros;
-    auto small = static_cast<std::uint32_t>(histogram.zeros);
-    taken_.clear();
-    for (std::size_t bin = largest; bin > 0 && left > 0; --bin) {
-      const std::uint32_t count = take_bin(bin);
-      left -= count;
-      if (taken_.size() < most_bins) {
-        taken_.push_back(count);
-      } else {
-        small += count;
-      }
+      taken_[bin] = count;
+      sum += count;
     }
-    // What has been changed since the largest key was found may have been counted beyond it.
-    if (left > 0) std::fill(counts_.begin(), counts_.end(), 0U);
-    taken_.push_back(small);
-    histogram.first = largest + 1 - taken_.size();
-    histogram.counts.assign(taken_.rbegin(), taken_.rend());
+    return sum;
   }
 
   std::vector<std::uint32_t> counts_;  // zeros between calls
-  std::vector<std::uint32_t> taken_;   // scratch
+  std::vector<std::uint32_t> taken_;   // of each bin, once taken
 };
 
 template <class Format>

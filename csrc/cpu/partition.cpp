@@ -235,7 +235,11 @@ class WeightsReader {
       candidates[p].clear();
     }
     if (is_incomplete_[p]) return;
-    candidates[p].insert(candidates[p].end(), segments.begin(), segments.end());
+    if (candidates[p].empty()) {
+      candidates[p] = std::move(segments);
+    } else {
+      candidates[p].insert(candidates[p].end(), segments.begin(), segments.end());
+    }
   }
 
   void finish() {

@@ -557,15 +557,27 @@ class GpuBackend : public Backend {
   Transfer transfer_;  // destroyed first, as it waits for copies that still use the others
 };
 
+// None without a driver, or with one that is too old.
+int device_count() {
+  int count = 0;
+  const bool is_known = cudaGetDeviceCount(&count) == cudaSuccess;
+  cudaGetLastError();
+  return is_known ? count : 0;
+}
+
+// Stands for all kernels: they are compiled for the same architectures.
+__global__ void any_kernel() {}
+
 }  // namespace
 
 bool built() { return true; }
 
-bool usable() {
-  int count = 0;
-  const bool is_usable = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-  cudaGetLastError();
-  return is_usable;
+bool usable() { return device_count() > 0; }
+
+bool runs_on(int device) {
+  if (device < 0 || device >= device_count()) return false;
+  const DeviceGuard guard(device);
+  return has_code(any_kernel);
 }
 
 Needs needs(const std::vector<Layer>& layers, int device) {

@@ -14,6 +14,8 @@ bool built();
 
 // Whether there is a driver that this build can use, and a GPU.
 bool usable();
+// Whether this build also has code for a GPU, which only loading a kernel there can tell.
+bool runs_on(int device);
 
 // One GPU as the caller lends it: work is queued on the stream, in memory that the caller owns.
 struct Gpu {

@@ -53,6 +53,22 @@ void launch(const char* name, void (*kernel)(Expected...), std::int64_t blocks, 
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Actual>(arguments)...), name);
 }
 
+// Whether the build has code of a kernel that the current device and its driver can run.
+template <class... Expected>
+bool has_code(void (*kernel)(Expected...)) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  const bool is_missing = status == cudaErrorNoKernelImageForDevice ||
+                          status == cudaErrorInvalidDeviceFunction ||
+                          status == cudaErrorUnsupportedPtxVersion;
+  if (is_missing) {
+    cudaGetLastError();
+  } else {
+    check(status, "cudaFuncGetAttributes");
+  }
+  return !is_missing;
+}
+
 // Loads a kernel now rather than at its first launch.
 template <class... Expected>
 void load(const char* name, void (*kernel)(Expected...)) {

@@ -12,6 +12,7 @@ namespace {
 
 bool built() { return false; }
 bool usable() { return false; }
+bool runs_on(int) { return false; }
 
 Needs needs(const std::vector<Layer>&, int) { refuse(); }
 Needs needs_of_scores(const std::vector<Layer>&, int) { refuse(); }

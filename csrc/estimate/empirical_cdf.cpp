@@ -41,8 +41,9 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
     return Format::value(static_cast<Key>(std::min<std::uint64_t>(key, Format::not_finite - 1)));
   };
   const std::uint64_t half = (std::uint64_t{1} << histogram.shift) >> 1;
-  std::size_t bin = histogram.counts.size() - 1;
-  const double largest = value(bin, half);
+  const std::vector<std::uint32_t>& counts = histogram.counts;
+  std::size_t bin = counts.size();  // the lowest one so far
+  const double largest = value(bin - 1, half);
   // The unit's inverse, too, is a normal number of the type in which kernels tally: float64 for
   // float64, and float32 for all others.
   constexpr int most_exponent = sizeof(Key) == 8 ? 1000 : 126;
@@ -57,27 +58,27 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
     edges_.push_back({static_cast<float>(at * inverse), static_cast<float>(weight_ * below),
                       static_cast<float>(weight_ * sum)});
   };
-  push_edge(is_tied_ ? largest * (1.0 + 0x1p-4) : value(bin + 1, 0));
-  const auto lowest =
-      static_cast<std::size_t>(std::find_if(histogram.counts.begin() + 1, histogram.counts.end(),
-                                            [](std::uint32_t count) { return count > 0; }) -
-                               histogram.counts.begin());
   const double usual_depth = depth_of_all(drawn);
   const std::size_t wide_gap = drawn < few_drawn ? 8 : 2;
-  std::size_t last_edge = bin + 1;
-  double depth = 0.0;
-  for (; bin >= lowest; --bin) {
-    const double count = histogram.counts[bin];
-    if (count == 0.0) continue;
-    if (depth == 0.0 && last_edge > bin + wide_gap) push_edge(value(bin + 1, 0));
-    const double middle = value(bin, half) * inverse;
-    sum += count * (middle * middle);
-    below -= count;
-    depth += count;
-    if (bin > lowest && depth < depth_of_bin(usual_depth, drawn - below - depth)) continue;
+  const auto lowest = static_cast<std::size_t>(
+      std::find_if(counts.begin() + 1, counts.end(), [](auto count) { return count > 0; }) -
+      counts.begin());
+  edges_.reserve(64);
+  push_edge(is_tied_ ? largest * (1.0 + 0x1p-4) : value(bin, 0));
+  while (bin > lowest) {
+    const std::size_t last_edge = bin;
+    while (counts[bin - 1] == 0) --bin;
+    if (last_edge - bin >= wide_gap) push_edge(value(bin, 0));
+    const double needed = depth_of_bin(usual_depth, drawn - below);
+    double depth = 0.0;
+    do {
+      --bin;
+      const double middle = value(bin, half) * inverse;
+      sum += counts[bin] * (middle * middle);
+      depth += counts[bin];
+    } while (depth < needed && bin > lowest);
+    below -= depth;
     push_edge(value(bin, 0));
-    last_edge = bin;
-    depth = 0.0;
   }
   below = 0.0;
   push_edge(0.0);
@@ -101,11 +102,16 @@ bool EmpiricalCdf::is_reached(const Edge& edge, double score) const {
   return by_lamp_score_ ? edge.square() <= score * edge.sum_from : edge.magnitude <= score;
 }
 
+// The last bin whose first edge is reached, or the first one.
+template <class IsReached>
+std::size_t EmpiricalCdf::bin_where(IsReached&& is_reached) const {
+  const auto next = std::partition_point(edges_.begin() + 1, edges_.end() - 1, is_reached);
+  return static_cast<std::size_t>(next - edges_.begin()) - 1;
+}
+
 EmpiricalCdf::Position EmpiricalCdf::position_at(double log_score) const {
   const double score = std::exp(by_lamp_score_ ? log_score : log_score - log_unit_);
-  const auto next = std::partition_point(edges_.begin() + 1, edges_.end() - 1,
-                                         [&](const Edge& edge) { return is_reached(edge, score); });
-  const auto bin = static_cast<std::size_t>(next - edges_.begin()) - 1;
+  const std::size_t bin = bin_where([&](const Edge& edge) { return is_reached(edge, score); });
   if (bin > 0) return {bin, part_at(bin, score)};
   return {0, std::clamp(1.0 + (log_score - zeros_end_) / zeros_reach, 0.0, 1.0)};
 }
@@ -150,19 +156,14 @@ ScoreCount EmpiricalCdf::at(double log_score) const {
 }
 
 EmpiricalCdf::Position EmpiricalCdf::position_of_rank(double rank) const {
-  const auto next = std::partition_point(edges_.begin() + 1, edges_.end() - 1,
-                                         [&](const Edge& edge) { return edge.below <= rank; });
-  const auto bin = static_cast<std::size_t>(next - edges_.begin()) - 1;
+  const std::size_t bin = bin_where([&](const Edge& edge) { return edge.below <= rank; });
   const double count = count_in(bin);
   return {bin, count > 0.0 ? std::clamp((rank - edges_[bin].below) / count, 0.0, 1.0) : 0.0};
 }
 
 EmpiricalCdf::Position EmpiricalCdf::position_of_key(std::uint64_t key) const {
   const double scaled = magnitude_of(dtype_, key) / unit_;
-  const auto next =
-      std::partition_point(edges_.begin() + 1, edges_.end() - 1,
-                           [&](const Edge& edge) { return edge.magnitude <= scaled; });
-  const auto bin = static_cast<std::size_t>(next - edges_.begin()) - 1;
+  const std::size_t bin = bin_where([&](const Edge& edge) { return edge.magnitude <= scaled; });
   return {bin, std::clamp((scaled - edges_[bin].magnitude) / width(bin), 0.0, 1.0)};
 }
 

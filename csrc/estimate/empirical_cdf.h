@@ -96,6 +96,8 @@ class EmpiricalCdf {
   double magnitude(const Position& position) const {
     return edges_[position.bin].magnitude + position.part * spread(position.bin);
   }
+  template <class IsReached>
+  std::size_t bin_where(IsReached&& is_reached) const;
   Position position_at(double log_score) const;
   Position position_of_rank(double rank) const;
   Position position_of_key(std::uint64_t key) const;
@@ -112,8 +114,8 @@ class EmpiricalCdf {
   double weight_ = 1.0;  // elements of the layer for each that was drawn
   double unit_ = 1.0;    // a power of two
   double log_unit_ = 0.0;
-  std::vector<Edge>
-      edges_;  // the first bin has all that is as good as zero; the last edge ends all
+  // The first bin has all that is as good as zero; the last edge ends all.
+  std::vector<Edge> edges_;
 };
 
 }  // namespace lampfast

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/key_format.h"
+#include "core/test_sizes.h"
 
 namespace lampfast {
 namespace {
@@ -28,12 +29,15 @@ RankRange ranks_at(const RankBounds& rank_bounds, double t, const RankRange& ran
           std::clamp(rank_bounds.rank_upper_bound(t), range.begin, range.end)};
 }
 
-// Open elements of one layer whose scores have the same bounds.
+// Open elements of one layer, taken together, and bounds on their scores.
 struct ScoreGroup {
   double score;  // the middle of the bounds
   std::int64_t count;
   ScoreInterval bounds;
 };
+
+// At most so many for each layer, as more would only tell a little better where to look.
+constexpr std::ptrdiff_t most_groups = test_sizes ? 2 : 32;
 
 std::vector<ScoreGroup> open_groups(const std::vector<RankBounds>& rank_bounds,
                                     const ThresholdBounds& known) {
@@ -41,13 +45,18 @@ std::vector<ScoreGroup> open_groups(const std::vector<RankBounds>& rank_bounds,
   for (std::size_t i = 0; i < rank_bounds.size(); ++i) {
     const RankRange& range = known.ranges[i];
     if (range.is_empty()) continue;
-    const ScoredInterval* last = rank_bounds[i].at_rank(range.end - 1);
-    for (const auto* group = rank_bounds[i].at_rank(range.begin); group <= last; ++group) {
-      const std::int64_t begin = std::max(group->before, range.begin);
-      const std::int64_t end = std::min(group->end(), range.end);
-      const double low = std::max(group->least_score, known.scores.low);
-      const double high = std::max(std::min(group->most_score, known.scores.high), low);
-      groups.push_back({between(low, high), end - begin, {low, high}});
+    const ScoredInterval* first = rank_bounds[i].at_rank(range.begin);
+    const ScoredInterval* const end = rank_bounds[i].at_rank(range.last()) + 1;
+    const std::ptrdiff_t step = (end - first + most_groups - 1) / most_groups;
+    while (first < end) {
+      const ScoredInterval* const next = std::min(first + step, end);
+      const ScoredInterval* const last = next - 1;
+      const double low = std::max(first->least_score, known.scores.low);
+      const double high = std::max(std::min(last->most_score, known.scores.high), low);
+      const std::int64_t count =
+          std::min(last->end(), range.end) - std::max(first->before, range.begin);
+      groups.push_back({between(low, high), count, {low, high}});
+      first = next;
     }
   }
   return groups;

@@ -18,7 +18,8 @@ from lampfast._engine import gpus
 _UNIFIED = frozenset({"cpu", "cuda", "xpu"})
 
 _HINTS = {  # for types of devices that another build could prune on
-    "cuda": "; its engine for NVIDIA GPUs needs compute capability 7.5 and a newer driver"
+    "cuda": "; its engine for NVIDIA GPUs needs compute capability 7.5, a driver that is new "
+    "enough, and code for this GPU (CMAKE_CUDA_ARCHITECTURES, when it was built)"
     if _core.cuda_built
     else "; for an engine on NVIDIA GPUs install lampfast where CUDA's compiler, nvcc, is, with "
     "pip install --config-settings=cmake.define.LAMPFAST_CUDA=ON"
@@ -42,6 +43,8 @@ def has_address(tensor: torch.Tensor) -> bool:
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in host memory; warns once for each type of device that it is made."""
     kind = tensor.device.type
+    if tensor.is_cuda:
+        gpus.refuse_capture(tensor.device.index)
     if kind not in _warned:
         warnings.warn(
             f"layers on {tensor.device} are copied to host memory and back, since this build "
@@ -57,6 +60,8 @@ def to_device(weight: torch.Tensor | npt.NDArray[Any], device: torch.device) -> 
     """A weight's values as a tensor on a device that the engine can reach."""
     if isinstance(weight, np.ndarray):
         weight = torch.from_numpy(np.ascontiguousarray(weight))
+    if device.type == "cuda":
+        gpus.refuse_capture(device.index)
     return weight.detach().to(device)
 
 

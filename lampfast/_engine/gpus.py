@@ -20,14 +20,31 @@ def has_engine(tensor: torch.Tensor) -> bool:
 
 @cache
 def _is_usable(device: int) -> bool:
-    """Whether the engine was built for a GPU, and the driver is new enough for the engine."""
+    """Whether the engine has code for a GPU, and the driver is new enough for the engine."""
     is_known = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (7, 5)
-    return is_known and _core.cuda_usable()
+    return is_known and _core.cuda_runs_on(device)
 
 
 def index(tensor: torch.Tensor) -> int:
     """The engine's number for a tensor's device."""
     return tensor.device.index if has_engine(tensor) else HOST
+
+
+def refuse_capture(device: int) -> None:
+    """Check that no CUDA graph is being captured on a GPU's current stream.
+
+    Raises:
+        RuntimeError: One is. It could not record what the host decides between two launches.
+    """
+    with torch.cuda.device(device):
+        is_capturing = torch.cuda.is_current_stream_capturing()
+    if is_capturing:
+        raise RuntimeError(
+            f"layers are on cuda:{device}, whose current stream is being captured into a CUDA "
+            "graph, which cannot record what is decided on the host; call outside of the capture: "
+            "a graph that reads masks sees, when it is replayed, what masks(..., out=) has written "
+            "to them since"
+        )
 
 
 @contextmanager
@@ -40,9 +57,17 @@ def machine(
     Each GPU lends as much as the engine says it needs, or none. The memory goes back to torch's
     allocators at the end. Work that is still queued then is safe, because whatever reuses the
     memory is queued later on the same stream.
+
+    Raises:
+        RuntimeError: There are needs, so that the host waits for GPUs, and a stream is being
+            captured into a CUDA graph.
     """
     gpus, held = [], []
-    for device in sorted({layer[4] for layer in layers} - {HOST}):
+    devices = sorted({layer[4] for layer in layers} - {HOST})
+    if needs is not None:
+        for device in devices:
+            refuse_capture(device)
+    for device in devices:
         need = needs(layers, device) if needs is not None else None
         size, host_size = (need.bytes, need.host_bytes) if need is not None else (0, 0)
         stream, memory, pinned = _lend(device, size, host_size)

@@ -1,6 +1,7 @@
 """Which weights share memory: exactly, from addresses, shapes and strides; nothing is read."""
 
 from collections.abc import Iterator, Sequence
+from operator import gt
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +62,11 @@ def clusters(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
     Yields:
         Ascending positions of two or more spans; most models yield nothing.
     """
+    if not spans:
+        return
+    starts, stops = map(sorted, zip(*spans, strict=True))
+    if not any(map(gt, stops, starts[1:])):
+        return  # apart, as every span ends before the next one starts: so it is in most models
     cluster: list[int] = []
     end = 0
     for i in sorted(range(len(spans)), key=spans.__getitem__):

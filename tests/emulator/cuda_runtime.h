@@ -21,10 +21,14 @@
   ERROR(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")       \
   ERROR(cudaErrorInsufficientDriver, 35,                                          \
         "CUDA driver version is insufficient for CUDA runtime version")           \
+  ERROR(cudaErrorInvalidDeviceFunction, 98, "invalid device function")            \
   ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")             \
   ERROR(cudaErrorInvalidDevice, 101, "invalid device ordinal")                    \
   ERROR(cudaErrorNoKernelImageForDevice, 209,                                     \
         "no kernel image is available for execution on the device")               \
+  ERROR(cudaErrorUnsupportedPtxVersion, 222,                                      \
+        "the provided PTX was compiled with an unsupported toolchain.")           \
+  ERROR(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")           \
   ERROR(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered") \
   ERROR(cudaErrorLaunchFailure, 719, "unspecified launch failure")                \
   ERROR(cudaErrorNotSupported, 801, "operation not supported")
@@ -61,7 +65,21 @@ struct cudaFuncAttributes {
 
 namespace emulator {
 
-inline std::atomic<int> devices{2};  // for tests to set
+// What the machine is like, for tests to say at any time by environment variables:
+//   LAMPFAST_EMULATOR_DRIVER   the error that every call answers: 35, the driver is too old; 100,
+//                              there is no GPU
+//   LAMPFAST_EMULATOR_DEVICES  how many GPUs there are
+//   LAMPFAST_EMULATOR_NO_CODE  the GPU that this build has no code for, and the error that
+//                              loading a kernel there is answered with, as in 1:209
+inline const char* environment(const char* variable, const char* otherwise) {
+  const char* const found = std::getenv(variable);
+  return found == nullptr ? otherwise : found;
+}
+inline int device_count() { return std::atoi(environment("LAMPFAST_EMULATOR_DEVICES", "2")); }
+inline cudaError_t driver() {
+  return static_cast<cudaError_t>(std::atoi(environment("LAMPFAST_EMULATOR_DRIVER", "0")));
+}
+
 inline thread_local int current_device = 0;
 inline thread_local cudaError_t last_error = cudaSuccess;
 
@@ -79,8 +97,7 @@ inline void fail_next(cudaError_t error, int later = 0) {
 // if it is unset, none fails.
 inline void heed_environment() {
   static thread_local std::string heeded = "-1";
-  const char* const found = std::getenv("LAMPFAST_EMULATOR_FAIL");
-  const std::string calls = found == nullptr ? "-1" : found;
+  const std::string calls = environment("LAMPFAST_EMULATOR_FAIL", "-1");
   if (heeded == calls) return;
   heeded = calls;
   calls_before_failure = std::atoi(calls.c_str());
@@ -90,7 +107,7 @@ template <class Body>
 cudaError_t call(Body&& body) {
   heed_environment();
   const bool fails = calls_before_failure >= 0 && calls_before_failure-- == 0;
-  const cudaError_t error = fails ? failure.load() : body();
+  const cudaError_t error = driver() != cudaSuccess ? driver() : fails ? failure.load() : body();
   if (error != cudaSuccess) last_error = error;
   return error;
 }
@@ -103,7 +120,23 @@ cudaError_t answer(T* asked, T value) {
   });
 }
 
-inline bool is_device(int device) { return device >= 0 && device < devices; }
+inline bool is_device(int device) { return device >= 0 && device < device_count(); }
+
+// What the kernels of this build answer on the current GPU.
+inline cudaError_t code() {
+  const std::string missing = environment("LAMPFAST_EMULATOR_NO_CODE", "");
+  const std::size_t colon = missing.find(':');
+  if (colon == std::string::npos || std::stoi(missing) != current_device) return cudaSuccess;
+  return static_cast<cudaError_t>(std::stoi(missing.substr(colon + 1)));
+}
+
+// A stream belongs to one GPU, and its handle says to which (tests/emulation.py). Kernels can only
+// be launched there; null is the current GPU's.
+inline bool is_of_current_device(cudaStream_t stream) {
+  constexpr std::uintptr_t first = 0x5700;
+  const auto handle = reinterpret_cast<std::uintptr_t>(stream);
+  return handle == 0 || handle == first + static_cast<std::uintptr_t>(current_device);
+}
 
 inline bool can_launch(dim3 grid, dim3 block) {
   const auto within = [](dim3 size, unsigned x, unsigned y, unsigned z) {
@@ -137,12 +170,15 @@ inline cudaError_t cudaGetLastError() { return std::exchange(emulator::last_erro
 
 template <class... Expected>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Expected...)) {
-  return emulator::answer(&attributes->maxThreadsPerBlock, 1024);
+  return emulator::call([=] {
+    attributes->maxThreadsPerBlock = 1024;
+    return emulator::code();
+  });
 }
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
   return emulator::call([=] {
-    *count = emulator::devices;
+    *count = emulator::device_count();
     return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
   });
 }
@@ -210,6 +246,8 @@ template <class... Expected, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
                                Actual&&... arguments) {
   return emulator::call([&] {
+    if (!emulator::is_of_current_device(config->stream)) return cudaErrorInvalidResourceHandle;
+    if (emulator::code() != cudaSuccess) return emulator::code();
     if (!emulator::can_launch(config->gridDim, config->blockDim))
       return cudaErrorInvalidConfiguration;
     if (config->dynamicSmemBytes > 0 || config->numAttrs > 0) return cudaErrorNotSupported;
