@@ -51,6 +51,41 @@ def integer(name: str, value: object, least: int) -> int:
     return int(_checked(name, value, Integral, least, inf, f"pass an int; the least is {least}"))
 
 
+def count_up_to(name: str, value: object, most: int) -> int:
+    """A number of weights as an int, if it is one.
+
+    Example:
+        >>> count_up_to("kept", 10, 10)
+        10
+
+    Args:
+        name: What the caller calls it.
+        value: What was passed.
+        most: The largest that it may be.
+
+    Returns:
+        The value as an int.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is negative or above `most`.
+    """
+    return int(_checked(name, value, Integral, 0, most, f"pass an int from 0 to {most}"))
+
+
+def amount(name: str, value: object) -> None:
+    """Check what is a fraction, or a number of weights that are not known yet.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range.
+    """
+    if isinstance(value, Integral):
+        integer(name, value, least=0)
+    else:
+        fraction(name, value)
+
+
 def count(name: str, value: object, numel: int) -> int:
     """How many of `numel` weights a sparsity means.
 

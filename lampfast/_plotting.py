@@ -104,11 +104,15 @@ def _check(reports: Sequence[Report], labels: Sequence[str] | None) -> None:
                     "plot compares reports of the same layers, but where the first report has "
                     f"{_described(ours)}, number {position} has {_described(theirs)}"
                 )
-    if isinstance(labels, str):
-        raise TypeError(f"labels is {labels!r}; pass a list with a label for each report")
-    if labels is not None and len(labels) != len(reports):
+    if labels is None:
+        return
+    is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
+    if not is_list or not all(isinstance(label, str) for label in labels):
+        found = repr(labels) if isinstance(labels, str) else f"a {type(labels).__name__}"
+        raise TypeError(f"labels is {found}; pass a list with a label, a str, for each report")
+    if len(labels) != len(reports):
         raise ValueError(
-            f"plot takes one label for each report, but got {len(labels)} for {len(reports)}"
+            f"labels: plot takes one for each report, but got {len(labels)} for {len(reports)}"
         )
 
 

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from lampfast import _core
+from lampfast import _arguments, _core
 from lampfast._engine import calls
 from lampfast._engine.views import View
 
@@ -18,6 +18,7 @@ Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
 Shape: TypeAlias = Sequence[int]
 
 _METHODS = get_args(Method)
+_LOOKING = ("lamp", "global")  # those that look at magnitudes
 
 
 def check(method: object) -> None:
@@ -56,7 +57,7 @@ def selection_spec(
             return _core.SelectionSpec(_core.Ranking.magnitude, [count])
     sizes = [layer.size for layer in layers]
     zeros = [found.pruned for found in calls.zero_thresholds(layers, sources)]
-    kept = kept_counts(method, sum(sizes) - count, [layer.weight.shape for layer in layers], zeros)
+    kept = _kept_counts(method, sum(sizes) - count, [layer.weight.shape for layer in layers], zeros)
     pruned = [size - stay for size, stay in zip(sizes, kept, strict=True)]
     return _core.SelectionSpec(_core.Ranking.per_layer, pruned)
 
@@ -82,8 +83,34 @@ def kept_counts(
         kept than remain, zeros count as kept, in proportion to each layer's.
 
     Raises:
-        ValueError: "uniform+" has to keep more.
+        TypeError: An argument has another type.
+        ValueError: The method looks at magnitudes or is not known, a number is out of range, or
+            "uniform+" has to keep more.
     """
+    check(method)
+    if method in _LOOKING:
+        others = [other for other in _METHODS if other not in _LOOKING]
+        raise ValueError(f"method={method!r} looks at magnitudes; choose one of {others}")
+    for name, given in (("shapes", shapes), ("zeros", zeros)):
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes | bytearray):
+            raise TypeError(f"{name} is a {type(given).__name__}; pass a list with one a layer")
+    if len(shapes) != len(zeros) or not shapes:
+        raise ValueError(
+            f"shapes has {len(shapes)} and zeros {len(zeros)} layers; pass both of the same layers"
+        )
+    for i, (shape, zero) in enumerate(zip(shapes, zeros, strict=True)):
+        if not isinstance(shape, Sequence) or isinstance(shape, str | bytes | bytearray):
+            raise TypeError(f"shapes has a {type(shape).__name__} at position {i}; pass a tuple")
+        for length in shape:
+            _arguments.integer(f"a length in shapes at position {i}", length, least=0)
+        _arguments.count_up_to(f"zeros at position {i}", zero, _product(shape))
+    _arguments.count_up_to("kept", kept, sum(map(_product, shapes)))
+    return _kept_counts(method, kept, shapes, zeros)
+
+
+def _kept_counts(
+    method: Method, kept: int, shapes: Sequence[Shape], zeros: Sequence[int]
+) -> list[int]:
     sizes = [_product(shape) for shape in shapes]
     remaining = [size - zero for size, zero in zip(sizes, zeros, strict=True)]
     surplus = kept - sum(remaining)
@@ -97,7 +124,7 @@ def kept_counts(
             return _shares(kept, remaining, [max(sum(shape), 1) for shape in shapes])
         case "uniform+":
             return _uniform_plus(kept, shapes, sizes, remaining)
-    raise ValueError(f"method={method!r} looks at magnitudes")
+    raise AssertionError(method)
 
 
 def _uniform_plus(

@@ -46,8 +46,8 @@ def prune(
             where every entry is a layer; a sequence of tensors or arrays; or a sequence of
             (module, "weight") pairs, as torch.nn.utils.prune takes it. Layers may have any shape,
             memory format and mix of float32, float16, bfloat16, float64, float8_e4m3fn and
-            float8_e5m2, on any device or several (those on devices without an engine are copied to
-            host memory and back). Tied weights count once.
+            float8_e5m2 (of arrays, in the dtypes of ml_dtypes), on any device or several (those on
+            devices without an engine are copied to host memory and back). Tied weights count once.
         s: The sparsity of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count; a model
             that is sparser already stays as it is.
@@ -65,6 +65,7 @@ def prune(
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
             never biases, normalisation or embeddings, but an embedding that is tied to a linear
             layer, as in many language models, is that layer: leave it out with exclude=.
+            A pattern that equals a name means just that name.
         exclude: Glob pattern or patterns over the same names: these are left as they are.
         importance: For the name of every layer a tensor of its shape whose magnitude takes the
             place of the weight's in the score.
@@ -77,8 +78,10 @@ def prune(
         TypeError: The model, a layer or `s` has a type, dtype, layout or device that is not
             pruned.
         ValueError: `s` is out of range, a value is NaN or infinite, a pattern matches nothing,
-            layers share memory in part, or a layer cannot be written or is computed from others;
-            the method is unknown, or "uniform+" has to keep more.
+            layers share memory in part, or a layer cannot be written, is computed from others,
+            holds the directions of weight_norm, or is part of a sharded one; the method is
+            unknown, or "uniform+" has to keep more.
+        RuntimeError: torch is tracing or transforming the call.
 
     Source:
         Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR

@@ -48,7 +48,15 @@ class Report:
     """
 
     def __init__(self, layers: Iterable[LayerReport]) -> None:
+        # A tensor says that it is iterable, and is not where it has no dimension.
+        if not isinstance(layers, Iterable) or hasattr(layers, "shape"):
+            raise TypeError(f"layers is a {type(layers).__name__}; pass LayerReports, in a list")
         self._layers: tuple[LayerReport, ...] | None = tuple(layers)
+        for position, layer in enumerate(self._layers):
+            if not isinstance(layer, LayerReport):
+                raise TypeError(
+                    f"layers has a {type(layer).__name__} at position {position}; pass LayerReports"
+                )
         self._make_layers: Callable[[], Iterable[LayerReport]] = tuple
 
     @classmethod

@@ -66,6 +66,7 @@ class geometric:
 
     def __call__(self, step: int) -> float:
         """The sparsity at a step."""
+        _arguments.integer("step", step, least=0)
         start = self.interval if self.start is None else self.start
         done = max(0, (step - start) // self.interval + 1)
         if self.rounds is not None:
@@ -95,6 +96,7 @@ class _Ramp:
 
     def __call__(self, step: int) -> float:
         """The sparsity at a step."""
+        _arguments.integer("step", step, least=0)
         if step < self.start:
             return 0.0
         done = min(1.0, (step - self.start) / self.steps)
@@ -198,4 +200,5 @@ class constant:
 
     def __call__(self, step: int) -> float:
         """The sparsity at a step."""
+        _arguments.integer("step", step, least=0)
         return float(self.sparsity) if step >= self.start else 0.0

@@ -20,11 +20,13 @@ For one module at a time `prune.l1_unstructured` becomes `torch_prune.lamp_unstr
 `torch_prune.to_zeros(model)` leads to lampfast's own way: ordinary weights with real zeros.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 
 from lampfast import _arguments, pruning
@@ -34,6 +36,13 @@ from lampfast._engine import views
 __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_zeros"]
 
 _PASS_PAIRS = 'pass (module, parameter name) pairs, such as [(model.fc, "weight")]'
+
+
+_WAYS_OUT = {  # what other functions offer, and what these can
+    ", or choose the layers with include= or exclude=": ", or leave it out",
+    ", or choose what it is computed from with include=": "",
+    " with exclude=": "",
+}
 
 
 class _MaskedWeight(NamedTuple):
@@ -71,6 +80,10 @@ class LAMPUnstructured(prune.L1Unstructured):
         ValueError: `amount` is out of range.
     """
 
+    def __init__(self, amount: float) -> None:
+        _arguments.amount("amount", amount)
+        super().__init__(amount)
+
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
         """The mask with which `amount` of the elements that `default_mask` keeps are pruned.
 
@@ -91,11 +104,23 @@ class LAMPUnstructured(prune.L1Unstructured):
         Raises:
             TypeError: `t` has a dtype or layout that is not pruned, or it comes from torch's
                 `global_unstructured`.
-            ValueError: `amount` is more than remains, or `t` has a NaN or an infinity.
+            ValueError: `amount` is more than remains, `t` has a NaN or an infinity, or the shapes
+                differ.
         """
+        for what, given in (("t", t), ("default_mask", default_mask)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"{what} is a {type(given).__name__}; pass a torch tensor")
+        if default_mask.is_meta or default_mask.layout is not torch.strided:
+            raise TypeError("default_mask has no values, or is sparse; pass a plain tensor")
+        if default_mask.shape != t.shape:
+            raise ValueError(
+                f"default_mask has shape {tuple(default_mask.shape)}, t has shape "
+                f"{tuple(t.shape)}; pass one value for every element"
+            )
         name = getattr(self, "_tensor_name", "tensor")
         _refuse_one_vector(name)
-        kept = _kept({name: _MaskedWeight(t, _ones(default_mask), t)}, self.amount)[name]
+        with _naming_no_choice():
+            kept = _kept({name: _MaskedWeight(t, _ones(default_mask), t)}, self.amount)[name]
         mask = default_mask.clone(memory_format=torch.contiguous_format)
         return mask.masked_fill_(~kept, 0)
 
@@ -135,10 +160,12 @@ class LAMPUnstructured(prune.L1Unstructured):
             ValueError: `amount` is out of range, there is no such parameter, a value is NaN or
                 infinite, or the importance has another shape. The module is as it was.
         """
+        pairs = _pairs([(module, name)])
         _refuse_one_vector(name)
         scores = {} if importance_scores is None else {(module, name): importance_scores}
-        layers = _layers(_pairs([(module, name)]), scores)
-        (kept,) = _kept(layers, amount).values()
+        with _naming_no_choice():
+            layers = _layers(pairs, scores)
+            (kept,) = _kept(layers, amount).values()
         # All that can fail is done by now, for torch removes the hook of a module that is pruned
         # already before it asks `compute_mask` for the new mask. The finished mask goes there as an
         # importance in the weight's dtype: 0 for what is to be pruned.
@@ -216,8 +243,9 @@ def global_unstructured(
 
     Raises:
         TypeError: An argument, or a parameter's dtype or layout, is not one that is pruned.
-        ValueError: `amount` is out of range, a pair is there twice or names no parameter, a value
-            is NaN or infinite, an importance has another shape or is not that of a pair, or
+        ValueError: `amount` is out of range, there is no pair, a pair is there twice, names no
+            parameter or is the out_proj of a MultiheadAttention, which runs no hooks, a value is
+            NaN or infinite, an importance has another shape or is not that of a pair, or
             parameters share memory in part or under different masks. No module has changed.
 
     Source:
@@ -225,8 +253,9 @@ def global_unstructured(
         2021, arXiv 2010.07611, section 2.
     """
     pairs = _pairs(parameters)
-    layers = _layers(pairs, {} if importance_scores is None else importance_scores)
-    kept = _kept(layers, amount)
+    with _naming_no_choice():
+        layers = _layers(pairs, {} if importance_scores is None else importance_scores)
+        kept = _kept(layers, amount)
     for (module, name), mask in zip(pairs, kept.values(), strict=True):
         prune.custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
 
@@ -266,6 +295,20 @@ def to_zeros(model: nn.Module) -> list[str]:
             _make_permanent(module, name)
             names.append(f"{prefix}.{name}" if prefix else name)
     return names
+
+
+@contextmanager
+def _naming_no_choice() -> Iterator[None]:
+    """Errors without the ways out include= and exclude=, which nothing here has."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for way_out, here in _WAYS_OUT.items():
+            text = text.replace(way_out, here)
+        if text == str(error):
+            raise
+        raise type(error)(text) from None
 
 
 def _make_permanent(module: nn.Module, name: str) -> None:
@@ -335,6 +378,8 @@ def _mask(module: nn.Module, name: str) -> torch.Tensor | None:
 
 def _pairs(parameters: Iterable[tuple[nn.Module, str]]) -> list[tuple[nn.Module, str]]:
     """Check that these are distinct pairs of a module and a name."""
+    if not isinstance(parameters, Iterable) or isinstance(parameters, torch.Tensor | nn.Module):
+        raise TypeError(f"parameters is a {type(parameters).__name__}; {_PASS_PAIRS}")
     positions: dict[tuple[nn.Module, str], int] = {}
     for i, entry in enumerate(parameters):
         match entry:
@@ -344,12 +389,21 @@ def _pairs(parameters: Iterable[tuple[nn.Module, str]]) -> list[tuple[nn.Module,
                         f"positions {positions[module, name]} and {i} both hold {name!r} of the "
                         f"same {type(module).__name__}; leave one out"
                     )
+                if isinstance(module, NonDynamicallyQuantizableLinear):
+                    raise ValueError(
+                        f"position {i} holds the out_proj of a MultiheadAttention, which reads "
+                        f"{name!r} without calling it, so that the mask's hook never runs and the "
+                        "weights that are used would be old ones; leave it out, or prune it with "
+                        "lampfast.prune, which needs no hook"
+                    )
                 positions[module, name] = i
             case [*parts]:
                 found = f"({', '.join(type(part).__name__ for part in parts)})"
                 raise TypeError(f"position {i} holds {found}; {_PASS_PAIRS}")
             case _:
                 raise TypeError(f"position {i} holds a {type(entry).__name__}; {_PASS_PAIRS}")
+    if not positions:
+        raise ValueError(f"parameters is empty, so there is nothing to prune; {_PASS_PAIRS}")
     return list(positions)
 
 

@@ -114,7 +114,7 @@ def step(pairs: Pairs) -> None:
 
 
 @fewer
-@given(models(), st.data())
+@given(models().filter(bool), st.data())
 def test_global_masks_are_those_of_the_definition(model: Model, data: st.DataObject) -> None:
     pairs = holders(model)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -141,7 +141,7 @@ def test_one_layer_at_a_time(model: Model, data: st.DataObject) -> None:
 
 
 @fewer
-@given(models(), st.data())
+@given(models().filter(bool), st.data())
 def test_importances_take_the_place_of_the_weights(model: Model, data: st.DataObject) -> None:
     pairs = holders(model)
     drawn = list(data.draw(importances(model)).values())
@@ -529,7 +529,10 @@ def test_pairs_that_are_none(pairs: Pairs) -> None:
         ([*pairs, module], TypeError, ("position 3", "Linear")),
         (["ab"], TypeError, ("position 0", "str")),
         ([*pairs, (module, 1)], TypeError, ("position 3", "(Linear, int)")),
-        (module, TypeError, ("iterable",)),
+        (module, TypeError, ("parameters is a Linear", "pairs")),
+        (None, TypeError, ("parameters is a NoneType", "pairs")),
+        ([], ValueError, ("parameters is empty", "pairs")),
+        (iter([]), ValueError, ("parameters is empty",)),
     ):
         with unchanged(pairs, error, *words):
             global_unstructured(wrong, amount=0.5)
@@ -560,6 +563,35 @@ def test_dtypes_that_are_not_pruned(pairs: Pairs) -> None:
     narrow = Holder(torch.ones(3).to(torch.float8_e5m2))
     with unchanged([*pairs, (narrow, "weight")], TypeError, "'3.weight'", "float8_e5m2"):
         global_unstructured([*pairs, (narrow, "weight")], amount=0.5)
+
+
+def test_ways_out_that_are_not_there_are_not_named(pairs: Pairs) -> None:
+    """These functions have neither include= nor exclude=."""
+    whole = Holder(torch.ones(3))
+    whole.weight = nn.Parameter(torch.ones(3).int(), requires_grad=False)
+    computed = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
+    infinite = Holder(torch.full((3,), torch.inf))
+    for module in (whole, computed, infinite):
+        for call in (
+            lambda module=module: global_unstructured([*pairs, (module, "weight")], amount=0.5),
+            lambda module=module: lamp_unstructured(module, "weight", 0.5),
+        ):
+            with pytest.raises((TypeError, ValueError), match="leave") as caught:
+                call()
+            assert "clude" not in str(caught.value)
+
+
+def test_attention_reads_the_weight_of_its_projection_without_its_hook(pairs: Pairs) -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    for name in ("weight", "bias"):
+        words = ("out_proj", f"{name!r}", "lampfast.prune")
+        with unchanged(pairs, ValueError, "position 3", *words):
+            global_unstructured([*pairs, (attention.out_proj, name)], amount=0.5)
+        with unchanged(pairs, ValueError, *words):
+            lamp_unstructured(attention.out_proj, name, 0.5)
+    global_unstructured([(attention, "in_proj_weight")], amount=0.5)
+    assert mask_of(attention, "in_proj_weight").sum() == 96
+    assert lampfast.prune(attention, 0.5, include="out_proj.weight").kept == 32
 
 
 def test_torchs_own_global_function_is_refused(pairs: Pairs) -> None:

@@ -50,7 +50,9 @@ class Pruner:
     step it together. Before each pruning they compare their masks, and raise an error instead if
     replicas have diverged; the schedule has to give all of them the same.
 
-    What is zero when the Pruner is made is kept at zero from then on, as by `keep_zeros`.
+    What is zero when the Pruner is made is kept at zero from then on, as by `keep_zeros`; the first
+    step warns of layers that are zero throughout. A layer that is all zero when others are pruned,
+    as one that was rewound to zeros, is pruned no further then.
 
     Args:
         model: As for `lampfast.prune`.
@@ -69,8 +71,8 @@ class Pruner:
 
     Raises:
         TypeError: As for `lampfast.prune`; or another argument has a type that it cannot have.
-        ValueError: As for `lampfast.prune`; `every` is below 1; or a layer belongs to none of the
-            optimizers.
+        ValueError: As for `lampfast.prune`; `every` is below 1; a layer belongs to none of the
+            optimizers; or a process group is given and torch.distributed does not run.
     """
 
     def __init__(
@@ -183,7 +185,8 @@ class Pruner:
 
         Raises:
             TypeError: A part of it has another type; nothing is changed.
-            ValueError: It is of other layers, or no Pruner's; nothing is changed.
+            ValueError: It is of other layers, or no Pruner's, or its history contradicts itself;
+                nothing is changed.
             RuntimeError: This Pruner was removed.
         """
         if self._removed:

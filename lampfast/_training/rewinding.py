@@ -49,6 +49,10 @@ def rewind(
 
     An optimizer's state is its own: make a new optimizer, or load what was saved of it.
 
+    Weights that remain look pruned where they were saved as zero, as in a head that was initialised
+    with zeros. A handle of `keep_zeros`, or a Pruner, that is there already knows them apart; so
+    does one that is made next. Otherwise a warning names such layers.
+
     Args:
         model: A module.
         saved_state: A copy of its state_dict, from any device and in any dtypes, which are

@@ -60,12 +60,21 @@ def keep_zeros(
         >>> lampfast.report(model).sparsity
         0.9
 
+    A layer that is zero throughout may have been pruned so, or start so, as the B of LoRA does. It
+    is kept at zero, with a warning that names it; but it is free to train, with a warning too, if
+    this process has pruned others of the layers and not that one, and where `rewind` has put zeros
+    back in this process, only the weights that were pruned are kept.
+
     Args:
-        model: As for `lampfast.prune`, of torch tensors. Tied weights are kept once.
+        model: As for `lampfast.prune`, of torch tensors. Tied weights are kept once. A layer may be
+            a slice of what is trained, such as one expert of a stacked parameter.
         optimizers: The optimizer that trains the model, or a list of all of them. A step of one
-            restores the zeros of the layers that are in its parameter groups at that time, those
-            that were added to it later too. So does a step of an optimizer that is made anew,
-            for as long as the handle, or one of these optimizers, is held on to.
+            restores the zeros of the layers in the memory of its parameters at that time, those
+            that were added to it later too; so do eval() and train() of schedule-free optimizers.
+            What wraps an optimizer and writes weights itself, as Lookahead does, is passed in that
+            one's place. A step of an optimizer that is made anew restores them too, for as long as
+            the handle, or one of these optimizers, is held on to, but not what a wrapper of it
+            writes: see `KeptZeros.restore`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
 
@@ -75,8 +84,8 @@ def keep_zeros(
         of others.
 
     Raises:
-        TypeError: An optimizer is not a torch.optim.Optimizer, a layer is a numpy array, or the
-            model or a layer has a type, dtype or layout that is not pruned.
+        TypeError: An optimizer is not a torch.optim.Optimizer nor used as one, a layer is a numpy
+            array, or the model or a layer has a type, dtype or layout that is not pruned.
         ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
             none of them, a pattern matches nothing, or a layer cannot be written.
     """
@@ -132,7 +141,7 @@ class KeptZeros:
     """Holds the zeros of a model's layers through its optimizers' steps; `keep_zeros` makes it.
 
     What is written to the weights between two steps, as by `model.load_state_dict`, is there until
-    the next step restores the zeros. A layer that is zero throughout stays so.
+    the next step, or `restore`, restores the zeros.
 
     A layer's weights may move between steps, as by `model.half()`, `model.to(device)` or
     `model.to(memory_format=...)`: the mask goes with them. Only a change of its shape is an error,
