@@ -106,6 +106,23 @@ def merged_dimensions(array: npt.NDArray[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def are_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether each dimension's step leads beyond all that the smaller steps reach.
+
+    Then no two elements are the same memory; where it is not so, `repeats` tells.
+
+    Example:
+        >>> are_nested((3, 4), (8, 2)), are_nested((3, 4), (2, 1))
+        (True, False)
+    """
+    last = 0
+    for step, n in sorted((abs(step), n) for step, n in zip(strides, shape, strict=True) if n > 1):
+        if step <= last:
+            return False
+        last += (n - 1) * step
+    return True
+
+
 def repeats(array: npt.NDArray[Any]) -> bool:
     """Whether two elements of an array are the same memory, or overlap.
 

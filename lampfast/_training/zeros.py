@@ -15,7 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lampfast import parameters
 from lampfast._engine import changes, tracing, views
-from lampfast._engine.views import View, Weight
+from lampfast._engine.stacks import Layers, Stack
+from lampfast._engine.views import View
 from lampfast._training import hooks, known
 from lampfast._training.kept_layers import KeptLayers
 from lampfast._training.trained import TrainedLayers
@@ -37,6 +38,7 @@ def keep_zeros(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
 ) -> KeptZeros:
     """Keep the weights that are zero now at zero through every step of the optimizers.
 
@@ -77,6 +79,7 @@ def keep_zeros(
             writes: see `KeptZeros.restore`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
+        stacked: As for `lampfast.prune`. Masks go by parameter, with the zeros of all its slices.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
@@ -89,16 +92,16 @@ def keep_zeros(
         ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
             none of them, a pattern matches nothing, or a layer cannot be written.
     """
-    kept = held(parameters.named(model, include, exclude), optimizers)
+    kept = held(parameters.find(model, include, exclude, stacked).layers, optimizers)
     _judge_all_zero(kept._kept)
     return kept
 
 
-def held(weights: Mapping[str, Weight], optimizers: Optimizer | Sequence[Optimizer]) -> KeptZeros:
-    """What `keep_zeros` returns, for layers by name; what is all zero is held without a word."""
+def held(found: Layers, optimizers: Optimizer | Sequence[Optimizer]) -> KeptZeros:
+    """What `keep_zeros` returns, for a model's layers; what is all zero is held without a word."""
     given = _checked(optimizers)
-    layers = views.layers(weights, write=True)
-    return KeptZeros(layers, given, _checked_trained(layers, given))
+    layers = views.layers(found.wholes, write=True)
+    return KeptZeros(layers, given, _checked_trained(layers, given), found.partial())
 
 
 def _judge_all_zero(kept: KeptLayers) -> None:
@@ -160,9 +163,13 @@ class KeptZeros:
     """
 
     def __init__(
-        self, layers: Sequence[View], optimizers: Sequence[Optimizer], trained: TrainedLayers
+        self,
+        layers: Sequence[View],
+        optimizers: Sequence[Optimizer],
+        trained: TrainedLayers,
+        partial: Mapping[str, Stack],
     ) -> None:
-        self._kept = KeptLayers(layers, optimizers, trained)
+        self._kept = KeptLayers(layers, optimizers, trained, partial)
         self._hooks = [
             undo
             for optimizer in optimizers
