@@ -82,12 +82,13 @@ def find(
     model: Model, include: Patterns = None, exclude: Patterns = None, stacked: Patterns = None
 ) -> Found:
     """What `named` names, as parameters and how they are cut; and what else there is."""
+    unfit: dict[str, Unfit] = {}
     if isinstance(model, nn.Module):
         layers, stacks, others = _modules.survey(model)
-    else:
+        unfit = {name: layer for name, layer in layers.items() if isinstance(layer, Unfit)}
+    else:  # whoever lists layers means each of them
         layers, stacks, others = _entries(model), {}, []
     is_default = include is None and exclude is None
-    unfit = {name: layer for name, layer in layers.items() if isinstance(layer, Unfit)}
     if is_default and stacked is None:
         if unfit:
             layers = _fit(layers)
@@ -193,12 +194,12 @@ def _chosen(
         layers, stacks = _included(model, include, every, unfit, stacks)
     elif stacked is not None:
         extra = {name for name in stacks if name not in layers}
-        layers = _fit(layers) | {name: every[name] for name in extra}
+        layers = layers | {name: every[name] for name in extra}
         layers = {name: layers[name] for name in {**every, **layers} if name in layers}
     stacks = {name: stack for name, stack in stacks.items() if name in layers}
     if exclude is not None:
         layers, stacks = _without(exclude, {**every, **layers}, layers, stacks)
-    if include is None:
+    if include is None and unfit:
         layers = _fit(layers)
     if not layers:
         raise ValueError(f"include={include!r}, exclude={exclude!r} leave no layer to prune")
