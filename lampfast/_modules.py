@@ -154,10 +154,13 @@ def _sort(
     module: nn.Module, attribute: str, prefix: str, role: Reason | None, found: Survey
 ) -> None:
     """Put a parameter that its module needs as a matrix where it belongs."""
+    name, plain = prefix + attribute, module._parameters.get(attribute)
+    if role is None and type(plain) is Parameter and plain.ndim > 1 and plain.is_floating_point():
+        found.layers[name] = plain  # nearly always so, and then nothing else has to be asked
+        return
     layer = matrix(module, attribute)
     if layer is None:
         return
-    name = prefix + attribute
     if isinstance(layer, torch.Tensor):
         if role is None and _is_quantised(layer):
             role = _QUANTISED
