@@ -347,10 +347,10 @@ def _is_quantised(parameter: torch.Tensor) -> bool:
 
 def matrix(module: nn.Module, attribute: str) -> Weight | Unfit | None:
     """A parameter that its module needs as a matrix; None if it has nothing of this name."""
-    layer = lookup(module, attribute)
-    if isinstance(layer, Parameter) and (problem := _sharding.flat_problem(layer)):
-        return Unfit(lambda: problem)
-    return layer
+    parameter = module._parameters.get(attribute)
+    if type(parameter) is Parameter and parameter.ndim < 2:
+        return Unfit(partial(_sharding.flat_problem, parameter))
+    return lookup(module, attribute) if parameter is None else parameter
 
 
 def lookup(module: nn.Module, attribute: str) -> Weight | Unfit | None:

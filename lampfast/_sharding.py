@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import distributed, nn
-from torch.nn.parameter import Parameter
 
 _FLAT = (
     "as parameters that are sharded over processes have; put it together first, under "
@@ -23,18 +22,14 @@ _TEMPORARY = (
 )
 
 
-def flat_problem(parameter: Parameter) -> str | None:
-    """What is wrong with the weight of a layer that needs a matrix, where it has no two dimensions.
+def flat_problem(parameter: nn.Parameter) -> str:
+    """Why the weight of a layer that needs a matrix has less than two dimensions.
 
     Example:
-        >>> flat_problem(nn.Linear(2, 3).weight) is None
-        True
-        >>> flat_problem(Parameter(torch.empty(0)))[:14]
+        >>> flat_problem(nn.Parameter(torch.empty(0)))[:14]
         'has shape (0,)'
     """
-    if type(parameter) is Parameter and parameter.ndim < 2:
-        return f"has shape {tuple(parameter.shape)}, {_FLAT}"
-    return None
+    return f"has shape {tuple(parameter.shape)}, {_FLAT}"
 
 
 def refuse(model: object, layers: Mapping[str, object]) -> None:

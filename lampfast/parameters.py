@@ -85,7 +85,7 @@ def find(
     unfit: dict[str, Unfit] = {}
     if isinstance(model, nn.Module):
         layers, stacks, others = _modules.survey(model)
-        unfit = {name: layer for name, layer in layers.items() if isinstance(layer, Unfit)}
+        unfit = {name: layer for name, layer in layers.items() if type(layer) is Unfit}
     else:  # whoever lists layers means each of them
         layers, stacks, others = _entries(model), {}, []
     is_default = include is None and exclude is None
@@ -98,11 +98,10 @@ def find(
         layers, stacks, others = _chosen(
             model, layers, stacks, others, unfit, include, exclude, stacked
         )
-    weights: dict[str, Weight] = {}
     for name, layer in layers.items():
-        if isinstance(layer, Unfit):
+        if type(layer) is Unfit:
             raise ValueError(f"layer {name!r} {layer.problem()}")
-        weights[name] = layer
+    weights = cast(dict[str, Weight], layers)
     _sharding.refuse(model, weights)
     if others:
         chosen = {id(weight) for weight in weights.values()}
@@ -315,10 +314,9 @@ def _without(
 def _directions(model: nn.Module, names: Iterable[str]) -> dict[str, Weight | Unfit]:
     """Those of a module's parameters that weight_norm divides by the lengths of their rows."""
     found: dict[str, Weight | Unfit] = {}
-    for name in names:
+    for name in [name for name in names if name.endswith(("_v", "original1"))]:
         owner, _, attribute = name.rpartition(".")
-        may_be_one = attribute.endswith(("_v", "original1"))
-        if may_be_one and _modules.is_direction(model.get_submodule(owner), attribute):
+        if _modules.is_direction(model.get_submodule(owner), attribute):
             found[name] = Unfit(lambda: DIRECTION_PROBLEM)
     return found
 

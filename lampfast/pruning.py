@@ -233,7 +233,8 @@ def scores(
     outputs = views.empty_scores(wholes, found.scored(wholes, layers, importances))
     found.fill_uncovered(outputs, nan)
     targets, sources = _local(layers, importances)
-    calls.scores(targets, sources, found.spread(outputs, layers))
+    with views.row_major(found.spread(outputs, layers)) as parts:
+        calls.scores(targets, sources, parts)
     return views.delivered(outputs, wholes)
 
 

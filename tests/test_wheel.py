@@ -111,3 +111,19 @@ def _run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | No
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def test_the_source_folder_says_what_it_lacks(tmp_path: Path) -> None:
+    """As where Python is started in a checkout whose package was installed without -e."""
+    shutil.copytree(SOURCE / "lampfast", tmp_path / "lampfast", ignore=lambda *_: ["_core.pyi"])
+    for compiled in (tmp_path / "lampfast").glob("_core*"):
+        compiled.unlink()
+    program = "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not"
+    program += " in type(finder).__module__]; import lampfast"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode
+    assert "ImportError" in done.stderr
+    assert "has no compiled extension" in done.stderr
+    assert "pip install -e ." in done.stderr

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -194,6 +195,27 @@ def whole(name: str, weight: Weight) -> View:
 def part(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a part of a mask or of scores that are known to be good."""
     return _view(name, weight, dtype)
+
+
+@contextmanager
+def row_major(parts: Sequence[View]) -> Iterator[Sequence[View]]:
+    """The parts of outputs, those that do not lie together replaced by tensors that are copied."""
+    together = [
+        view
+        if view.dense
+        else _view(
+            view.name,
+            torch.empty_like(
+                cast(torch.Tensor, view.weight), memory_format=torch.contiguous_format
+            ),
+            view.dtype,
+        )
+        for view in parts
+    ]
+    yield together
+    for view, copy in zip(parts, together, strict=True):
+        if copy is not view:
+            cast(torch.Tensor, view.weight).copy_(cast(torch.Tensor, copy.weight))
 
 
 def empty_masks(layers: Sequence[View]) -> list[View]:

@@ -137,16 +137,18 @@ class KeptLayers:
         """
         trained = self._trained.of(optimizer)
         layers = [self.layers[i] for i in trained.positions]
-        self._restore(layers)
+        _follow(layers)
         # A step changes only what has a gradient, so backward through the others stays valid.
         changes.mark(tensor for tensor in trained.tensors if tensor.grad is not None)
+        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
         if self._free:
             self._free -= {i for i in self._free if not _is_zero(self.layers[i].weight)}
 
     def restore_all(self) -> None:
         """Restore the zeros of all layers, whoever has written to them."""
-        self._restore(self.layers)
+        _follow(self.layers)
         changes.mark(layer.weight for layer in self.layers)
+        packed_masks.apply([x.view for x in self.layers], [x.mask for x in self.layers])
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Restore the zeros that an optimizer without the hook, made later, has changed."""
@@ -170,10 +172,6 @@ class KeptLayers:
         self._replace(
             current, [packed_masks.from_bytes(view, state[view.name]) for view in current]
         )
-
-    def _restore(self, layers: Sequence[KeptLayer]) -> None:
-        _follow(layers)
-        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         self.layers = [self._kept(view, mask) for view, mask in zip(current, masks, strict=True)]

@@ -6,7 +6,6 @@ zero-initialised heads do. Zeros of the second kind have to be free to train.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
 from weakref import ref
 
 import torch
@@ -34,6 +33,12 @@ class _Known:
             for layer in layers:
                 self._masks.pop(id(layer.weight), None)
 
+    def pruning(self, layers: Sequence[View]) -> None:
+        """Nothing: `pruned` follows."""
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Nothing: a step prunes nothing."""
+
     def _forget(self, key: int, gone: object) -> None:
         self._pruned.pop(key, None)
 
@@ -57,4 +62,4 @@ class _Known:
 
 
 layers = _Known()
-changes.listen(cast(changes.Listener, layers))
+changes.listen(layers)
