@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["LayerReport", "LeftOut", "Report"]
+
+_Row = TypeVar("_Row")
 
 
 class LayerReport(NamedTuple):
@@ -67,17 +69,9 @@ class Report:
     """
 
     def __init__(self, layers: Iterable[LayerReport], left_out: Iterable[LeftOut] = ()) -> None:
-        # A tensor says that it is iterable, and is not where it has no dimension.
-        if not isinstance(layers, Iterable) or hasattr(layers, "shape"):
-            raise TypeError(f"layers is a {type(layers).__name__}; pass LayerReports, in a list")
-        self._layers: tuple[LayerReport, ...] | None = tuple(layers)
-        for position, layer in enumerate(self._layers):
-            if not isinstance(layer, LayerReport):
-                raise TypeError(
-                    f"layers has a {type(layer).__name__} at position {position}; pass LayerReports"
-                )
+        self._layers: tuple[LayerReport, ...] | None = _all_of(LayerReport, "layers", layers)
         self._make_layers: Callable[[], Iterable[LayerReport]] = tuple
-        self._left_out = tuple(left_out)
+        self._left_out = _all_of(LeftOut, "left_out", left_out)
 
     @classmethod
     def lazily(
@@ -244,6 +238,21 @@ class Report:
             threshold = "" if layer.threshold is None else f"{layer.threshold:.4g}"
             yield layer.name, str(layer.shape), *_counts(layer), threshold
         yield "total", "", *_counts(self), ""
+
+
+def _all_of(kind: type[_Row], argument: str, given: Iterable[_Row]) -> tuple[_Row, ...]:
+    """What was given, if it is rows of one kind."""
+    # A tensor says that it is iterable, and is not where it has no dimension.
+    if not isinstance(given, Iterable) or hasattr(given, "shape"):
+        raise TypeError(f"{argument} is a {type(given).__name__}; pass {kind.__name__}s, in a list")
+    rows = tuple(given)
+    for position, row in enumerate(rows):
+        if not isinstance(row, kind):
+            raise TypeError(
+                f"{argument} has a {type(row).__name__} at position {position}; pass "
+                f"{kind.__name__}s"
+            )
+    return rows
 
 
 def _sparsity(part: LayerReport | Report) -> float:

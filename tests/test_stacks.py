@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from refusal import refused
+from test_devices import far
 from torch import nn
 
 import lampfast
@@ -397,6 +398,25 @@ def test_a_pruner_names_experts_that_are_zero(model: TinyMixture) -> None:
     with torch.no_grad():
         model.experts.down_proj[1] = 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.warns(UserWarning, match=r"layer 'experts.down_proj\[1\]' is zero throughout"):
+        lampfast.keep_zeros(model, optimizer).remove()
     pruner = lampfast.Pruner(model, optimizer, lampfast.schedules.constant(0.5))
     with pytest.warns(UserWarning, match=r"layer 'experts.down_proj\[1\]' is zero throughout"):
         pruner.step()
+
+
+def test_slices_on_devices_without_an_engine(model: TinyMixture) -> None:
+    vars(model.experts).update(is_transposed=False, is_concatenated=False)
+    out = "experts.down_proj[1]"
+    masks, scores = lampfast.masks(model, 0.7, exclude=out), lampfast.scores(model, exclude=out)
+    expected = copy.deepcopy(model)
+    lampfast.prune(expected, 0.7, exclude=out)
+    with far([model.experts.gate_up_proj, model.experts.down_proj]):
+        _assert_equal(lampfast.masks(model, 0.7, exclude=out), masks)
+        given = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+        lampfast.masks(model, 0.7, exclude=out, out=given)
+        _assert_equal(given, masks)
+        for name, found in lampfast.scores(model, exclude=out).items():
+            assert torch.equal(found.nan_to_num(-1), scores[name].nan_to_num(-1))
+        lampfast.prune(model, 0.7, exclude=out)
+    _assert_equal(dict(model.named_parameters()), dict(expected.named_parameters()))

@@ -142,7 +142,7 @@ class KeptLayers:
         changes.mark(tensor for tensor in trained.tensors if tensor.grad is not None)
         packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
         if self._free:
-            self._free -= {i for i in self._free if not _is_zero(self.layers[i].weight)}
+            self._free -= {i for i in self._free if not is_zero(self.layers[i].weight)}
 
     def restore_all(self) -> None:
         """Restore the zeros of all layers, whoever has written to them."""
@@ -180,7 +180,8 @@ class KeptLayers:
         changes.mark(view.weight for view in current)
 
 
-def _is_zero(weight: torch.Tensor) -> bool:
+def is_zero(weight: torch.Tensor) -> bool:
+    """Whether all of a tensor's values are zero."""
     return not (views.as_integers(weight) << 1).any()
 
 

@@ -18,7 +18,7 @@ from lampfast._engine import changes, tracing, views
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
 from lampfast._training import hooks, known
-from lampfast._training.kept_layers import KeptLayers
+from lampfast._training.kept_layers import KeptLayers, is_zero
 from lampfast._training.trained import TrainedLayers
 from lampfast.parameters import Model, Patterns
 
@@ -92,8 +92,9 @@ def keep_zeros(
         ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
             none of them, a pattern matches nothing, or a layer cannot be written.
     """
-    kept = held(parameters.find(model, include, exclude, stacked).layers, optimizers)
-    _judge_all_zero(kept._kept)
+    found = parameters.find(model, include, exclude, stacked).layers
+    kept = held(found, optimizers)
+    _judge_all_zero(kept._kept, found)
     return kept
 
 
@@ -104,13 +105,14 @@ def held(found: Layers, optimizers: Optimizer | Sequence[Optimizer]) -> KeptZero
     return KeptZeros(layers, given, _checked_trained(layers, given), found.partial())
 
 
-def _judge_all_zero(kept: KeptLayers) -> None:
+def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
     """Let go of layers that are all zero and known not to be pruned so; warn of all of them."""
-    if not kept.all_zero:
+    slices = _zero_slices(kept, found)
+    if not kept.all_zero and not slices:
         return
     weights = {layer.view.name: layer.weight for layer in kept.layers}
     is_known = any(map(known.layers.was_pruned, weights.values()))
-    frozen, free = [], []
+    frozen, free = slices, []
     for position in kept.all_zero:
         name = kept.layers[position].view.name
         remaining = known.layers.mask(weights[name])
@@ -130,6 +132,21 @@ def _judge_all_zero(kept: KeptLayers) -> None:
             "the handle",
             stacklevel=3,
         )
+
+
+def _zero_slices(kept: KeptLayers, found: Layers) -> list[str]:
+    """The slices that are all zero of parameters that are not, which are held whole."""
+    if not found.stacks:
+        return []
+    names = {layer.view.name for layer in kept.layers}
+    names -= {kept.layers[position].view.name for position in kept.all_zero}
+    return [
+        layer
+        for name, stack in found.stacks.items()
+        if name in names
+        for layer, part in stack.cut(name, found.wholes[name])
+        if isinstance(part, torch.Tensor) and part.numel() and is_zero(part)
+    ]
 
 
 def listed(names: Sequence[str]) -> str:
