@@ -188,7 +188,7 @@ def _chosen(
     if isinstance(model, nn.Module):
         every = dict(model.named_parameters(remove_duplicate=False))
         every |= {name: layer for name, layer in unfit.items() if name in every}
-    stacks = _stacks(every, stacks, stacked)
+    stacks = _stacks(every, layers, stacks, stacked)
     if include is not None:
         layers, stacks = _included(model, include, every, unfit, stacks)
     elif stacked is not None:
@@ -225,13 +225,16 @@ def _chosen(
 
 
 def _stacks(
-    every: Mapping[str, Weight | Unfit], known: Mapping[str, Stack], stacked: Patterns
+    every: Mapping[str, Weight | Unfit],
+    layers: Mapping[str, Weight | Unfit],
+    known: Mapping[str, Stack],
+    stacked: Patterns,
 ) -> dict[str, Stack]:
     """The stacks under each of their names: those that are known, and those that are asked for."""
     matched = matching("stacked", stacked, every) if stacked is not None else ()
-    by_id = {id(every[name]): stack for name, stack in known.items()}
+    by_id = {id(layers[name]): stack for name, stack in known.items()}
     stacks = {}
-    for name, whole in every.items():
+    for name, whole in {**every, **layers}.items():  # some wrappers give parameters other names
         if (stack := by_id.get(id(whole))) is not None:
             stacks[name] = stack
         elif name in matched and not isinstance(whole, Unfit):

@@ -420,3 +420,29 @@ def test_slices_on_devices_without_an_engine(model: TinyMixture) -> None:
             assert torch.equal(found.nan_to_num(-1), scores[name].nan_to_num(-1))
         lampfast.prune(model, 0.7, exclude=out)
     _assert_equal(dict(model.named_parameters()), dict(expected.named_parameters()))
+
+
+def test_wrappers_that_give_parameters_other_names(model: TinyMixture) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._inner = model
+
+        def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+            """Names without the wrapper's, as FullyShardedDataParallel gives them."""
+            for name, parameter in super().named_parameters(*args, **kwargs):
+                yield name.replace("_inner.", ""), parameter
+
+    wrapper = Wrapper()
+    assert list(named(wrapper)) == [f"_inner.{name}" for name in NAMES]
+    assert list(named(wrapper, exclude="experts.gate_up_proj")) == [
+        f"_inner.{name}" for name in NAMES[6:]
+    ]
+    assert list(named(wrapper, include="experts.down_proj")) == NAMES[6:9]
+
+
+def test_a_fake_tensor_mode_is_refused(model: TinyMixture) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), pytest.raises(TypeError, match="FakeTensorMode is active"):
+        lampfast.masks(model, 0.5)

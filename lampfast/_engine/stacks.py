@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lampfast._core import Dtype
-from lampfast._engine import views
+from lampfast._engine import tracing, views
 from lampfast._engine.views import View, Weight
 
 _HALVES = ".gate", ".up"
@@ -112,8 +112,10 @@ class Layers(NamedTuple):
 
     def checked(self, *, write: bool = False) -> list[View]:
         """The distinct layers, checked as `views.layers` does."""
-        wholes = self.wholes if self.stacks else None
-        return views.layers(self.named(), write=write, wholes=wholes)
+        if not self.stacks:
+            return views.layers(self.wholes, write=write)
+        tracing.refuse()  # before it records how the stacks are cut
+        return views.layers(self.named(), write=write, wholes=self.wholes)
 
     def names(self, name: str) -> list[str]:
         """The names of the layers of a parameter."""

@@ -207,7 +207,7 @@ class KeptZeros:
             [3.0, 0.0, 0.0]
 
         Args:
-            masks: By layer name a bool tensor of the layer's shape, True where the weight may be
+            masks: By parameter name a bool tensor of its shape, True where the weight may be
                 other than zero, as from `lampfast.masks`; the others are set to zero. A weight
                 that grows from zero, as in RigL, is told from a pruned one only by these. None
                 for the weights that are not zero now.
@@ -294,8 +294,8 @@ class KeptZeros:
             {'0': tensor([9], dtype=torch.uint8)}
 
         Returns:
-            By layer name a uint8 tensor on the CPU with one bit a weight, set where the weight is
-            kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight in
+            By parameter name a uint8 tensor on the CPU with one bit a weight, set where the weight
+            is kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight in
             row-major order, whatever the layer's memory format. The last byte's other bits are 0.
 
         Raises:
