@@ -172,6 +172,24 @@ def test_adapters_are_no_layers() -> None:
     assert _reasons(model) == {"q.lora_E": "adapter", "q.lora_A.default.weight": "adapter"}
 
 
+def test_a_frozen_base_is_pruned_while_its_adapters_train() -> None:
+    tuned = Tuned()
+    model, lora = nn.ModuleDict({"q": tuned}), tuned.lora_A["default"]
+    tuned.base_layer.requires_grad_(False)
+    adapters = [*lora.parameters(), tuned.lora_E]
+    before = [adapter.detach().clone() for adapter in adapters]
+    optimizer = torch.optim.SGD(adapters, lr=0.1)
+    with lampfast.Pruner(model, optimizer, lampfast.schedules.linear(0.75, 3)) as pruner:
+        for _ in range(3):
+            x = torch.randn(4, 6)
+            (tuned.base_layer(x) + lora(x) @ tuned.lora_E).square().sum().backward()
+            optimizer.step()
+            pruner.step()
+    assert lampfast.report(model).sparsity == 0.75
+    for adapter, start in zip(adapters, before, strict=True):
+        assert not torch.equal(adapter, start)
+
+
 @pytest.mark.parametrize("adapter", ["LoraConfig", "DoRA", "IA3Config", "LoKrConfig"])
 def test_adapters_of_peft(adapter: str) -> None:
     peft = pytest.importorskip("peft")

@@ -89,8 +89,9 @@ def keep_zeros(
     Raises:
         TypeError: An optimizer is not a torch.optim.Optimizer nor used as one, a layer is a numpy
             array, or the model or a layer has a type, dtype or layout that is not pruned.
-        ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
-            none of them, a pattern matches nothing, or a layer cannot be written.
+        ValueError: The optimizers have none of the layers, unless all are frozen parameters; a
+            layer that requires a gradient is in none of them, a pattern matches nothing, or a layer
+            cannot be written.
     """
     found = parameters.find(model, include, exclude, stacked).layers
     kept = held(found, optimizers)
@@ -295,8 +296,8 @@ class KeptZeros:
 
         Returns:
             By parameter name a uint8 tensor on the CPU with one bit a weight, set where the weight
-            is kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight in
-            row-major order, whatever the layer's memory format. The last byte's other bits are 0.
+            is kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight
+            in row-major order, whatever the memory format. The last byte's other bits are 0.
 
         Raises:
             ValueError: The shape of a layer has changed since its zeros were recorded.
@@ -378,7 +379,7 @@ def _checked_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) ->
             )
     trained = TrainedLayers(layers)
     positions = set().union(*(found.positions for found in trained.first(optimizers)))
-    if not positions:
+    if not positions and not _are_frozen(layers):
         raise ValueError(
             f"{' and '.join(type(optimizer).__name__ for optimizer in optimizers)} has none of the "
             "layers; pass the optimizers that train this model, or choose other layers with "
@@ -392,6 +393,14 @@ def _checked_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) ->
                 "exclude=, or freeze it with requires_grad_(False)"
             )
     return trained
+
+
+def _are_frozen(layers: Sequence[View]) -> bool:
+    """Whether layers are a model's, such as the base below adapters, that is not trained itself."""
+    weights = [layer.weight for layer in layers]
+    return bool(weights) and all(
+        isinstance(weight, torch.nn.Parameter) and not weight.requires_grad for weight in weights
+    )
 
 
 def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
