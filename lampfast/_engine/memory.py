@@ -1,6 +1,7 @@
 """Which weights share memory: exactly, from addresses, shapes and strides; nothing is read."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from operator import gt
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,8 @@ def array(
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-def reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+@lru_cache
+def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     """Offsets of the lowest and the highest element from the first, in elements.
 
     Example:
@@ -106,7 +108,8 @@ def merged_dimensions(array: npt.NDArray[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def are_nested(shape: Sequence[int], strides: Sequence[int]) -> bool:
+@lru_cache  # as slices of one parameter are all alike
+def are_nested(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether each dimension's step leads beyond all that the smaller steps reach.
 
     Then no two elements are the same memory; where it is not so, `repeats` tells.
