@@ -48,6 +48,15 @@ _CELL = ("weight_ih", "weight_hh")
 
 _ROUTER_CLASS = re.compile(r"Router|Top\w*Gat(e|ing)\b|M[Oo]E\w*Gat(e|ing)\b")
 _GATES = frozenset({"gate", "gates", "gating", "gate_network", "wg"})  # beside experts
+_MIXTURE_CLASS = re.compile(r"Expert|M[Oo][Ee]([A-Z_0-9]|$)|Mixture")
+_COUNTS = (  # what modules call the number of their experts
+    "num_experts",
+    "n_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+    "moe_num_experts",
+)
 _NO_EXPERT = re.compile(r"scale|pos|embed|token|norm")
 _QUANTISED_CLASS = re.compile(r"Params4bit|Int8Params")
 
@@ -93,7 +102,8 @@ class _Kind(NamedTuple):
         matrices: The names of those that are layers.
         are_all: Whether it has no other matrices.
         is_recurrent: Whether the module itself has to be asked for its matrices.
-        experts: Whether its parameters hold a mixture's experts: each one, or blocks of rows.
+        experts: Whether its parameters hold a mixture's experts: all of three dimensions, those
+            that have one slice for each expert that the module counts, or as blocks of rows.
         role: What all below it are, if that is told by the class.
         adapters: The names of what adapts it.
     """
@@ -101,7 +111,7 @@ class _Kind(NamedTuple):
     matrices: tuple[str, ...] = ()
     are_all: bool = False
     is_recurrent: bool = False
-    experts: Literal["", "stacked", "blocks"] = ""
+    experts: Literal["", "stacked", "counted", "blocks"] = ""
     role: Reason | None = None
     adapters: tuple[str, ...] = ()
 
@@ -220,6 +230,10 @@ def _stack(
         return Stack(count) if is_whole else None
     if parameter.ndim != 3:
         return None
+    if kind.experts == "counted":
+        counts = [getattr(module, name, None) for name in _COUNTS]
+        if parameter.shape[0] not in counts:
+            return None
     return Stack(parameter.shape[0], _halves(module, attribute, parameter, prefix, parent))
 
 
@@ -295,6 +309,8 @@ def _classify(cls: type[nn.Module]) -> _Kind:
         return _Kind(experts="blocks", adapters=adapters)
     if any(name.endswith("Experts") for name in names) or hasattr(cls, "_apply_gate"):
         return _Kind(experts="stacked", adapters=adapters)
+    if any(map(_MIXTURE_CLASS.search, names)):
+        return _Kind(experts="counted", role=role, adapters=adapters)
     # What normalises has no matrices, whatever the shape of its scale.
     is_norm = issubclass(cls, _NORMS) or cls.__name__.endswith("Norm")
     return _Kind(are_all=is_norm, role=role, adapters=adapters)

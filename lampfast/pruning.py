@@ -76,8 +76,9 @@ def prune(
             in include= and exclude=. Without include=, they are layers besides the others; of a
             matrix every row is one. The stacked experts of transformers' models, and what looks
             like them (parameters of three dimensions in a module whose class name ends in
-            "Experts"), are stacks without being named: one layer for each expert, gate and up
-            apart, as "parameter[3].gate" and "parameter[3].up", where they lie in one parameter.
+            "Experts", or that have a slice for each expert that a mixture's module counts), are
+            stacks without being named: one layer for each expert, gate and up apart, as
+            "parameter[3].gate" and "parameter[3].up", where they lie in one parameter.
         importance: For the name of every layer a tensor of its shape whose magnitude takes the
             place of the weight's in the score; of a stack, also by the parameter's name.
 

@@ -191,6 +191,20 @@ def test_experts_without_a_gate_and_experts_in_blocks_of_rows() -> None:
     assert gated["attention.input_linear.weight"].halves is None
 
 
+def test_a_mixture_that_counts_its_experts() -> None:
+    class TinyMoE(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_experts = 3
+            self.w1 = nn.Parameter(torch.randn(3, 4, 5))
+            self.table = nn.Parameter(torch.randn(2, 4, 5))
+            self.pos_embed = nn.Parameter(torch.randn(3, 4, 5))
+
+    assert list(named(TinyMoE())) == ["w1[0]", "w1[1]", "w1[2]"]
+    left = {left.name: left.reason for left in lampfast.report(TinyMoE()).left_out}
+    assert left == {"table": "bare parameter", "pos_embed": "position table"}
+
+
 def test_patterns_mean_parameters_and_slices(model: TinyMixture) -> None:
     fused = "experts.gate_up_proj"
     assert list(named(model, include=fused)) == NAMES[:6]
