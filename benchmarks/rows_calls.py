@@ -1,7 +1,7 @@
 """Whole calls: small models, models of many layers, the memory of one call, and huge models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -33,6 +33,31 @@ def thousand_layers(run: Run) -> Outcome:
     """`lampfast.prune` of 1,000 layers of 1,000 weights."""
     model = torch.nn.ModuleList(torch.nn.Linear(40, 25, bias=False) for _ in range(1000))
     return _whole_call(run, "prune 1,000 layers of 1,000", model, Goal(6, 2, "{:.2f} ms"))
+
+
+def slices(run: Run) -> Outcome:
+    """Calls on 10,000 slices of one parameter over those on as many tensors of 576 weights."""
+    run.progress("10,000 slices of a parameter")
+    apart = gaussian(run.sized({str(layer): (24, 24) for layer in range(10_000)}))
+    whole = {"experts": torch.stack(list(apart.values()))}
+    lines = []
+    for verb in (lampfast.masks, lampfast.prune):
+        stacked, layers = run.medians(
+            _prepared(partial(verb, stacked="experts"), whole), _prepared(verb, apart)
+        )
+        what, beside = f"{verb.__name__}, 10,000 slices over tensors", f"tensors {layers:.3f} s"
+        lines.append(Line(what, stacked / layers, Goal(1.2, 1), stacked, beside))
+    return Outcome(lines)
+
+
+def _prepared(verb: Callable[..., object], weights: Weights) -> Callable[[], Call]:
+    targets = contenders.clone(weights)
+
+    def prepare() -> Call:
+        contenders.copy(weights, targets)
+        return partial(verb, targets, USUAL)
+
+    return prepare
 
 
 def memory(run: Run) -> Outcome:

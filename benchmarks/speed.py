@@ -34,6 +34,7 @@ ROWS: dict[str, Row] = {
     "textbook-scores": rows_peers.textbook_scores,
     "lenet": rows_calls.lenet,
     "layers": rows_calls.thousand_layers,
+    "slices": rows_calls.slices,
     "memory": rows_calls.memory,
     "scaling": rows_calls.scaling,
     "isa": rows_isa.instruction_sets,

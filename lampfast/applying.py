@@ -5,11 +5,11 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from lampfast import _core, parameters
+from lampfast import _core, _coverage, parameters
 from lampfast._engine import calls, collector, in_place, views
 from lampfast._engine.views import View, Weight
 from lampfast.parameters import Model, Patterns
-from lampfast.reports import LayerReport, Report
+from lampfast.reports import LayerReport, LeftOut, Report
 
 
 @collector.paused
@@ -19,6 +19,7 @@ def apply(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
 ) -> Report:
     """Zero the weights that masks do not keep, in place, in one streaming pass.
 
@@ -43,6 +44,8 @@ def apply(
             device than its layer is copied there, whole.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
+        stacked: As for `lampfast.prune`; a parameter that holds several layers has one mask, of its
+            own shape.
 
     Returns:
         What the masks keep, overall and in every layer. A weight that was zero and is kept counts
@@ -55,25 +58,28 @@ def apply(
         ValueError: A mask is missing, has no layer or another shape than its layer, or shares
             memory with one; or as for `lampfast.prune`.
     """
-    weights = parameters.named(model, include, exclude)
-    layers = views.layers(weights, write=True)
-    given = views.masks_of_layers(masks, layers)
+    found = parameters.find(model, include, exclude, stacked)
+    layers = found.layers.checked(write=True)
+    wholes = found.layers.views(layers)
+    given = found.layers.spread(views.masks_of_layers(masks, wholes), layers)
     targets = views.local(layers)
     reachable = views.beside(given, targets)
-    return in_place.zero(
-        weights.values(),
-        layers,
-        targets,
-        partial(calls.prune_zeros, targets, reachable),
-        partial(_report, layers),
-    )
+
+    def write(before_writing: in_place.BeforeWriting) -> None:
+        calls.prune_zeros(targets, reachable, before_writing)
+        views.write_back(layers, targets)
+
+    result = partial(_report, layers, _coverage.left_out(found))
+    return in_place.zero(found.layers.wholes.values(), wholes, write, result)
 
 
-def _report(layers: Sequence[View], pruned: Sequence[_core.LayerThreshold]) -> Report:
+def _report(
+    layers: Sequence[View], left_out: Sequence[LeftOut], pruned: Sequence[_core.LayerThreshold]
+) -> Report:
     # Rows are made later, from copies of what they need: a report must not keep weights alive.
     shapes = [layer.shape for layer in layers]
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Report.lazily(partial(map, _row, names, shapes, sizes, pruned))
+    return Report.lazily(partial(map, _row, names, shapes, sizes, pruned), left_out)
 
 
 def _row(name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold) -> LayerReport:

@@ -94,6 +94,7 @@ def load_masks(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
 ) -> dict[str, torch.Tensor]:
     """Read the masks that `lampfast.save_masks` has written.
 
@@ -112,6 +113,7 @@ def load_masks(
             compared with its layers. None to compare with nothing.
         include: As for `lampfast.prune`, of use only with a model.
         exclude: As for `lampfast.prune`, of use only with a model.
+        stacked: As for `lampfast.prune`, of use only with a model.
 
     Returns:
         By layer name a bool tensor of the layer's shape, True where a weight is kept: torch tensors
@@ -126,9 +128,14 @@ def load_masks(
         ModuleNotFoundError: safetensors (the extra `safetensors`) is not installed.
     """
     safetensors = _safetensors("lampfast.load_masks")
-    if model is None and (include is not None or exclude is not None):
-        raise ValueError("include and exclude choose layers of a model, but none is given; pass it")
-    layers = [] if model is None else views.layers(parameters.named(model, include, exclude))
+    if model is None and not (include is exclude is stacked is None):
+        raise ValueError(
+            "include, exclude and stacked choose layers of a model, but none is given; pass it"
+        )
+    layers: Sequence[View] = []
+    if model is not None:
+        found = parameters.find(model, include, exclude, stacked).layers
+        layers = found.views(found.checked())
     with open(path, "rb") as file:
         shapes = _shapes(path, file)
         file.seek(0)

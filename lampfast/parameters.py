@@ -5,22 +5,18 @@
 
 import difflib
 import reprlib
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
-from functools import partial
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import Parameter
-from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
-from torch.nn.utils.weight_norm import WeightNorm
 
-from lampfast import _sharding
+from lampfast import _modules, _sharding
+from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import Weight
+from lampfast._modules import DIRECTION_PROBLEM, ONE_WEIGHT, Other, Unfit
 
 __all__ = ["Model", "Patterns", "Weight"]
 
@@ -29,41 +25,36 @@ Model: TypeAlias = (
 )
 Patterns: TypeAlias = str | Sequence[str] | None
 
-# Modules whose only matrix is their `weight`. MultiheadAttention's out_proj is such a Linear.
-_ONE_WEIGHT = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Bilinear,
-)
-
 _NO_WEIGHTS = (str, bytes, bytearray, memoryview, range)  # sequences that hold no tensors
 
-_DIRECTION_PROBLEM = (
-    "holds the directions of a weight-normed weight, which are divided by the lengths of their "
-    "rows: a row that is pruned as a whole would become 0 / 0, NaN; remove weight_norm from the "
-    "module first, with torch.nn.utils.parametrize.remove_parametrizations or "
-    "torch.nn.utils.remove_weight_norm, or leave it out with exclude="
-)
+
+class Found(NamedTuple):
+    """The layers of a model, and what is none.
+
+    Attributes:
+        layers: Those that are pruned.
+        others: Names and parameters that are none of them, with the reason.
+        unfit: What would be a layer but for how it is computed, and nobody has asked for.
+        is_default: Whether nobody has chosen among them.
+    """
+
+    layers: Layers
+    others: list[Other]
+    unfit: dict[str, Unfit]
+    is_default: bool
 
 
-class _Unfit(NamedTuple):
-    """A layer that is there and cannot be pruned, which is an error unless it is left out."""
-
-    problem: Callable[[], str]
-
-
-def named(model: Model, include: Patterns = None, exclude: Patterns = None) -> dict[str, Weight]:
+def named(
+    model: Model, include: Patterns = None, exclude: Patterns = None, stacked: Patterns = None
+) -> dict[str, Weight]:
     """The layers of a model, by name.
 
     Example:
         >>> mlp = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
         >>> list(named(mlp)), list(named(mlp, include="*.bias", exclude="1.*"))
         (['0.weight', '2.weight'], ['0.bias', '2.bias'])
+        >>> list(named({"experts": torch.ones(2, 4, 4)}, stacked="experts"))
+        ['experts[0]', 'experts[1]']
 
     Args:
         model: A module, a mapping of names to weights, or a sequence of weights or of (module,
@@ -72,6 +63,8 @@ def named(model: Model, include: Patterns = None, exclude: Patterns = None) -> d
             or all entries of a mapping or sequence. One that equals a name chooses just that.
         exclude: Glob pattern or patterns over the same names of layers to leave out. A parameter
             with several names is left out if one of them matches.
+        stacked: Glob pattern or patterns over the same names: each slice of such a parameter along
+            its first dimension is a layer, besides the stacks that are known.
 
     Returns:
         The weights, yet to be checked, tied ones under each name; none for an empty mapping or
@@ -82,56 +75,68 @@ def named(model: Model, include: Patterns = None, exclude: Patterns = None) -> d
         ValueError: A pattern matches nothing, no layer is left, or a layer is not a parameter but
             computed from others.
     """
-    layers = _prunable(model) if isinstance(model, nn.Module) else _entries(model)
-    if include is not None or exclude is not None:
-        layers = _chosen(model, layers, include, exclude)
-    elif not layers and isinstance(model, nn.Module):
-        way_out = "; choose among its parameters with include=, for example include='*weight'"
-        if next(model.parameters(), None) is None:
-            way_out = " and no other parameter; pass a model whose weights are parameters"
-        raise ValueError(
-            f"{type(model).__name__} has no linear, convolution, bilinear, attention or recurrent "
-            f"layer{way_out}"
+    return find(model, include, exclude, stacked).layers.named()
+
+
+def find(
+    model: Model, include: Patterns = None, exclude: Patterns = None, stacked: Patterns = None
+) -> Found:
+    """What `named` names, as parameters and how they are cut; and what else there is."""
+    unfit: dict[str, Unfit] = {}
+    if isinstance(model, nn.Module):
+        layers, stacks, others = _modules.survey(model)
+        unfit = {name: layer for name, layer in layers.items() if type(layer) is Unfit}
+    else:  # whoever lists layers means each of them
+        layers, stacks, others = _entries(model), {}, []
+    is_default = include is None and exclude is None
+    if is_default and stacked is None:
+        if unfit:
+            layers = _fit(layers)
+        if not layers and isinstance(model, nn.Module):
+            raise ValueError(_no_layer(model, others))
+    else:
+        layers, stacks, others = _chosen(
+            model, layers, stacks, others, unfit, include, exclude, stacked
         )
     for name, layer in layers.items():
-        if type(layer) is _Unfit:
+        if type(layer) is Unfit:
             raise ValueError(f"layer {name!r} {layer.problem()}")
-    _sharding.refuse(model, layers)
-    return cast(dict[str, Weight], layers)
+    weights = cast(dict[str, Weight], layers)
+    _sharding.refuse(model, weights)
+    if others:
+        chosen = {id(weight) for weight in weights.values()}
+        others = [other for other in others if id(other[1]) not in chosen]
+    return Found(Layers(weights, stacks), others, unfit, is_default)
 
 
-def _prunable(model: nn.Module) -> dict[str, Weight | _Unfit]:
-    """The layers of a module that are pruned by default."""
-    # A model has a Conv1D of transformers only if the program has imported it.
-    transformers = sys.modules.get("transformers.pytorch_utils")
-    one_weight = (*_ONE_WEIGHT, transformers.Conv1D) if transformers else _ONE_WEIGHT
-    layers = {}
-    for prefix, module in model.named_modules():
-        attributes: Iterable[str]
-        if isinstance(module, one_weight):
-            attributes = ("weight",)
-        elif isinstance(module, nn.MultiheadAttention):
-            attributes = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_weight")
-        elif isinstance(module, nn.RNNCellBase):
-            attributes = ("weight_ih", "weight_hh")
-        elif isinstance(module, nn.RNNBase):
-            attributes = _recurrent(module)
-        else:
-            continue
-        for attribute in attributes:
-            if (layer := _matrix(module, attribute)) is not None:
-                layers[f"{prefix}.{attribute}" if prefix else attribute] = layer
-    return layers
+def _fit(layers: dict[str, Weight | Unfit]) -> dict[str, Weight | Unfit]:
+    """Those that can be pruned; all, if there are none."""
+    fit = {
+        name: layer
+        for name, layer in layers.items()
+        if not (isinstance(layer, Unfit) and layer.is_optional)
+    }
+    return fit or layers
 
 
-def _recurrent(module: nn.RNNBase) -> Iterator[str]:
-    for i in range(module.num_layers):
-        for direction in ("", "_reverse") if module.bidirectional else ("",):
-            for kind in ("ih", "hh", "hr"):  # hr: an LSTM's projection, if it has one
-                yield f"weight_{kind}_l{i}{direction}"
+def _no_layer(model: nn.Module, others: Sequence[Other]) -> str:
+    """Why nothing of a module is pruned, and the way out."""
+    problem = (
+        f"{type(model).__name__} has no linear, convolution, bilinear, attention or recurrent layer"
+    )
+    matrices = [(name, reason) for name, it, reason in others if _modules.is_matrix(it, reason)]
+    if matrices:
+        (name, reason), *more = matrices
+        return (
+            f"{problem}; it has the {reason} {name!r}{f' and {len(more)} more' * bool(more)}: "
+            f"choose among its parameters with include=, for example include={name!r}"
+        )
+    if next(model.parameters(), None) is None:
+        return f"{problem} and no other parameter; pass a model whose weights are parameters"
+    return f"{problem}; choose among its parameters with include=, for example include='*weight'"
 
 
-def _entries(model: object) -> dict[str, Weight | _Unfit]:
+def _entries(model: object) -> dict[str, Weight | Unfit]:
     """The layers of a mapping or a sequence: all that it holds."""
     if isinstance(model, Mapping):
         for key in model:
@@ -148,10 +153,14 @@ def _entries(model: object) -> dict[str, Weight | _Unfit]:
     for i, entry in enumerate(model):
         match entry:
             case [nn.Module() as module, str() as attribute]:
-                is_matrix = isinstance(module, _ONE_WEIGHT) and attribute == "weight"
-                layer = _matrix(module, attribute) if is_matrix else _lookup(module, attribute)
-                if layer is not None and _is_direction(module, attribute):
-                    layer = _Unfit(lambda: _DIRECTION_PROBLEM)
+                is_matrix = isinstance(module, ONE_WEIGHT) and attribute == "weight"
+                layer = (
+                    _modules.matrix(module, attribute)
+                    if is_matrix
+                    else _modules.lookup(module, attribute)
+                )
+                if layer is not None and _modules.is_direction(module, attribute):
+                    layer = Unfit(lambda: DIRECTION_PROBLEM)
                 if layer is None:
                     names = ", ".join(name for name, _ in module.named_parameters())
                     raise ValueError(
@@ -164,91 +173,154 @@ def _entries(model: object) -> dict[str, Weight | _Unfit]:
     return layers
 
 
-def _matrix(module: nn.Module, attribute: str) -> Weight | _Unfit | None:
-    """A parameter that its module needs as a matrix; None if it has nothing of this name."""
-    parameter = module._parameters.get(attribute)
-    if type(parameter) is Parameter and parameter.ndim < 2:
-        return _Unfit(partial(_sharding.flat_problem, parameter))
-    return _lookup(module, attribute) if parameter is None else parameter
-
-
-def _lookup(module: nn.Module, attribute: str) -> Weight | _Unfit | None:
-    """A module's parameter; None if it has nothing of this name."""
-    parameter = module._parameters.get(attribute)
-    if parameter is not None:
-        return parameter
-    # Asked in this order because looking at a parametrised weight computes it.
-    if is_parametrized(module, attribute) or getattr(module, attribute, None) is not None:
-        return _Unfit(partial(_remedy, module, attribute))
-    return None
-
-
-def _is_direction(module: nn.Module, attribute: str) -> bool:
-    """Whether a parameter gives the rows of a weight-normed weight their directions."""
-    if isinstance(module, ParametrizationList):
-        return attribute == "original1" and isinstance(module[0], parametrizations._WeightNorm)
-    return any(
-        isinstance(hook, WeightNorm) and attribute == f"{hook.name}_v"
-        for hook in module._forward_pre_hooks.values()
-    )
-
-
-def _remedy(module: nn.Module, attribute: str) -> str:
-    """Why a computed weight cannot be pruned, and the ways out."""
-    everywhere, otherwise = "", ", or choose what it is computed from with include="
-    if is_parametrized(module, attribute):
-        call = "torch.nn.utils.parametrize.remove_parametrizations"
-        if _is_direction(module.get_submodule(f"parametrizations.{attribute}"), "original1"):
-            otherwise = ""
-    elif hasattr(module, f"{attribute}_mask"):
-        call = "torch.nn.utils.prune.remove"
-        everywhere = ", or lampfast.torch_prune.to_zeros(model) for all such layers"
-    elif hasattr(module, f"{attribute}_g"):
-        call, otherwise = "torch.nn.utils.remove_weight_norm", ""
-    elif hasattr(module, f"{attribute}_orig"):
-        call = "torch.nn.utils.remove_spectral_norm"
-    else:
-        return "is not a parameter of its module; make it one, or leave it out with exclude="
-    return (
-        f"is computed from other parameters, so zeros in it would not last; call {call}(module, "
-        f"{attribute!r}) first{everywhere}, or leave it out with exclude={otherwise}"
-    )
-
-
 def _chosen(
     model: object,
-    layers: dict[str, Weight | _Unfit],
+    layers: dict[str, Weight | Unfit],
+    stacks: dict[str, Stack],
+    others: list[Other],
+    unfit: Mapping[str, Unfit],
     include: Patterns,
     exclude: Patterns,
-) -> dict[str, Weight | _Unfit]:
-    """The layers that `include` and `exclude` ask for."""
-    every = layers
+    stacked: Patterns,
+) -> tuple[dict[str, Weight | Unfit], dict[str, Stack], list[Other]]:
+    """The layers that patterns ask for, with their stacks, and what else there is."""
+    every: dict[str, Weight | Unfit] = layers
     if isinstance(model, nn.Module):
         every = dict(model.named_parameters(remove_duplicate=False))
+        every |= {name: layer for name, layer in unfit.items() if name in every}
+    stacks = _stacks(every, layers, stacks, stacked)
     if include is not None:
-        matched = matching("include", include, every)
-        unfit = {name: layer for name, layer in layers.items() if type(layer) is _Unfit}
-        layers = {name: layer for name, layer in every.items() if name in matched}
-        layers |= {name: layer for name, layer in unfit.items() if name in matched}
-        if isinstance(model, nn.Module):
-            layers |= _directions(model, layers)
+        layers, stacks = _included(model, include, every, unfit, stacks)
+    elif stacked is not None:
+        extra = {name for name in stacks if name not in layers}
+        layers = layers | {name: every[name] for name in extra}
+        layers = {name: layers[name] for name in {**every, **layers} if name in layers}
+    stacks = {name: stack for name, stack in stacks.items() if name in layers}
     if exclude is not None:
-        every = {**every, **layers}
-        matched = matching("exclude", exclude, every)
-        out = {id(every[name]) for name in matched}
-        layers = {name: layer for name, layer in layers.items() if id(layer) not in out}
+        layers, stacks = _without(exclude, {**every, **layers}, layers, stacks)
+    if include is None and unfit:
+        layers = _fit(layers)
     if not layers:
         raise ValueError(f"include={include!r}, exclude={exclude!r} leave no layer to prune")
-    return layers
+    for name in stacks:
+        if len(shape := _shape(layers[name])) < 2:
+            raise ValueError(
+                f"stacked= matches {name!r} of shape {shape}, whose slices would be single weights;"
+                " choose parameters of two dimensions or more"
+            )
+    reasons = {id(it): reason for _, it, reason in others}
+    rest = [
+        (name, it, reasons.get(id(it), "left out by include= or exclude="))
+        for name, it in every.items()
+        if not isinstance(it, Unfit) and not name.endswith("bias")
+    ]
+    rest += [
+        (name + suffix, part, "left out by include= or exclude=")
+        for name, stack in stacks.items()
+        if stack.without
+        for suffix, part in stack._replace(without=frozenset()).cut("", cast(Weight, layers[name]))
+        if suffix in stack.without
+    ]
+    return layers, stacks, rest
 
 
-def _directions(model: nn.Module, names: Iterable[str]) -> dict[str, Weight | _Unfit]:
+def _stacks(
+    every: Mapping[str, Weight | Unfit],
+    layers: Mapping[str, Weight | Unfit],
+    known: Mapping[str, Stack],
+    stacked: Patterns,
+) -> dict[str, Stack]:
+    """The stacks under each of their names: those that are known, and those that are asked for."""
+    matched = matching("stacked", stacked, every) if stacked is not None else ()
+    by_id = {id(layers[name]): stack for name, stack in known.items()}
+    stacks = {}
+    for name, whole in {**every, **layers}.items():  # some wrappers give parameters other names
+        if (stack := by_id.get(id(whole))) is not None:
+            stacks[name] = stack
+        elif name in matched and not isinstance(whole, Unfit):
+            stacks[name] = Stack((*_shape(whole), 0)[0])
+    return stacks
+
+
+def _shape(weight: object) -> tuple[int, ...]:
+    """The shape of something, if it has one yet."""
+    try:
+        return tuple(getattr(weight, "shape", ()))
+    except (RuntimeError, ValueError, TypeError):  # not initialised yet, or no weight at all
+        return ()
+
+
+def _names(every: Iterable[str], stacks: Mapping[str, Stack]) -> dict[str, tuple[str, str]]:
+    """All names that patterns may mean: of parameters, and of the slices of stacks."""
+    names = {name: (name, "") for name in every}
+    for name, stack in stacks.items():
+        names.update({name + suffix: (name, suffix) for suffix in stack.suffixes()})
+    return names
+
+
+def _included(
+    model: object,
+    include: str | Sequence[str],
+    every: Mapping[str, Weight | Unfit],
+    unfit: Mapping[str, Unfit],
+    stacks: Mapping[str, Stack],
+) -> tuple[dict[str, Weight | Unfit], dict[str, Stack]]:
+    """The parameters that patterns choose, or slices of them."""
+    names = _names(every, stacks)
+    patterns: Any = [include] if isinstance(include, str) else include
+    asked = []  # computed ones, by their very names
+    if unfit and isinstance(patterns, Sequence | Set):
+        asked = [name for name in unfit if name in patterns]
+        patterns = [pattern for pattern in patterns if pattern not in asked]
+    matched = {names[name] for name in matching("include", patterns, names)}
+    chosen: dict[str, Weight | Unfit] = {name: unfit[name] for name in asked}
+    cut: dict[str, Stack] = {}
+    parts = {name for name, suffix in matched if suffix}
+    for name, whole in every.items():
+        if (name, "") in matched:
+            chosen[name] = whole
+        elif name in parts:
+            chosen[name] = whole
+            out = (suffix for suffix in stacks[name].suffixes() if (name, suffix) not in matched)
+            cut[name] = stacks[name]._replace(without=frozenset(out))
+    if isinstance(model, nn.Module):
+        chosen |= _directions(model, chosen)
+    return chosen, {**stacks, **cut}
+
+
+def _without(
+    exclude: str | Sequence[str],
+    every: Mapping[str, Weight | Unfit],
+    layers: Mapping[str, Weight | Unfit],
+    stacks: Mapping[str, Stack],
+) -> tuple[dict[str, Weight | Unfit], dict[str, Stack]]:
+    """The layers that no pattern matches under any of their names."""
+    names = _names(every, stacks)
+    out: dict[int, set[str]] = {}  # by parameter: "" for the whole, or which slices
+    for matched in matching("exclude", exclude, names):
+        name, suffix = names[matched]
+        out.setdefault(id(every[name]), set()).add(suffix)
+    left = {}
+    cut = dict(stacks)
+    for name, layer in layers.items():
+        suffixes = out.get(id(layer), ())
+        if "" in suffixes:
+            continue
+        if suffixes:
+            cut[name] = cut[name]._replace(without=cut[name].without | frozenset(suffixes))
+            if next(cut[name].suffixes(), None) is None:
+                continue
+        left[name] = layer
+    return left, {name: stack for name, stack in cut.items() if name in left}
+
+
+def _directions(model: nn.Module, names: Iterable[str]) -> dict[str, Weight | Unfit]:
     """Those of a module's parameters that weight_norm divides by the lengths of their rows."""
-    found: dict[str, Weight | _Unfit] = {}
+    found: dict[str, Weight | Unfit] = {}
     for name in [name for name in names if name.endswith(("_v", "original1"))]:
         owner, _, attribute = name.rpartition(".")
-        if _is_direction(model.get_submodule(owner), attribute):
-            found[name] = _Unfit(lambda: _DIRECTION_PROBLEM)
+        if _modules.is_direction(model.get_submodule(owner), attribute):
+            found[name] = Unfit(lambda: DIRECTION_PROBLEM)
     return found
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
-from lampfast import _arguments, _core, methods, parameters
+from lampfast import _arguments, _core, _coverage, methods, parameters
 from lampfast._engine import calls, changes, collector, in_place, views
+from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
-from lampfast.reports import LayerReport, Report
+from lampfast.reports import LayerReport, LeftOut, Report
 
 
 def prune(
@@ -22,6 +23,7 @@ def prune(
     method: Method = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> Report:
     """Zero the weights of lowest LAMP score, in place, until the model has sparsity `s`.
@@ -63,11 +65,21 @@ def prune(
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
             never biases, normalisation or embeddings, but an embedding that is tied to a linear
-            layer, as in many language models, is that layer: leave it out with exclude=.
+            layer, as in many language models, is that layer: leave it out with exclude=. Routers
+            and gates that choose experts, adapters (of PEFT), and weights that are quantised or
+            computed from others are no layers by default; `Report.left_out` names them.
             A pattern that equals a name means just that name.
         exclude: Glob pattern or patterns over the same names: these are left as they are.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers:
+            each slice along the first dimension is a layer of its own, named "parameter[3]", also
+            in include= and exclude=. Without include=, they are layers besides the others; of a
+            matrix every row is one. The stacked experts of transformers' models, and what looks
+            like them (parameters of three dimensions in a module whose class name ends in
+            "Experts", or that have a slice for each expert that a mixture's module counts), are
+            stacks without being named: one layer for each expert, gate and up apart, as
+            "parameter[3].gate" and "parameter[3].up", where they lie in one parameter.
         importance: For the name of every layer a tensor of its shape whose magnitude takes the
-            place of the weight's in the score.
+            place of the weight's in the score; of a stack, also by the parameter's name.
 
     Returns:
         What was kept, overall and in every layer: what `s` says, also of a model that is sparser
@@ -88,7 +100,15 @@ def prune(
         Hooker: The State of Sparsity in Deep Neural Networks, arXiv 1902.09574. "erk": Evci, Gale,
         Menick, Castro, Elsen: Rigging the Lottery, ICML 2020, arXiv 1911.11134, section 3.
     """
-    return pruned(model, s, method=method, include=include, exclude=exclude, importance=importance)
+    return pruned(
+        model,
+        s,
+        method=method,
+        include=include,
+        exclude=exclude,
+        stacked=stacked,
+        importance=importance,
+    )
 
 
 @collector.paused
@@ -99,24 +119,31 @@ def pruned(
     method: Method,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
     record: Callable[[Report], None] | None = None,
 ) -> Report:
     """What `prune` does; `record` is called last of all that may keep the weights from changing."""
     methods.check(method)
-    weights = parameters.named(model, include, exclude)
-    layers = views.layers(weights, write=True)
-    importances = _sources(layers, importance, write=True)
+    found = parameters.find(model, include, exclude, stacked)
+    layers = found.layers.checked(write=True)
+    wholes = found.layers.views(layers)
+    importances = _sources(found.layers, layers, importance, write=True)
     targets, sources, spec = _plan(layers, importances, s, method)
+    left = _coverage.left_out(found)
+    _coverage.warn(model, found, left, layers)
+
+    def write(before_writing: in_place.BeforeWriting) -> None:
+        calls.prune(targets, sources, spec, before_writing)
+        views.write_back(layers, targets)
 
     def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
-        report = _report(layers, thresholds)
+        report = _report(layers, thresholds, left)
         if record is not None:
             record(report)
         return report
 
-    write = partial(calls.prune, targets, sources, spec)
-    return in_place.zero(weights.values(), layers, targets, write, result)
+    return in_place.zero(found.layers.wholes.values(), wholes, write, result)
 
 
 @collector.paused
@@ -127,6 +154,7 @@ def masks(
     method: Method = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
     out: Mapping[str, Weight] | None = None,
 ) -> dict[str, Any]:
@@ -152,14 +180,16 @@ def masks(
         method: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
+        stacked: As for `prune`.
         importance: As for `prune`.
         out: Masks to write to, as this function returns them, in any memory format; their content
             does not matter. If the call fails once it has begun to read weights (one is NaN, memory
             runs out, Ctrl-C), what they hold is undefined; the weights are as they were.
 
     Returns:
-        By layer name a bool tensor (a numpy array for a numpy array) of the layer's shape, on its
-        device: True where the weight is kept. With `out`, the same tensors as there.
+        By parameter name a bool tensor (a numpy array for a numpy array) of the parameter's shape,
+        on its device: True where the weight is kept, and where a stack has slices that are no
+        layers. With `out`, the same tensors as there.
 
     Raises:
         TypeError: As for `prune`; or `out` is not a mapping, or has something other than a bool
@@ -171,17 +201,21 @@ def masks(
         As for `prune`.
     """
     methods.check(method)
-    layers = views.layers(parameters.named(model, include, exclude))
-    scored = _sources(layers, importance)
-    given = None if out is None else views.given_masks(out, layers, scored)
+    found = parameters.find(model, include, exclude, stacked).layers
+    layers = found.checked()
+    wholes = found.views(layers)
+    scored = _sources(found, layers, importance)
+    given = None if out is None else views.given_masks(out, wholes, layers, scored)
     targets, sources, spec = _plan(layers, scored, s, method)
     if given is None:
-        outputs = views.empty_masks(layers)
-        calls.masks(targets, sources, outputs, spec)
-        return views.delivered(outputs, layers)
+        outputs = views.empty_masks(wholes)
+        found.fill_uncovered(outputs, True)
+        calls.masks(targets, sources, found.spread(outputs, layers), spec)
+        return views.delivered(outputs, wholes)
     reachable = views.local(given)
     try:
-        calls.masks(targets, sources, reachable, spec)
+        found.fill_uncovered(reachable, True)
+        calls.masks(targets, sources, found.spread(reachable, layers), spec)
         views.write_back(given, reachable)
     finally:
         changes.mark(mask.weight for mask in given)
@@ -194,6 +228,7 @@ def scores(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> dict[str, Any]:
     """The LAMP score of every weight: its square over the sum of all squares not below it.
@@ -207,12 +242,13 @@ def scores(
         model: As for `masks`.
         include: As for `prune`.
         exclude: As for `prune`.
+        stacked: As for `prune`.
         importance: As for `prune`.
 
     Returns:
-        By layer name a tensor (a numpy array for a numpy array) of the layer's shape: scores in
-        [0, 1], float32, or float64 for float64 weights (importances, where given), each within
-        one unit in the last place.
+        By parameter name a tensor (a numpy array for a numpy array) of the parameter's shape:
+        scores in [0, 1], float32, or float64 for float64 weights (importances, where given), each
+        within one unit in the last place; NaN where a stack has slices that are no layers.
 
     Raises:
         TypeError: As for `prune`.
@@ -221,12 +257,16 @@ def scores(
     Source:
         As for `prune`. Equal magnitudes are ordered by their position in the layer, row-major.
     """
-    layers = views.layers(parameters.named(model, include, exclude))
-    importances = _sources(layers, importance)
-    outputs = views.empty_scores(layers, importances)
+    found = parameters.find(model, include, exclude, stacked).layers
+    layers = found.checked()
+    wholes = found.views(layers)
+    importances = _sources(found, layers, importance)
+    outputs = views.empty_scores(wholes, found.scored(wholes, layers, importances))
+    found.fill_uncovered(outputs, nan)
     targets, sources = _local(layers, importances)
-    calls.scores(targets, sources, outputs)
-    return views.delivered(outputs, layers)
+    with views.row_major(found.spread(outputs, layers)) as parts:
+        calls.scores(targets, sources, parts)
+    return views.delivered(outputs, wholes)
 
 
 @collector.paused
@@ -237,6 +277,7 @@ def report(
     method: Method = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> Report:
     """The sparsity that a model has now, or what `prune` would report; changes nothing.
@@ -255,6 +296,7 @@ def report(
         method: As for `prune`, of use only with s.
         include: As for `prune`.
         exclude: As for `prune`.
+        stacked: As for `prune`.
         importance: As for `prune`, of use only with s.
 
     Returns:
@@ -270,12 +312,13 @@ def report(
             "method and importance say which weights are pruned, but no s says how many; pass s "
             "for what prune would do, or leave them out for what there is now"
         )
-    layers = views.layers(parameters.named(model, include, exclude))
+    found = parameters.find(model, include, exclude, stacked)
+    layers, left = found.layers.checked(), _coverage.left_out(found)
     if s is None:
         targets = views.local(layers)
-        return _report(layers, calls.zero_thresholds(targets, targets))
-    targets, sources, spec = _plan(layers, _sources(layers, importance), s, method)
-    return _report(layers, calls.thresholds(targets, sources, spec))
+        return _report(layers, calls.zero_thresholds(targets, targets), left)
+    targets, sources, spec = _plan(layers, _sources(found.layers, layers, importance), s, method)
+    return _report(layers, calls.thresholds(targets, sources, spec), left)
 
 
 def layerwise_sparsity(
@@ -285,6 +328,7 @@ def layerwise_sparsity(
     method: Method = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> dict[str, float]:
     """What `prune` would prune of every layer; changes nothing.
@@ -301,6 +345,7 @@ def layerwise_sparsity(
         method: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
+        stacked: As for `prune`.
         importance: As for `prune`.
 
     Returns:
@@ -316,18 +361,28 @@ def layerwise_sparsity(
     if s is None:
         raise TypeError("s is a NoneType; " + _arguments.FRACTION)
     planned = report(
-        model, s, method=method, include=include, exclude=exclude, importance=importance
+        model,
+        s,
+        method=method,
+        include=include,
+        exclude=exclude,
+        stacked=stacked,
+        importance=importance,
     )
     return {layer.name: layer.sparsity for layer in planned.layers}
 
 
 def _sources(
-    layers: list[View], importance: Mapping[str, Weight] | None, *, write: bool = False
+    found: Layers,
+    layers: list[View],
+    importance: Mapping[str, Weight] | None,
+    *,
+    write: bool = False,
 ) -> list[View]:
     """What is scored: the importances, or the layers themselves."""
     if importance is None:
         return layers
-    return views.importances(importance, layers, write=write)
+    return views.importances(found.importances(importance), layers, write=write)
 
 
 def _local(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Sequence[View]]:
@@ -347,11 +402,15 @@ def _plan(
     return targets, scored, methods.selection_spec(method, count, targets, scored)
 
 
-def _report(layers: Sequence[View], thresholds: Sequence[_core.LayerThreshold]) -> Report:
+def _report(
+    layers: Sequence[View],
+    thresholds: Sequence[_core.LayerThreshold],
+    left_out: Sequence[LeftOut],
+) -> Report:
     # Rows are made later, from copies of what they need: a report must not keep weights alive.
     shapes = [layer.shape for layer in layers]
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Report.lazily(partial(map, _row, names, shapes, sizes, thresholds))
+    return Report.lazily(partial(map, _row, names, shapes, sizes, thresholds), left_out)
 
 
 def _row(name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold) -> LayerReport:

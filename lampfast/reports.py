@@ -1,13 +1,16 @@
 """What a pruning left, as `Report`: a table for people, attributes and a dict for programs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["LayerReport", "Report"]
+__all__ = ["LayerReport", "LeftOut", "Report"]
+
+_Row = TypeVar("_Row")
 
 
 class LayerReport(NamedTuple):
@@ -34,6 +37,24 @@ class LayerReport(NamedTuple):
         return _sparsity(self)
 
 
+class LeftOut(NamedTuple):
+    """A matrix of a model that is no layer.
+
+    Attributes:
+        name: Its name in the model; of a stack that is only partly left out, the slice's name.
+        shape: Its shape, as it is stored.
+        numel: How many weights it has.
+        reason: "embedding", "position table", "bare parameter", "custom class ..." (a module that
+            is none of those that are known), "adapter", "router", "quantised", "computed" (a weight
+            is computed from it), or that include= or exclude= leaves it out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    reason: str
+
+
 class Report:
     """The sparsity of a model, overall and layer by layer; print it for a table.
 
@@ -47,22 +68,17 @@ class Report:
         total                   100    10    90.00%
     """
 
-    def __init__(self, layers: Iterable[LayerReport]) -> None:
-        # A tensor says that it is iterable, and is not where it has no dimension.
-        if not isinstance(layers, Iterable) or hasattr(layers, "shape"):
-            raise TypeError(f"layers is a {type(layers).__name__}; pass LayerReports, in a list")
-        self._layers: tuple[LayerReport, ...] | None = tuple(layers)
-        for position, layer in enumerate(self._layers):
-            if not isinstance(layer, LayerReport):
-                raise TypeError(
-                    f"layers has a {type(layer).__name__} at position {position}; pass LayerReports"
-                )
+    def __init__(self, layers: Iterable[LayerReport], left_out: Iterable[LeftOut] = ()) -> None:
+        self._layers: tuple[LayerReport, ...] | None = _all_of(LayerReport, "layers", layers)
         self._make_layers: Callable[[], Iterable[LayerReport]] = tuple
+        self._left_out = _all_of(LeftOut, "left_out", left_out)
 
     @classmethod
-    def lazily(cls, rows: Callable[[], Iterable[LayerReport]]) -> "Report":
+    def lazily(
+        cls, rows: Callable[[], Iterable[LayerReport]], left_out: Iterable[LeftOut] = ()
+    ) -> "Report":
         """A report whose rows are made when first asked for: loops that prune rarely look."""
-        report = cls(())
+        report = cls((), left_out)
         report._layers, report._make_layers = None, rows
         return report
 
@@ -73,8 +89,30 @@ class Report:
             self._layers = tuple(self._make_layers())
         return self._layers
 
-    def __reduce__(self) -> tuple[type["Report"], tuple[tuple[LayerReport, ...]]]:
-        return Report, (self.layers,)
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The model's other matrices: parameters that are no layers, and why.
+
+        Vectors, such as biases and what normalises, are no matrices.
+
+        Example:
+            >>> import lampfast, torch
+            >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4))
+            >>> lampfast.report(model).left_out
+            (LeftOut(name='0.weight', shape=(5, 4), numel=20, reason='embedding'),)
+        """
+        return self._left_out
+
+    @property
+    def coverage(self) -> float:
+        """The share of the model's matrix weights that are in layers, 0.0 to 1.0."""
+        every = self.numel + sum(left.numel for left in self.left_out)
+        return self.numel / every if every else 1.0
+
+    def __reduce__(
+        self,
+    ) -> tuple[type["Report"], tuple[tuple[LayerReport, ...], tuple[LeftOut, ...]]]:
+        return Report, (self.layers, self.left_out)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Report) and self.layers == other.layers
@@ -108,6 +146,8 @@ class Report:
             "numel": self.numel,
             "kept": self.kept,
             "sparsity": self.sparsity,
+            "coverage": self.coverage,
+            "left_out": [{**left._asdict(), "shape": list(left.shape)} for left in self.left_out],
             "layers": [
                 {**layer._asdict(), "shape": list(layer.shape), "sparsity": layer.sparsity}
                 for layer in self.layers
@@ -164,18 +204,31 @@ class Report:
         rows = list(self._rows())
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         align: tuple[Callable[[str, int], str], ...] = (str.ljust, str.ljust, *[str.rjust] * 4)
-        return "\n".join(
+        lines = [
             "  ".join(
                 put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)
             ).rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *self._last_line()])
 
     def _repr_html_(self) -> str:
         head, *body = self._rows()
         return (
             f"<table><thead>{_html_row(head, 'th')}</thead>"
             f"<tbody>{''.join(_html_row(row, 'td') for row in body)}</tbody></table>"
+            + "".join(f"<p>{escape(line)}</p>" for line in self._last_line())
+        )
+
+    def _last_line(self) -> Iterable[str]:
+        """What was left out, in one line; none if that is nothing."""
+        if not self.left_out:
+            return
+        reasons = Counter(left.reason for left in self.left_out)
+        yield (
+            f"left out: {sum(left.numel for left in self.left_out):,} weights, "
+            f"{1 - self.coverage:.1%} of all matrices' "
+            f"({', '.join(f'{count} {reason}' for reason, count in reasons.items())})"
         )
 
     def _rows(self) -> Iterable[tuple[str, ...]]:
@@ -185,6 +238,21 @@ class Report:
             threshold = "" if layer.threshold is None else f"{layer.threshold:.4g}"
             yield layer.name, str(layer.shape), *_counts(layer), threshold
         yield "total", "", *_counts(self), ""
+
+
+def _all_of(kind: type[_Row], argument: str, given: Iterable[_Row]) -> tuple[_Row, ...]:
+    """What was given, if it is rows of one kind."""
+    # A tensor says that it is iterable, and is not where it has no dimension.
+    if not isinstance(given, Iterable) or hasattr(given, "shape"):
+        raise TypeError(f"{argument} is a {type(given).__name__}; pass {kind.__name__}s, in a list")
+    rows = tuple(given)
+    for position, row in enumerate(rows):
+        if not isinstance(row, kind):
+            raise TypeError(
+                f"{argument} has a {type(row).__name__} at position {position}; pass "
+                f"{kind.__name__}s"
+            )
+    return rows
 
 
 def _sparsity(part: LayerReport | Report) -> float:

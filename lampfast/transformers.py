@@ -44,6 +44,7 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         every: How many steps lie between one look at the schedule and the next.
         method: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
+        stacked: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`. Several callbacks may each prune layers of their own.
 
     Attributes:

@@ -29,7 +29,15 @@ def test_repeats(dims: list[tuple[int, int]]) -> None:
 def test_reach(dims: list[tuple[int, int]]) -> None:
     shape, strides = [n for n, _ in dims], [step for _, step in dims]
     every = offsets(shape, strides)
-    assert memory.reach(shape, strides) == (min(every), max(every))
+    assert memory.reach(tuple(shape), tuple(strides)) == (min(every), max(every))
+
+
+@given(shapes_and_strides)
+def test_nested_strides_repeat_nothing(dims: list[tuple[int, int]]) -> None:
+    shape, strides = [n for n, _ in dims], [step for _, step in dims]
+    every = offsets(shape, strides)
+    if memory.are_nested(tuple(shape), tuple(strides)):
+        assert len(set(every)) == len(every)
 
 
 def runs(dims: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -1,9 +1,7 @@
 """Which parameters of a model are its layers, under which names; what patterns and ties do."""
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -91,19 +89,17 @@ def test_modules_that_have_no_layer(module: nn.Module) -> None:
         lampfast.prune(module, 0.5)
 
 
-def test_conv1d_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["transformers.pytorch_utils", "mine"])
+def test_conv1d_of_transformers(module: str) -> None:
     class Conv1D(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(2, 3))
             self.bias = nn.Parameter(torch.ones(3))
 
-    model = nn.Sequential(nn.Linear(2, 2), Conv1D())
-    assert list(named(model)) == ["0.weight"]
-    pytorch_utils = ModuleType("transformers.pytorch_utils")
-    monkeypatch.setattr(pytorch_utils, "Conv1D", Conv1D, raising=False)
-    monkeypatch.setitem(sys.modules, "transformers.pytorch_utils", pytorch_utils)
-    assert list(named(model)) == ["0.weight", "1.weight"]
+    Conv1D.__module__ = module
+    names = list(named(nn.Sequential(nn.Linear(2, 2), Conv1D())))
+    assert names == (["0.weight"] if module == "mine" else ["0.weight", "1.weight"])
 
 
 @pytest.mark.parametrize(
@@ -289,8 +285,18 @@ def test_computed_weights(
     model = nn.Sequential(compute(nn.Linear(6, 8)), nn.Linear(8, 4))
     keeps = [*model.parameters(), *model.buffers()]
     words = ("layer '0.weight'", "computed from other parameters", remedy, "exclude=", "include=")
+    for alone in (model[0], model[:1]):
+        with refused(ValueError, *words[1:], keeps=keeps):
+            lampfast.prune(alone, 0.5)
     with refused(ValueError, *words, keeps=keeps):
-        lampfast.prune(model, 0.5)
+        lampfast.prune(model, 0.5, include=["0.weight", "1.weight"])
+    with pytest.warns(UserWarning, match="computed from other") as caught:
+        report = lampfast.prune(model, 0.25)
+    assert [layer.name for layer in report.layers] == ["1.weight"]
+    assert [left[0::3] for left in report.left_out] == [(parameter, "computed")]
+    assert all(word in str(caught[0].message) for word in words)
+    assert caught[0].filename == __file__
+    lampfast.prune(model, 0.25)  # warns of a model once
     with refused(ValueError, "layer '1.weight'", remedy, keeps=keeps):
         lampfast.prune([(model[1], "weight"), (model[0], "weight")], 0.5)
 
@@ -332,8 +338,10 @@ def test_weight_norm_divides_by_the_lengths_of_rows(
 ) -> None:
     model = nn.Sequential(compute(nn.Linear(6, 8)), nn.Linear(8, 4))
     with refused(ValueError, remedy, "exclude=", keeps=model.parameters()) as caught:
-        lampfast.prune(model, 0.5)
+        lampfast.prune(model[0], 0.5)
     assert "include=" not in str(caught.value)
+    with pytest.warns(UserWarning, match="computed"):
+        assert lampfast.prune(model, 0.5).numel == 32
     direction = model[0].get_parameter(parameter)
     owner, _, attribute = parameter.rpartition(".")
     words = ("rows", "0 / 0", "remove_weight_norm", "exclude=")
@@ -390,7 +398,9 @@ def test_computed_weights_of_recurrent_modules() -> None:
     for compute in (_doubled, parametrizations.weight_norm, nn.utils.weight_norm):
         lstm = compute(nn.LSTM(3, 4, bidirectional=True), "weight_hh_l0_reverse")
         with refused(ValueError, "'weight_hh_l0_reverse'", "exclude=", keeps=lstm.parameters()):
-            lampfast.prune(lstm, 0.5)
+            lampfast.prune(lstm, 0.5, include="weight_hh_l0_reverse")
+        with pytest.warns(UserWarning, match="'weight_hh_l0_reverse' is computed"):
+            assert len(lampfast.prune(lstm, 0.5).layers) == 3
         assert len(lampfast.prune(lstm, 0.5, exclude="weight_hh_l0_reverse").layers) == 3
 
 

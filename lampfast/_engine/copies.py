@@ -50,7 +50,7 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
             f"layers on {tensor.device} are copied to host memory and back, since this build "
             f"has no engine for {kind} devices; the result is the same, but it takes longer, and "
             f"host memory for the copies{_HINTS.get(kind, '')}",
-            stacklevel=_frames_to_the_caller(),
+            stacklevel=frames_to_the_caller(),
         )
         _warned.add(kind)
     return tensor.detach().to("cpu", copy=True)
@@ -71,7 +71,7 @@ def write_back(tensor: torch.Tensor, copy: torch.Tensor) -> None:
         tensor.copy_(copy)
 
 
-def _frames_to_the_caller() -> int:
+def frames_to_the_caller() -> int:
     """The `stacklevel` with which the caller of this function warns at the user's line."""
     level, frame = 0, sys._getframe()
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == _PACKAGE:

@@ -1,6 +1,7 @@
 """Which weights share memory: exactly, from addresses, shapes and strides; nothing is read."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from operator import gt
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,8 @@ def array(
     return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
-def reach(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+@lru_cache
+def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     """Offsets of the lowest and the highest element from the first, in elements.
 
     Example:
@@ -104,6 +106,24 @@ def merged_dimensions(array: npt.NDArray[Any]) -> tuple[tuple[int, int], ...]:
         else:
             found.append((step, n))
     return tuple(found)
+
+
+@lru_cache  # as slices of one parameter are all alike
+def are_nested(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether each dimension's step leads beyond all that the smaller steps reach.
+
+    Then no two elements are the same memory; where it is not so, `repeats` tells.
+
+    Example:
+        >>> are_nested((3, 4), (8, 2)), are_nested((3, 4), (2, 1))
+        (True, False)
+    """
+    last = 0
+    for step, n in sorted((abs(step), n) for step, n in zip(strides, shape, strict=True) if n > 1):
+        if step <= last:
+            return False
+        last += (n - 1) * step
+    return True
 
 
 def repeats(array: npt.NDArray[Any]) -> bool:

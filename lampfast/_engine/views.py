@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -83,7 +84,12 @@ class View(NamedTuple):
         return self.pointer[4]
 
 
-def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
+def layers(
+    weights: Mapping[str, Weight],
+    *,
+    write: bool = False,
+    wholes: Mapping[str, Weight] | None = None,
+) -> list[View]:
     """Check the weights of a model and find their addresses.
 
     Example:
@@ -94,6 +100,8 @@ def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
     Args:
         weights: Tensors or arrays of any shape and strides, by name.
         write: Whether they are to be changed in place.
+        wholes: The parameters that they are or are slices of, where there are slices: those of one
+            parameter lie apart, which need not be checked of each if the parameters do.
 
     Returns:
         The distinct weights: one that is tied counts once, under its first name.
@@ -109,6 +117,8 @@ def layers(weights: Mapping[str, Weight], *, write: bool = False) -> list[View]:
     if write:
         for view in views:
             _check_writable("layer", view, "prune a copy of it")
+    if wholes is not None and _are_apart(views, wholes):
+        return views
     tied = _tied(views)
     return [view for i, view in enumerate(views) if i not in tied] if tied else views
 
@@ -177,20 +187,55 @@ def check_names(
         )
 
 
+def whole(name: str, weight: Weight) -> View:
+    """The view of a parameter whose slices have been checked as layers."""
+    return _checked("parameter", name, weight)
+
+
+def part(name: str, weight: Weight, dtype: Dtype) -> View:
+    """The view of a part of a mask or of scores that are known to be good."""
+    return _view(name, weight, dtype)
+
+
+@contextmanager
+def row_major(parts: Sequence[View]) -> Iterator[Sequence[View]]:
+    """The parts of outputs, those that do not lie together replaced by tensors that are copied."""
+    together = [
+        view
+        if view.dense
+        else _view(
+            view.name,
+            torch.empty_like(
+                cast(torch.Tensor, view.weight), memory_format=torch.contiguous_format
+            ),
+            view.dtype,
+        )
+        for view in parts
+    ]
+    yield together
+    for view, copy in zip(parts, together, strict=True):
+        if copy is not view:
+            cast(torch.Tensor, view.weight).copy_(cast(torch.Tensor, copy.weight))
+
+
 def empty_masks(layers: Sequence[View]) -> list[View]:
     """New bool tensors or arrays of the layers' shapes, where the engine writes masks to."""
     return [_empty_mask(layer) for layer in layers]
 
 
 def given_masks(
-    given: Mapping[str, Weight], layers: Sequence[View], sources: Sequence[View]
+    given: Mapping[str, Weight],
+    wholes: Sequence[View],
+    layers: Sequence[View],
+    sources: Sequence[View],
 ) -> list[View]:
-    """Check masks that the caller wants written, and put them in the layers' order.
+    """Check masks that the caller wants written, and put them in the parameters' order.
 
     Args:
-        given: For the name of every layer, a bool tensor of its shape on its device, or a bool
-            array where the layer is one.
-        layers: What they are the masks of.
+        given: For the name of every parameter, a bool tensor of its shape on its device, or a bool
+            array where it is one.
+        wholes: What they are the masks of.
+        layers: The layers, which are these parameters or slices of them.
         sources: What is scored: the layers' importances, or the layers themselves.
 
     Returns:
@@ -201,8 +246,8 @@ def given_masks(
         ValueError: A name is missing or unknown, a shape or a device differs; or a mask cannot be
             written, or shares memory with another mask or with what is read.
     """
-    check_names("out", given, layers, "pass what lampfast.masks returned for the same layers")
-    masks = [_checked_mask(layer, given[layer.name]) for layer in layers]
+    check_names("out", given, wholes, "pass what lampfast.masks returned for the same layers")
+    masks = [_checked_mask(whole, given[whole.name]) for whole in wholes]
     _check_masks_apart(masks, layers, sources)
     return masks
 
@@ -571,11 +616,20 @@ def _check_writable(what: str, view: View, way_out: str) -> None:
             f"{what} {view.name!r} lies in read-only memory, as torch.from_numpy of a read-only "
             f"memmap does; {way_out}"
         )
-    if not view.dense and memory.repeats(_array(view)):
+    if view.dense or memory.are_nested(view.shape, view.strides):
+        return
+    if memory.repeats(_array(view)):
         raise ValueError(
             f"{what} {view.name!r} has elements that share memory, as an expanded tensor does; "
             f"{way_out}"
         )
+
+
+def _are_apart(views: Sequence[View], wholes: Mapping[str, Weight]) -> bool:
+    """Whether no two of the parameters that views are of share memory."""
+    known = {view.name: view for view in views}
+    parameters = [known.get(name) or whole(name, weight) for name, weight in wholes.items()]
+    return next(_clusters(parameters), None) is None
 
 
 def _tied(views: Sequence[View]) -> set[int]:
@@ -630,13 +684,13 @@ def _check_masks_apart(
     masks: Sequence[View], layers: Sequence[View], sources: Sequence[View]
 ) -> None:
     """Check that writing a mask changes neither another one nor what is read meanwhile."""
-    n = len(masks)
+    n, m = len(masks), len(masks) + len(layers)
     views = [*masks, *layers] if sources is layers else [*masks, *layers, *sources]
     for cluster in _clusters(views):
         arrays = {i: _array(views[i]) for i in cluster}
         for i, j in itertools.combinations(cluster, 2):
             if i < n and np.shares_memory(arrays[i], arrays[j]):
-                other = ("out of layer", "layer", "importance of layer")[j // n]
+                other = "out of layer" if j < n else "layer" if j < m else "importance of layer"
                 raise ValueError(
                     f"out of layer {views[i].name!r} shares memory with {other} "
                     f"{views[j].name!r}; pass a mask with memory of its own"

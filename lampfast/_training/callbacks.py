@@ -24,13 +24,14 @@ class PrunerCallback:
         method: Method = "lamp",
         include: Patterns = None,
         exclude: Patterns = None,
+        stacked: Patterns = None,
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
         methods.check(method)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
-        self._choice = {"include": include, "exclude": exclude}
+        self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
         self._pruning: dict[str, Any] = {"every": every, "method": method, **self._choice}
 

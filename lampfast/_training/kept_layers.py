@@ -8,7 +8,8 @@ from weakref import WeakSet
 import torch
 from torch.optim import Optimizer
 
-from lampfast._engine import changes, packed_masks, views
+from lampfast._engine import changes, packed_masks, stacks, views
+from lampfast._engine.stacks import Stack
 from lampfast._engine.views import View
 from lampfast._training.trained import TrainedLayers
 
@@ -62,8 +63,10 @@ class KeptLayers:
         layers: Sequence[View],
         optimizers: Iterable[Optimizer] = (),
         trained: TrainedLayers | None = None,
+        partial: Mapping[str, Stack] | None = None,
     ) -> None:
-        self.layers = _recorded(layers)
+        self._partial = partial or {}  # stacks of which only some slices are layers
+        self.layers = self._recorded(layers)
         self.all_zero = [i for i, layer in enumerate(self.layers) if layer.is_all_zero()]
         self._optimizers = WeakSet(optimizers)
         self._trained = trained or TrainedLayers(layers)
@@ -71,6 +74,18 @@ class KeptLayers:
         self._unpruned: set[str] = set()
         # By identity: layers with unrecorded zeros, and those that were all zero before already.
         self._behind: dict[int, tuple[Sequence[View], set[str]]] = {}
+
+    def _recorded(self, layers: Sequence[View]) -> list[KeptLayer]:
+        """Layers with the masks of what is not zero now."""
+        masks = packed_masks.record(layers)
+        return [self._kept(view, mask) for view, mask in zip(layers, masks, strict=True)]
+
+    def _kept(self, view: View, mask: torch.Tensor) -> KeptLayer:
+        """A layer with its mask, which holds nothing of what is no layer."""
+        if (stack := self._partial.get(view.name)) is not None:
+            free = stacks.uncovered(stack, cast(torch.Tensor, view.weight))
+            mask = mask | packed_masks.from_bools(view, free)
+        return KeptLayer(view, mask)
 
     def let_go(self, position: int, remaining: torch.Tensor | None) -> None:
         """Hold of a layer that is all zero only what does not remain; None holds nothing."""
@@ -82,7 +97,7 @@ class KeptLayers:
 
     def update(self) -> None:
         """Record what is zero now in all layers."""
-        self.layers = _recorded([layer.now() for layer in self.layers])
+        self.layers = self._recorded([layer.now() for layer in self.layers])
         self._free.clear()
         self._behind.clear()
 
@@ -120,7 +135,7 @@ class KeptLayers:
                 current[i] = layer.now()
         positions = list(current)
         touched = [positions[j] for j in views.sharing(list(current.values()), layers)]
-        fresh = _recorded([current[i] for i in touched])
+        fresh = self._recorded([current[i] for i in touched])
         for i, layer in zip(touched, fresh, strict=True):
             is_unpruned = layer.view.name in unpruned or i in self._free
             if not (is_unpruned and layer.is_all_zero()):
@@ -148,7 +163,7 @@ class KeptLayers:
         changes.mark(tensor for tensor in trained.tensors if tensor.grad is not None)
         packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
         if self._free:
-            self._free -= {i for i in self._free if not _is_zero(self.layers[i].weight)}
+            self._free -= {i for i in self._free if not is_zero(self.layers[i].weight)}
 
     def restore_all(self) -> None:
         """Restore the zeros of all layers, whoever has written to them."""
@@ -181,21 +196,17 @@ class KeptLayers:
         )
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
-        layers = [KeptLayer(view, mask) for view, mask in zip(current, masks, strict=True)]
+        layers = [self._kept(view, mask) for view, mask in zip(current, masks, strict=True)]
         changes.mark(view.weight for view in current)
-        packed_masks.apply(current, masks)
+        packed_masks.apply(current, [layer.mask for layer in layers])
         self.layers = layers
         self._free.clear()
         self._behind.clear()
 
 
-def _is_zero(weight: torch.Tensor) -> bool:
+def is_zero(weight: torch.Tensor) -> bool:
+    """Whether all of a tensor's values are zero."""
     return not (views.as_integers(weight) << 1).any()
-
-
-def _recorded(layers: Sequence[View]) -> list[KeptLayer]:
-    masks = packed_masks.record(layers)
-    return [KeptLayer(view, mask) for view, mask in zip(layers, masks, strict=True)]
 
 
 def _follow(layers: Sequence[KeptLayer]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from lampfast import _arguments, methods, parameters
+from lampfast._engine.stacks import Layers
 from lampfast._training import replicas, zeros
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
@@ -66,6 +67,7 @@ class Pruner:
         method: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
+        stacked: As for `lampfast.prune`.
         process_group: The ranks that hold replicas of the model; None for all ranks. A rank with a
             model of its own passes a group of itself alone.
 
@@ -85,6 +87,7 @@ class Pruner:
         method: Method = "lamp",
         include: Patterns = None,
         exclude: Patterns = None,
+        stacked: Patterns = None,
         process_group: replicas.Group = None,
     ) -> None:
         self._schedule = _arguments.schedule(schedule)
@@ -93,13 +96,14 @@ class Pruner:
         self._model, self._group = model, process_group
         methods.check(method)
         self._method = method
-        self._choice: dict[str, Any] = {"include": include, "exclude": exclude}
-        self._layers: dict[str, Any] = parameters.named(model, **self._choice)
+        self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
+        found = parameters.find(model, **self._choice).layers
+        self._layers: dict[str, Any] = found.wholes
         self._step = 0
         self._history: list[tuple[int, float]] = []
         self._empty = _all_zero(self.report)
         self._shapes = {name: layer.shape for name, layer in self._layers.items()}
-        self._zeros = zeros.held(self._layers, optimizers)
+        self._zeros = zeros.held(found, optimizers)
         self._removed = False
 
     @property
@@ -245,26 +249,31 @@ class Pruner:
         return sparsity if sparsity > last else None
 
     def _prune(self, step: int, sparsity: float) -> None:
-        self._check_layers()
+        found = self._checked_layers()
         now = self.report
         if _arguments.count("sparsity", sparsity, now.numel) < now.numel - now.kept:
             return  # it is sparser already
+        empty = set(_all_zero(now))
+        unpruned = [name for name in found.wholes if empty.issuperset(found.names(name))]
         history = [*self._history, (step, sparsity)]
 
         def record(report: Report) -> None:
             self._step, self._history = step, history
 
-        with self._zeros._kept.leaving(_all_zero(now)):
+        with self._zeros._kept.leaving(unpruned):
             pruned(self._model, sparsity, method=self._method, record=record, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
-        self._check_layers()
+        self._checked_layers()
         return masks(self._model, sparsity, method=self._method, **self._choice)
 
-    def _check_layers(self) -> None:
-        """Check that the layers are those that the optimizers train and whose zeros are kept."""
-        layers: dict[str, Any] = parameters.named(self._model, **self._choice)
+    def _checked_layers(self) -> Layers:
+        """The layers, if they are those that the optimizers train and whose zeros are kept."""
+        found, _, unfit, _ = parameters.find(self._model, **self._choice)
+        layers: dict[str, Any] = found.wholes
         for name in self._layers | layers:
+            if name in self._layers and name in unfit:
+                raise ValueError(f"layer {name!r} {unfit[name].problem()}")
             if name not in layers:
                 change = "is gone"
             elif name not in self._layers:
@@ -280,6 +289,7 @@ class Pruner:
                 f"layer {name!r} {change} since the Pruner was made; remove() it, and make a new "
                 "one of the model and of an optimizer that trains it as it is now"
             )
+        return found
 
     def _warn_of_empty_layers(self) -> None:
         if self._empty:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lampfast import parameters
-from lampfast._engine import changes, copies, memory, views
+from lampfast._engine import changes, copies, memory, stacks, views
 from lampfast._engine.interrupts import Deferred
+from lampfast._engine.stacks import Stack
 from lampfast._training import known
 from lampfast._training.kept_layers import KeptLayers
 from lampfast._training.zeros import listed
@@ -26,6 +27,7 @@ def rewind(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
     leave: Patterns = None,
 ) -> Report:
     """Put saved values back into a pruned model, in place; zeros of its layers stay.
@@ -60,6 +62,7 @@ def rewind(
             converted to the model's.
         include: As for `lampfast.prune`: the layers, whose zeros stay.
         exclude: As for `lampfast.prune`; these are put back whole.
+        stacked: As for `lampfast.prune`.
         leave: Glob pattern or patterns over the names of the model's state_dict: these are left as
             they are now, for example `leave="*.running_*"`.
 
@@ -80,7 +83,8 @@ def rewind(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    layers = views.layers(parameters.named(model, include, exclude), write=True)
+    found = parameters.find(model, include, exclude, stacked).layers
+    layers, partial = views.layers(found.wholes, write=True), found.partial()
     state = model.state_dict(keep_vars=True)
     left = _left(state, leave)
     _check_fits(state, saved_state, left)
@@ -99,13 +103,13 @@ def rewind(
         if (layer := names.get(_identity(now))) is None:
             state[name] = _converted(now, saved)
             continue
-        state[name] = _remaining(name, now, saved)
+        state[name] = _remaining(name, now, saved, partial.get(layer))
         if (remaining := _nonzero(now)).any() and not _nonzero(state[name]).any():
             emptied[layer] = now, remaining
     with Deferred():
         model.load_state_dict(state, strict=not left)
         _remember(emptied)
-    return report(model, include=include, exclude=exclude)
+    return report(model, include=include, exclude=exclude, stacked=stacked)
 
 
 def _remember(emptied: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -213,11 +217,15 @@ def _check_writable(name: str, tensor: torch.Tensor) -> None:
         )
 
 
-def _remaining(name: str, layer: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
-    """A layer's saved values where it is not zero now."""
+def _remaining(
+    name: str, layer: torch.Tensor, saved: torch.Tensor, partial: Stack | None
+) -> torch.Tensor:
+    """A layer's saved values where it is not zero now, or is no layer."""
     values = saved.detach().to(layer.device, layer.dtype)
-    now = views.as_integers(layer)
-    remaining = torch.where(_nonzero(layer), views.as_integers(values), now).view(layer.dtype)
+    now, where = views.as_integers(layer), _nonzero(layer)
+    if partial is not None:
+        where |= stacks.uncovered(partial, layer)
+    remaining = torch.where(where, views.as_integers(values), now).view(layer.dtype)
     if not (remaining.float() if layer.itemsize == 1 else remaining).isfinite().all():
         raise ValueError(
             f"layer {name!r} has NaN or infinite values in saved_state, or such that are infinite "

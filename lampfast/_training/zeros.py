@@ -18,9 +18,10 @@ from torch.optim.optimizer import (
 from lampfast import parameters
 from lampfast._engine import changes, tracing, views
 from lampfast._engine.interrupts import Deferred
-from lampfast._engine.views import View, Weight
+from lampfast._engine.stacks import Layers, Stack
+from lampfast._engine.views import View
 from lampfast._training import hooks, known
-from lampfast._training.kept_layers import KeptLayers
+from lampfast._training.kept_layers import KeptLayers, is_zero
 from lampfast._training.trained import TrainedLayers
 from lampfast.parameters import Model, Patterns
 
@@ -40,6 +41,7 @@ def keep_zeros(
     *,
     include: Patterns = None,
     exclude: Patterns = None,
+    stacked: Patterns = None,
 ) -> KeptZeros:
     """Keep the weights that are zero now at zero through every step of the optimizers.
 
@@ -80,6 +82,7 @@ def keep_zeros(
             writes: see `KeptZeros.restore`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
+        stacked: As for `lampfast.prune`. Masks go by parameter, with the zeros of all its slices.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
@@ -89,28 +92,31 @@ def keep_zeros(
     Raises:
         TypeError: An optimizer is not a torch.optim.Optimizer nor used as one, a layer is a numpy
             array, or the model or a layer has a type, dtype or layout that is not pruned.
-        ValueError: The optimizers have none of the layers, a layer that requires a gradient is in
-            none of them, a pattern matches nothing, or a layer cannot be written.
+        ValueError: The optimizers have none of the layers, unless all are frozen parameters; a
+            layer that requires a gradient is in none of them, a pattern matches nothing, or a layer
+            cannot be written.
     """
-    kept = held(parameters.named(model, include, exclude), optimizers)
-    _judge_all_zero(kept._kept)
+    found = parameters.find(model, include, exclude, stacked).layers
+    kept = held(found, optimizers)
+    _judge_all_zero(kept._kept, found)
     return kept
 
 
-def held(weights: Mapping[str, Weight], optimizers: Optimizer | Sequence[Optimizer]) -> KeptZeros:
-    """What `keep_zeros` returns, for layers by name; what is all zero is held without a word."""
+def held(found: Layers, optimizers: Optimizer | Sequence[Optimizer]) -> KeptZeros:
+    """What `keep_zeros` returns, for a model's layers; what is all zero is held without a word."""
     given = _checked(optimizers)
-    layers = views.layers(weights, write=True)
-    return KeptZeros(layers, given, _checked_trained(layers, given))
+    layers = views.layers(found.wholes, write=True)
+    return KeptZeros(layers, given, _checked_trained(layers, given), found.partial())
 
 
-def _judge_all_zero(kept: KeptLayers) -> None:
+def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
     """Let go of layers that are all zero and known not to be pruned so; warn of all of them."""
-    if not kept.all_zero:
+    slices = _zero_slices(kept, found)
+    if not kept.all_zero and not slices:
         return
     weights = {layer.view.name: layer.weight for layer in kept.layers}
     is_known = any(map(known.layers.was_pruned, weights.values()))
-    frozen, free = [], []
+    frozen, free = slices, []
     for position in kept.all_zero:
         name = kept.layers[position].view.name
         remaining = known.layers.mask(weights[name])
@@ -130,6 +136,21 @@ def _judge_all_zero(kept: KeptLayers) -> None:
             "the handle",
             stacklevel=3,
         )
+
+
+def _zero_slices(kept: KeptLayers, found: Layers) -> list[str]:
+    """The slices that are all zero of parameters that are not, which are held whole."""
+    if not found.stacks:
+        return []
+    names = {layer.view.name for layer in kept.layers}
+    names -= {kept.layers[position].view.name for position in kept.all_zero}
+    return [
+        layer
+        for name, stack in found.stacks.items()
+        if name in names
+        for layer, part in stack.cut(name, found.wholes[name])
+        if isinstance(part, torch.Tensor) and part.numel() and is_zero(part)
+    ]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -163,9 +184,13 @@ class KeptZeros:
     """
 
     def __init__(
-        self, layers: Sequence[View], optimizers: Sequence[Optimizer], trained: TrainedLayers
+        self,
+        layers: Sequence[View],
+        optimizers: Sequence[Optimizer],
+        trained: TrainedLayers,
+        partly: Mapping[str, Stack],
     ) -> None:
-        self._kept = KeptLayers(layers, optimizers, trained)
+        self._kept = KeptLayers(layers, optimizers, trained, partly)
         self._hooks = [
             undo
             for optimizer in optimizers
@@ -186,7 +211,7 @@ class KeptZeros:
             [3.0, 0.0, 0.0]
 
         Args:
-            masks: By layer name a bool tensor of the layer's shape, True where the weight may be
+            masks: By parameter name a bool tensor of its shape, True where the weight may be
                 other than zero, as from `lampfast.masks`; the others are set to zero. A weight
                 that grows from zero, as in RigL, is told from a pruned one only by these. None
                 for the weights that are not zero now.
@@ -271,9 +296,9 @@ class KeptZeros:
             {'0': tensor([9], dtype=torch.uint8)}
 
         Returns:
-            By layer name a uint8 tensor on the CPU with one bit a weight, set where the weight is
-            kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight in
-            row-major order, whatever the layer's memory format. The last byte's other bits are 0.
+            By parameter name a uint8 tensor on the CPU with one bit a weight, set where the weight
+            is kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight
+            in row-major order, whatever the memory format. The last byte's other bits are 0.
 
         Raises:
             ValueError: The shape of a layer has changed since its zeros were recorded.
@@ -369,7 +394,7 @@ def _checked_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) ->
             )
     trained = TrainedLayers(layers)
     positions = set().union(*(found.positions for found in trained.first(optimizers)))
-    if not positions:
+    if not positions and not _are_frozen(layers):
         raise ValueError(
             f"{' and '.join(type(optimizer).__name__ for optimizer in optimizers)} has none of the "
             "layers; pass the optimizers that train this model, or choose other layers with "
@@ -383,6 +408,14 @@ def _checked_trained(layers: Sequence[View], optimizers: Sequence[Optimizer]) ->
                 "exclude=, or freeze it with requires_grad_(False)"
             )
     return trained
+
+
+def _are_frozen(layers: Sequence[View]) -> bool:
+    """Whether layers are a model's, such as the base below adapters, that is not trained itself."""
+    weights = [layer.weight for layer in layers]
+    return bool(weights) and all(
+        isinstance(weight, torch.nn.Parameter) and not weight.requires_grad for weight in weights
+    )
 
 
 def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:

@@ -291,8 +291,10 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
       return cudaErrorInvalidValue;
     if (bytes > 0) std::memcpy(to, from, bytes);
     ++emulator::costs.copies;
-    if (kind == cudaMemcpyHostToDevice) emulator::costs.bytes_to_device += bytes;
-    if (kind == cudaMemcpyDeviceToHost) emulator::costs.bytes_to_host += bytes;
+    if (kind == cudaMemcpyHostToDevice)
+      emulator::costs.bytes_to_device += static_cast<long long>(bytes);
+    if (kind == cudaMemcpyDeviceToHost)
+      emulator::costs.bytes_to_host += static_cast<long long>(bytes);
     return cudaSuccess;
   });
 }

@@ -151,7 +151,7 @@ def _fc(net: Net, optimizer: SGD) -> Any:
     return net.fc
 
 
-_CHOICE: dict[str, Any] = {"include": None, "exclude": None}
+_CHOICE: dict[str, Any] = {"include": None, "exclude": None, "stacked": None}
 _PLAN: dict[str, Any] = {**_CHOICE, "method": "lamp", "importance": _importance}
 
 
@@ -231,7 +231,11 @@ CALLS: dict[str, Callable[[], Call]] = {
         default_mask=lambda *_: torch.ones(5),
     ),
     "to_zeros": _call(_plain(torch_prune.to_zeros), model=_model),
-    "Report": _call(_plain(lampfast.Report), layers=lambda net, _: lampfast.report(net).layers),
+    "Report": _call(
+        _plain(lampfast.Report),
+        layers=lambda net, _: lampfast.report(net).layers,
+        left_out=lambda *_: [lampfast.reports.LeftOut("a", (2, 3), 6, "router")],
+    ),
     "Report.plot": _call(
         lambda net, _: lampfast.report(net).plot, labels=lambda *_: ["now"], figure=None
     ),
@@ -243,6 +247,7 @@ GOOD: dict[str, list[str]] = {
     "s": FRACTIONS,
     "include": ["None"],
     "exclude": ["None", "[]", "()"],
+    "stacked": ["None", "[]", "()"],
     "leave": ["None", "[]", "()"],
     "importance": ["None"],
     "importance_scores": ["None", "{}"],
@@ -268,6 +273,7 @@ GOOD: dict[str, list[str]] = {
     "a schedule, step": ["0", "2**70"],
     "to_zeros, model": ["module", "lazy module"],
     "Report, layers": ["[]", "()", "{}", "empty str"],
+    "left_out": ["[]", "()", "{}", "empty str"],
 }
 
 

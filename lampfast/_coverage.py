@@ -1,0 +1,62 @@
+"""Tells how much of a model its layers are: what a report says, and what `prune` warns of once."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from weakref import WeakSet
+
+import numpy as np
+from torch import nn
+
+from lampfast import _modules
+from lampfast._engine import copies
+from lampfast._engine.views import View
+from lampfast.parameters import Found
+from lampfast.reports import LeftOut
+
+_warned: WeakSet[nn.Module] = WeakSet()
+
+
+def left_out(found: Found) -> list[LeftOut]:
+    """The matrices of a model that are no layers, each under its first name."""
+    if not found.others:
+        return []
+    distinct = {id(it): (name, it, reason) for name, it, reason in reversed(found.others)}
+    return [
+        LeftOut(name, tuple(it.shape), int(np.prod(it.shape)), reason)
+        for name, it, reason in reversed(distinct.values())
+        if _modules.is_matrix(it, reason)
+    ]
+
+
+def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[View]) -> None:
+    """Warn once of a model of which more than half, embeddings and adapters aside, is left out.
+
+    Layers that are computed from others are told of however few they are.
+    """
+    if not (left or found.unfit) or not found.is_default or not isinstance(model, nn.Module):
+        return
+    for problem in _problems(model, found, left, layers):
+        if model not in _warned:
+            _warned.add(model)
+            warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
+
+
+def _problems(
+    model: nn.Module, found: Found, left: Sequence[LeftOut], layers: Sequence[View]
+) -> Iterator[str]:
+    if found.unfit:
+        name, unfit = next(iter(found.unfit.items()))
+        more = f" and {len(found.unfit) - 1} more" if len(found.unfit) > 1 else ""
+        yield f"left out of what is pruned{more}: layer {name!r} {unfit.problem()}"
+    told = [it for it in left if it.reason not in _modules.NOT_TOLD]
+    told.sort(key=lambda it: it.numel, reverse=True)
+    weights, covered = sum(it.numel for it in told), sum(layer.size for layer in layers)
+    if weights > covered:
+        shown = ", ".join(f"{it.name!r} ({it.reason})" for it in told[:3])
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        yield (
+            f"{type(model).__name__} has {weights:,} weights in matrices that are no layers and "
+            f"stay as they are, beside {covered:,} in its layers: {shown}{more}; left_out of the "
+            "report names all. Take them in with include=, or with stacked= where a parameter "
+            "holds several matrices"
+        )

@@ -1,0 +1,234 @@
+"""Parameters that hold several layers, as the experts of a mixture: how they are cut, and put back.
+
+A *stack* is cut along its first dimension. Its slices are views of it, so the engine sees ordinary
+layers that lie apart in one memory; whoever asks by parameter gets one answer of its shape.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from lampfast._core import Dtype
+from lampfast._engine import tracing, views
+from lampfast._engine.views import View, Weight
+
+_HALVES = ".gate", ".up"
+
+
+class Halves(NamedTuple):
+    """Two layers in each slice: the gate first, then up.
+
+    Attributes:
+        dim: The dimension of the parameter in which they lie side by side.
+        order: One after the other, or every second row of each.
+    """
+
+    dim: int
+    order: Literal["concatenated", "interleaved"]
+
+
+class Stack(NamedTuple):
+    """How a parameter is cut into layers.
+
+    Example:
+        >>> stack = Stack(2, Halves(1, "concatenated"))
+        >>> {name: tuple(layer.shape) for name, layer in stack.cut("w", torch.ones(2, 6, 5))}
+        {'w[0].gate': (3, 5), 'w[0].up': (3, 5), 'w[1].gate': (3, 5), 'w[1].up': (3, 5)}
+
+    Attributes:
+        slices: How many slices it has, of equal size.
+        halves: Where each slice holds two layers, how they lie in it.
+        without: What follows the parameter's name in the names of slices that are no layers.
+    """
+
+    slices: int
+    halves: Halves | None = None
+    without: frozenset[str] = frozenset()
+
+    def suffixes(self) -> Iterator[str]:
+        """What follows the parameter's name in the names of its layers, in their order."""
+        for i in range(self.slices):
+            for half in _HALVES if self.halves else ("",):
+                if (suffix := f"[{i}]{half}") not in self.without:
+                    yield suffix
+
+    def cut(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
+        """The layers of a parameter, or of anything of its shape, by name."""
+        parts = [self._slices(part) for part in self._parts(weight)]
+        layers = (layer for several in zip(*parts, strict=True) for layer in several)
+        if not self.without:
+            return zip(self._names(name), layers, strict=True)
+        every = self._replace(without=frozenset()).suffixes()
+        pairs = zip(every, layers, strict=True)
+        return ((name + suffix, layer) for suffix, layer in pairs if suffix not in self.without)
+
+    def _names(self, name: str) -> Iterator[str]:
+        if self.halves:
+            return (f"{name}[{i}]{half}" for i in range(self.slices) for half in _HALVES)
+        return (f"{name}[{i}]" for i in range(self.slices))
+
+    def _parts(self, weight: Weight) -> Sequence[Weight]:
+        if self.halves is None:
+            return (weight,)
+        if isinstance(weight, torch.Tensor):
+            weight = weight.detach()
+        dim, order = self.halves
+        half = weight.shape[dim] // 2
+        is_whole = order == "concatenated"
+        gate = slice(0, half) if is_whole else slice(0, None, 2)
+        up = slice(half, None) if is_whole else slice(1, None, 2)
+        before: tuple[slice, ...] = (slice(None),) * dim
+        return weight[(*before, gate)], weight[(*before, up)]
+
+    def _slices(self, weight: Weight) -> Sequence[Weight]:
+        if isinstance(weight, np.ndarray):
+            return list(weight)
+        tensor = weight.detach()
+        if tensor.shape[0] != self.slices:  # the rows of a matrix, some of them to a slice
+            tensor = tensor.view(self.slices, -1, *tensor.shape[1:])
+        return tensor.unbind(0)
+
+
+class Layers(NamedTuple):
+    """The layers of a model.
+
+    Attributes:
+        wholes: The parameters that they are, or are slices of, by name.
+        stacks: Those of them that hold several layers.
+    """
+
+    wholes: dict[str, Weight]
+    stacks: dict[str, Stack]
+
+    def named(self) -> dict[str, Weight]:
+        """The layers themselves, by name."""
+        if not self.stacks:
+            return self.wholes
+        layers: dict[str, Weight] = {}
+        for name, whole in self.wholes.items():
+            if (stack := self.stacks.get(name)) is None:
+                layers[name] = whole
+            else:
+                layers.update(stack.cut(name, whole))
+        return layers
+
+    def checked(self, *, write: bool = False) -> list[View]:
+        """The distinct layers, checked as `views.layers` does."""
+        if not self.stacks:
+            return views.layers(self.wholes, write=write)
+        tracing.refuse()  # before it records how the stacks are cut
+        return views.layers(self.named(), write=write, wholes=self.wholes)
+
+    def names(self, name: str) -> list[str]:
+        """The names of the layers of a parameter."""
+        stack = self.stacks.get(name)
+        return [name] if stack is None else [name + suffix for suffix in stack.suffixes()]
+
+    def partial(self) -> dict[str, Stack]:
+        """The stacks of which some slices are no layers."""
+        return {name: stack for name, stack in self.stacks.items() if stack.without}
+
+    def views(self, layers: Sequence[View]) -> Sequence[View]:
+        """Views of the distinct parameters, for those of their layers.
+
+        Raises:
+            ValueError: A slice is tied to a layer that is not the same slice of a tied parameter.
+        """
+        if not self.stacks:
+            return layers
+        found = {layer.name: layer for layer in layers}
+        wholes = []
+        for name, whole in self.wholes.items():
+            if name not in self.stacks:
+                if name in found:
+                    wholes.append(found[name])
+                continue
+            names = self.names(name)
+            tied = [layer for layer in names if layer not in found]
+            if tied and len(tied) < len(names):
+                raise ValueError(
+                    f"layer {tied[0]!r} is tied to another one, and the rest of {name!r} is not; "
+                    "leave one of them out with exclude="
+                )
+            if not tied:
+                wholes.append(views.whole(name, whole))
+        return wholes
+
+    def importances(self, importance: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Importances by layer, where some were given by parameter.
+
+        Raises:
+            ValueError: One has not the shape of its parameter.
+        """
+        if not self.stacks or not isinstance(importance, Mapping):
+            return importance
+        by_layer = dict(importance)
+        for name in self.stacks.keys() & importance.keys():
+            given, shape = by_layer.pop(name), tuple(self.wholes[name].shape)
+            found = getattr(given, "shape", None)
+            if found is None or tuple(found) != shape:
+                raise ValueError(
+                    f"importance of {name!r} has shape {found and tuple(found)}, the parameter has "
+                    f"shape {shape}; pass one value for every weight, or one importance a slice"
+                )
+            for layer, values in self.stacks[name].cut(name, given):
+                if layer in by_layer:
+                    raise ValueError(
+                        f"importance has both {name!r} and its slice {layer!r}; pass one of them"
+                    )
+                by_layer[layer] = values
+        return by_layer
+
+    def scored(
+        self, wholes: Sequence[View], layers: Sequence[View], sources: Sequence[View]
+    ) -> Sequence[View]:
+        """A source for each parameter, which has the dtype of all that its layers have.
+
+        Raises:
+            ValueError: Some of its layers' sources are float64, and others are not.
+        """
+        if not self.stacks:
+            return sources
+        by_name = {layer.name: source for layer, source in zip(layers, sources, strict=True)}
+        found = []
+        for whole in wholes:
+            first, *others = [by_name[name] for name in self.names(whole.name)] or [whole]
+            is_double = first.dtype == Dtype.float64
+            for other in others:
+                if (other.dtype == Dtype.float64) != is_double:
+                    raise ValueError(
+                        f"importances of {first.name!r} and {other.name!r}, slices of one "
+                        "parameter, are float64 and not; pass both in one dtype"
+                    )
+            found.append(first)
+        return found
+
+    def spread(self, outputs: Sequence[View], layers: Sequence[View]) -> Sequence[View]:
+        """Outputs by parameter as outputs by layer, in the same memory."""
+        if not self.stacks:
+            return outputs
+        parts: dict[str, View] = {}
+        for output in outputs:
+            if (stack := self.stacks.get(output.name)) is None:
+                parts[output.name] = output
+            else:
+                for name, part in stack.cut(output.name, output.weight):
+                    parts[name] = views.part(name, part, output.dtype)
+        return [parts[layer.name] for layer in layers]
+
+    def fill_uncovered(self, outputs: Sequence[View], value: float) -> None:
+        """Give the outputs of parameters a value where no slice of them is a layer."""
+        partial = self.partial()
+        for output in outputs:
+            if output.name in partial:
+                output.weight[...] = value
+
+
+def uncovered(stack: Stack, whole: torch.Tensor) -> torch.Tensor:
+    """Where a parameter has no layer, as a bool tensor."""
+    found = torch.ones(whole.shape, dtype=torch.bool, device=whole.device)
+    for _, part in stack.cut("", found):
+        cast(torch.Tensor, part).fill_(False)
+    return found
