@@ -32,12 +32,15 @@ __device__ void for_each_draw(const Work& work, const DrawnPieces& pieces, Body&
   const auto* data = reinterpret_cast<const Key*>(work.data);
   const std::int64_t size = work.size;
   constexpr int in_flight = draws_in_flight<is_plain>;
+  const auto own = [](std::uint32_t begin, int d) {
+    return begin + static_cast<std::uint32_t>(d * draw_threads) + threadIdx.x;
+  };
   for (std::uint32_t begin = 0; begin < end; begin += draw_threads * in_flight) {
     Key keys[in_flight];
     bool are_there[in_flight];
 #pragma unroll
     for (int d = 0; d < in_flight; ++d) {
-      const std::uint32_t i = begin + d * draw_threads + threadIdx.x;
+      const std::uint32_t i = own(begin, d);
       const std::int64_t position = i < end ? pieces.begin(i / length) + i % length : size;
       are_there[d] = position < size;
       keys[d] = 0;
@@ -47,7 +50,7 @@ __device__ void for_each_draw(const Work& work, const DrawnPieces& pieces, Body&
     for (int d = 0; d < in_flight; ++d) {
       const Key key = Format::key(keys[d]);
       const auto finite = static_cast<Key>(Format::not_finite - 1);
-      const std::uint32_t i = begin + d * draw_threads + threadIdx.x;
+      const std::uint32_t i = own(begin, d);
       body(std::int64_t{i / length}, key < finite ? key : finite, are_there[d]);
     }
   }

@@ -270,10 +270,10 @@ struct TilePartition {
 // for sm_75, which has room for four, it would aim for two.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
 template <bool is_plain>
-constexpr int resident = is_plain ? 3 : 2;
+[[maybe_unused]] constexpr int resident = is_plain ? 3 : 2;
 #else
 template <bool is_plain>
-constexpr int resident = is_plain ? 0 : 2;
+[[maybe_unused]] constexpr int resident = is_plain ? 0 : 2;
 #endif
 
 template <class Format, bool is_plain>
