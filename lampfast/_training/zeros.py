@@ -93,7 +93,11 @@ def keep_zeros(
             none of them, a pattern matches nothing, or a layer cannot be written.
     """
     kept = held(parameters.named(model, include, exclude), optimizers)
-    _judge_all_zero(kept._kept)
+    try:
+        _judge_all_zero(kept._kept)
+    except BaseException:  # a warning that is made an error, say
+        kept.remove()
+        raise
     return kept
 
 
