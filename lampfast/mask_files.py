@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from lampfast import _extras, parameters
-from lampfast._engine import collector, views
+from lampfast._engine import collector, tracing, views
 from lampfast._engine.views import View, Weight
 from lampfast.parameters import Model, Patterns
 
@@ -69,6 +69,7 @@ def save_masks(masks: Mapping[str, Weight], path: str | os.PathLike[str]) -> Non
         `lampfast.masks`, the `bit_order` "little", and all `shapes` as JSON.
     """
     safetensors = _safetensors("lampfast.save_masks")
+    tracing.refuse()
     _check_named(masks)
     given = [views.readable_mask(name, mask) for name, mask in masks.items()]
     metadata = {
@@ -128,6 +129,7 @@ def load_masks(
         ModuleNotFoundError: safetensors (the extra `safetensors`) is not installed.
     """
     safetensors = _safetensors("lampfast.load_masks")
+    tracing.refuse()
     if model is None and not (include is exclude is stacked is None):
         raise ValueError(
             "include, exclude and stacked choose layers of a model, but none is given; pass it"
@@ -182,7 +184,11 @@ def _unpacked(packed: npt.NDArray[np.uint8], shape: Sequence[int]) -> torch.Tens
 
 def _replace(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Have a file written beside its place, and move it there once it is whole and on the disk."""
-    place = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
+    place = Path(os.fsdecode(os.path.realpath(path)))  # what a link leads to is replaced, not it
+    if place.exists() and not place.is_file():
+        kind = "a folder" if place.is_dir() else "no regular file, as a device or a pipe"
+        name = os.fsdecode(path)
+        raise OSError(f"{name!r} is {kind}, and would be replaced; pass the path of a file")
     beside = place.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(beside, "xb") as file:
@@ -248,7 +254,10 @@ def _metadata(path: str | os.PathLike[str], file: BinaryIO) -> dict[str, str]:
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """Whether a tensor may have it: numpy and torch count bytes in 63 bits."""
+    if not isinstance(value, list) or len(value) > views.MOST_DIMENSIONS:
+        return False
+    return all(type(n) is int and n >= 0 for n in value) and prod(n or 1 for n in value) < 1 << 63
 
 
 def _check_fits(

@@ -78,12 +78,22 @@ def test_many_such_layers_are_one_warning() -> None:
 
 
 def test_what_is_known_goes_with_the_tensors() -> None:
-    before = len(known.layers._pruned)
+    before = len(known.layers._pruned), len(known.layers._masks)
     weight = torch.ones(2)
     assert not known.layers.was_pruned(weight)
     lampfast.prune([weight], 0)
     lampfast.prune([weight, torch.ones(3)], 0)
     assert known.layers.was_pruned(weight)
     assert not known.layers.was_pruned(weight.clone())
+    known.layers.rewound_to_zero(weight, weight != 0)
     del weight
-    assert len(known.layers._pruned) == before
+    assert (len(known.layers._pruned), len(known.layers._masks)) == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_made_an_error_leaves_no_hook() -> None:
+    model = adapted()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserWarning):
+        lampfast.keep_zeros(model, optimizer)
+    assert step(model, optimizer)[1] == 36

@@ -168,6 +168,25 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         lampfast.load_masks(tmp_path / "masks")
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """A device would be gone for the whole system."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder' is a folder"):
+        lampfast.save_masks(MASKS, tmp_path / "folder")
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="pipe' is no regular file"):
+            lampfast.save_masks(MASKS, tmp_path / "pipe")
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert {path.name for path in tmp_path.iterdir()} <= {"folder", "pipe"}
+
+
+def test_a_path_of_bytes(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path / "masks")
+    lampfast.save_masks(MASKS, path)  # type: ignore[arg-type]
+    assert_same_masks(lampfast.load_masks(path), MASKS)  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links and modes")
 def test_links_and_modes(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
@@ -239,6 +258,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative": (changed(shapes='{"a": [-1, -3], "b": [4, 5]}'), "no shapes"),
     "fractions": (changed(shapes='{"a": [3.0], "b": [4, 5]}'), "no shapes"),
     "truths": (changed(shapes='{"a": [true], "b": [4, 5]}'), "no shapes"),
+    "more dimensions than a tensor may have": (
+        changed(shapes=f'{{"a": {[1] * 64 + [3]}, "b": [4, 5]}}'),
+        "no shapes",
+    ),
+    "nothing of too large a size": (
+        changed(a=np.zeros(0, np.uint8), shapes=f'{{"a": [0, {2**63}], "b": [4, 5]}}'),
+        "no shapes",
+    ),
     "too large a shape": (changed(shapes='{"a": [9, 99999999999], "b": [4, 5]}'), "'a' has uint8"),
     "a shape missing": (changed(shapes='{"a": [3]}'), r"only: \['b'\]"),
     "bits missing": (changed(b=None), r"only: \['b'\]"),

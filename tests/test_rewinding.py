@@ -3,8 +3,10 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from refusal import refused
@@ -12,6 +14,7 @@ from torch import nn
 from torch.optim import AdamW
 
 import lampfast
+from lampfast._engine import protection
 
 State = dict[str, Any]
 
@@ -386,6 +389,30 @@ def test_a_head_that_was_saved_as_zero_is_trained_where_it_remains(made: str) ->
     assert report.layers[1].kept == 0
     assert torch.equal(trained_for_a_step(model, optimizer) != 0, remains)
     assert kept
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_made_an_error_changes_nothing() -> None:
+    model, saved = saved_with_a_zero_head()
+    lampfast.prune(model, 0.5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserWarning):
+        lampfast.rewind(model, saved)
+    assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*not writable:UserWarning")
+@pytest.mark.skipif(protection._asker() is None, reason="the system does not tell")
+def test_read_only_memory_that_is_no_layer(tmp_path: Path) -> None:
+    np.ones(2, np.float32).tofile(tmp_path / "bias")
+    model = nn.Linear(3, 2)
+    saved = copy.deepcopy(model.state_dict())
+    model.bias = nn.Parameter(torch.from_numpy(np.memmap(tmp_path / "bias", np.float32, "r")))
+    nn.init.ones_(model.weight)
+    with refused(ValueError, "'bias'", "read-only memory", keeps=model.parameters()):
+        lampfast.rewind(model, saved)
+    lampfast.rewind(model, saved, leave="bias")
+    assert torch.equal(model.weight, saved["weight"])
 
 
 def test_a_pruner_prunes_a_head_that_was_rewound_to_zero_as_if_it_were_not() -> None:

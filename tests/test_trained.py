@@ -138,3 +138,29 @@ def test_one_optimizer_a_parameter_is_linear(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(trained, "_address", counting)
     monkeypatch.setattr(trained._Index, "now", counting_all)
     assert asked_in_a_round(64) == 2 * asked_in_a_round(32) == 64
+
+
+@pytest.mark.parametrize("name", ["experts", "chunks", "columns"])
+def test_a_parameter_that_leaves_its_slices_behind(name: str) -> None:
+    parameter = nn.Parameter(torch.randn(4, 9, 8))
+    optimizer = SGD([nn.Parameter(torch.ones(3)), parameter], lr=0.1)
+    layers = SLICES[name](parameter)
+    lampfast.prune(layers, 0.5)
+    kept = lampfast.keep_zeros(layers, optimizer)
+    parameter.data = parameter.data.double()  # as model.double() does
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"layer '{next(iter(layers))}' is a view of"):
+            optimizer.step()
+    kept.remove()
+    kept = lampfast.keep_zeros(SLICES[name](parameter), optimizer)
+    optimizer.step()
+    assert kept
+
+
+def test_a_parameter_that_an_optimizer_no_longer_has() -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = SGD(parameters, lr=0.1)
+    kept = lampfast.keep_zeros({"slice": parameters[0].data[:1]}, optimizer)
+    optimizer.param_groups[0]["params"] = parameters[1:]
+    optimizer.step()
+    assert kept

@@ -1,12 +1,37 @@
 """Python's cyclic collector, kept from running while a call makes objects for every layer."""
 
 import gc
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+class _Pause:
+    """Whether the collector does not run because of the function below."""
+
+    is_on = False
+
+    def begin(self) -> None:
+        self.is_on = True
+        gc.disable()
+
+    def end(self) -> None:
+        gc.enable()
+        self.is_on = False
+
+    def end_in_child(self) -> None:
+        """Let the collector run in a new process, where the thread that would do so is not."""
+        if self.is_on:
+            self.end()
+
+
+_pause = _Pause()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pause.end_in_child)
 
 
 def paused(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -24,12 +49,12 @@ def paused(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        was_enabled = gc.isenabled()
+        if not gc.isenabled():
+            return function(*args, **kwargs)
         try:
-            gc.disable()
+            _pause.begin()
             return function(*args, **kwargs)
         finally:
-            if was_enabled:
-                gc.enable()
+            _pause.end()
 
     return call

@@ -78,7 +78,11 @@ class Deferred:
         if self._defers:
             if _state.depth == 0:
                 _state.thread = get_ident()
-                _stand_in()
+                try:
+                    _stand_in()
+                except BaseException:  # what a handler raises that has a stand-in already
+                    _hand_back()
+                    raise
             _state.depth += 1
 
     def __exit__(
@@ -111,14 +115,13 @@ def _stand_in() -> None:
 def _hand_back() -> None:
     standing_in = _state.standing_in
     try:
-        _restore(standing_in)  # what comes before a handler is back is noted still
-    finally:  # and what comes then may raise
-        _state.depth, _state.standing_in = 0, []
-        came, _state.came = _state.came, {}
+        _state.depth, _state.standing_in = 0, []  # what came before this is noted
+        _restore(standing_in)
+    finally:  # and what comes after it may raise, on any line
         try:
             _restore(standing_in)
         finally:
-            _call(list(came.items()))
+            _call_noted()
 
 
 def _restore(standing_in: list[_StandIn]) -> None:
@@ -127,11 +130,12 @@ def _restore(standing_in: list[_StandIn]) -> None:
             set_handler(each.number, each.handler)
 
 
-def _call(came: list[tuple[_StandIn, FrameType | None]]) -> None:
-    """Call handlers, all of them even if some raise."""
-    if came:
-        (standing_in, frame), *others = came
+def _call_noted() -> None:
+    """Call the handlers that had to wait, all of them even if some raise."""
+    for standing_in in _state.came:
+        frame = _state.came.pop(standing_in)
         try:
             standing_in.handler(standing_in.number, frame)
         finally:
-            _call(others)
+            _call_noted()
+        return

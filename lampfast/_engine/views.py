@@ -1,5 +1,7 @@
 """From tensors to addresses: everything is checked here, once, and trusted below."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 _KINDS = (torch.Tensor, np.ndarray)
 
-_MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
+MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
 
 # View(...) itself takes twice as long, as it goes through a function in Python.
 _new_view = tuple.__new__
@@ -52,6 +54,8 @@ class View(NamedTuple):
         span: The addresses [start, stop) that its elements lie in.
         dense: Whether they lie there in row-major order, without a gap.
         remote: The weight, if it is a tensor whose memory the engine cannot reach.
+        storage: What a tensor's memory belongs to. Another thread may give the tensor new memory
+            during a call, as `model.to(...)` does, and would free what the engine works on.
     """
 
     name: str
@@ -62,6 +66,11 @@ class View(NamedTuple):
     span: tuple[int, int]
     dense: bool
     remote: torch.Tensor | None
+    storage: torch.UntypedStorage | None
+
+    def holding(self, storage: torch.UntypedStorage | None) -> View:
+        """The same view with another storage."""
+        return _new_view(View, (*self[:-1], storage))  # _replace takes four times as long
 
     @property
     def dtype(self) -> Dtype:
@@ -394,7 +403,7 @@ def _some(names: Sequence[object]) -> str:
 
 
 def _empty_mask(layer: View) -> View:
-    name, weight, size, (_, _, shape, strides, device), _, _, dense, remote = layer
+    name, weight, size, (_, _, shape, strides, device), _, _, dense, remote, _ = layer
     if isinstance(weight, np.ndarray):
         return _view(name, np.empty_like(weight, dtype=bool, subok=False), Dtype.boolean)
     if remote is not None:
@@ -406,7 +415,9 @@ def _empty_mask(layer: View) -> View:
     mask = torch.empty_strided(shape, strides, dtype=torch.bool, device=weight.device)
     address = mask.data_ptr()
     pointer = address, Dtype.boolean, shape, strides, device
-    return _new_view(View, (name, mask, size, pointer, None, (address, address + size), True, None))
+    span = address, address + size
+    # Nobody else has this tensor yet, so that it keeps its memory.
+    return _new_view(View, (name, mask, size, pointer, None, span, True, None, None))
 
 
 def _device(view: View) -> torch.device:
@@ -479,8 +490,9 @@ def _checked_mask(layer: View, mask: Weight) -> View:
 
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
-    space, remote, device = None, None, gpus.HOST
+    space, remote, storage, device = None, None, None, gpus.HOST
     if isinstance(weight, torch.Tensor):
+        storage = weight.untyped_storage()  # before the address, which has to lie in it
         address, strides = weight.data_ptr(), weight.stride()
         size, dense = weight.numel(), weight.is_contiguous()
         if copies.is_local(weight):
@@ -488,7 +500,7 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
         else:
             remote = weight
             if not copies.has_address(weight):
-                space = weight.untyped_storage()._cdata
+                space = storage._cdata
                 # The offset within the storage, plus a page: for numpy address 0 is no memory.
                 address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
     else:
@@ -502,7 +514,7 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
         first, last = memory.reach(shape, strides)
         span = address + first * itemsize, address + (last + 1) * itemsize
     pointer = address, dtype, shape, strides, device
-    return _new_view(View, (name, weight, size, pointer, space, span, dense, remote))
+    return _new_view(View, (name, weight, size, pointer, space, span, dense, remote, storage))
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
@@ -515,9 +527,9 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
             return f"is a {kind.__name__}, which wraps other tensors; pass plain tensors"
     if tensor.is_neg():
         return "is a lazily negated view; call .resolve_neg() first"
-    if tensor.ndim > _MOST_DIMENSIONS:
+    if tensor.ndim > MOST_DIMENSIONS:
         return (
-            f"has {tensor.ndim} dimensions, and at most {_MOST_DIMENSIONS} can be pruned; pass a "
+            f"has {tensor.ndim} dimensions, and at most {MOST_DIMENSIONS} can be pruned; pass a "
             "view of it that has fewer, such as .flatten()"
         )
     return None
@@ -527,10 +539,10 @@ def _storage_problem(view: View, tensor: torch.Tensor) -> str | None:
     """What is wrong with the memory that a tensor is a view of, and what to do."""
     if view.space is not None:  # its device does not count in addresses
         return _absence(tensor) if tensor.is_meta else None
-    storage = tensor.untyped_storage()
+    storage = cast(torch.UntypedStorage, view.storage)
     start = storage.data_ptr()
     stop = start + storage.nbytes()
-    if (start and view.span[1] <= stop) or not view.size:
+    if (start and start <= view.span[0] and view.span[1] <= stop) or not view.size:
         return None
     if not stop:
         return "has no memory, its storage was freed; restore it first"
@@ -611,7 +623,9 @@ def _check_writable(what: str, view: View, way_out: str) -> None:
         if not weight.flags.writeable:
             raise ValueError(f"{what} {view.name!r} is a read-only array; {way_out}")
     # What torch can resize it has allocated itself, so that it can be written.
-    elif not weight.untyped_storage().resizable() and protection.refuses(view.pointer[0], weight):
+    elif not cast(torch.UntypedStorage, view.storage).resizable() and protection.refuses(
+        view.pointer[0], weight
+    ):
         raise ValueError(
             f"{what} {view.name!r} lies in read-only memory, as torch.from_numpy of a read-only "
             f"memmap does; {way_out}"

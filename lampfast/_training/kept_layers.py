@@ -24,7 +24,8 @@ class KeptLayer:
 
     def set(self, view: View, mask: torch.Tensor) -> None:
         """Set both together, since the mask's bits are in the order of the view's memory."""
-        self.view, self.mask = view, mask
+        # Memory that the tensor is no longer in is not kept alive.
+        self.view, self.mask = view.holding(None), mask
         self.weight = cast(torch.Tensor, view.weight)
         self.dtype = self.weight.dtype
 
@@ -46,8 +47,9 @@ class KeptLayer:
 
     def now(self) -> View:
         """A view of the tensor as it is now, checked where it has moved."""
+        storage = self.weight.untyped_storage()  # first, as another thread may move the tensor
         if not self.has_moved():
-            return self.view
+            return self.view.holding(storage)
         return views.layers({self.view.name: self.weight}, write=True)[0]
 
 
@@ -158,7 +160,7 @@ class KeptLayers:
         """
         trained = self._trained.of(optimizer)
         layers = [self.layers[i] for i in trained.positions]
-        _follow(layers)
+        _held = _follow(layers)
         # A step changes only what has a gradient, so backward through the others stays valid.
         changes.mark(tensor for tensor in trained.tensors if tensor.grad is not None)
         packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
@@ -167,7 +169,7 @@ class KeptLayers:
 
     def restore_all(self) -> None:
         """Restore the zeros of all layers, whoever has written to them."""
-        _follow(self.layers)
+        _held = _follow(self.layers)
         changes.mark(layer.weight for layer in self.layers)
         packed_masks.apply([x.view for x in self.layers], [x.mask for x in self.layers])
 
@@ -183,7 +185,7 @@ class KeptLayers:
             ValueError: A layer has another shape than its mask.
         """
         self._catch_up()
-        _follow(self.layers)
+        _held = _follow(self.layers)
         return {
             layer.view.name: packed_masks.to_bytes(layer.view, layer.mask) for layer in self.layers
         }
@@ -209,8 +211,13 @@ def is_zero(weight: torch.Tensor) -> bool:
     return not (views.as_integers(weight) << 1).any()
 
 
-def _follow(layers: Sequence[KeptLayer]) -> None:
-    """Bring the masks to where the tensors are now: all of them, or none if one cannot follow."""
+def _follow(layers: Sequence[KeptLayer]) -> list[object]:
+    """Bring the masks to where the tensors are now: all of them, or none if one cannot follow.
+
+    Returns:
+        What keeps their memory while it is held, even if another thread moves them again.
+    """
+    held: list[object] = [layer.weight.untyped_storage() for layer in layers]
     followed = []
     for layer in layers:
         if not layer.has_moved():
@@ -224,4 +231,6 @@ def _follow(layers: Sequence[KeptLayer]) -> None:
             )
         followed.append((layer, now, packed_masks.carried(layer.view, layer.mask, now)))
     for layer, now, mask in followed:
+        held.append(now.storage)
         layer.set(now, mask)
+    return held

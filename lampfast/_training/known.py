@@ -41,6 +41,7 @@ class _Known:
 
     def _forget(self, key: int, gone: object) -> None:
         self._pruned.pop(key, None)
+        self._masks.pop(key, None)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Nothing: a step prunes nothing."""
@@ -51,7 +52,8 @@ class _Known:
 
     def rewound_to_zero(self, weight: torch.Tensor, mask: torch.Tensor) -> None:
         """Remember which weights remain of a layer whose saved values are all zero."""
-        self._masks[id(weight)] = ref(weight), mask
+        key = id(weight)
+        self._masks[key] = ref(weight, partial(self._forget, key)), mask
 
     def mask(self, weight: torch.Tensor) -> torch.Tensor | None:
         """Which weights of a layer remain, though all are zero; None if that is not known."""

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from lampfast import _arguments, methods, parameters
+from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers
 from lampfast._training import replicas, zeros
 from lampfast.methods import Method
@@ -197,8 +198,9 @@ class Pruner:
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to load a state into")
         step, history = _position(state)
-        self._zeros.load_state_dict(state["zeros"])
-        self._step, self._history = step, history
+        with Deferred():  # the weights that it zeroes, and the position, are one
+            self._zeros.load_state_dict(state["zeros"])
+            self._step, self._history = step, history
 
     def remove(self) -> None:
         """Prune no more and let the zeros go; the model stays as it is."""

@@ -4,13 +4,13 @@ from __future__ import annotations  # so that help() shows Patterns, not all tha
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from lampfast import parameters
-from lampfast._engine import changes, copies, memory, stacks, views
+from lampfast._engine import changes, copies, memory, protection, stacks, views
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Stack
 from lampfast._training import known
@@ -19,6 +19,8 @@ from lampfast._training.zeros import listed
 from lampfast.parameters import Patterns
 from lampfast.pruning import report
 from lampfast.reports import Report
+
+_Emptied: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a layer, and where it is not zero
 
 
 def rewind(
@@ -106,28 +108,28 @@ def rewind(
         state[name] = _remaining(name, now, saved, partial.get(layer))
         if (remaining := _nonzero(now)).any() and not _nonzero(state[name]).any():
             emptied[layer] = now, remaining
-    with Deferred():
-        model.load_state_dict(state, strict=not left)
-        _remember(emptied)
-    return report(model, include=include, exclude=exclude, stacked=stacked)
-
-
-def _remember(emptied: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Keep what remains of layers that were saved as zero, since their values no longer tell."""
-    held = set()  # by handles whose masks tell
-    for listener in changes.listening():
-        if isinstance(listener, KeptLayers):
-            held |= {id(layer.weight) for layer in listener.layers}
-    emptied = {name: found for name, found in emptied.items() if id(found[0]) not in held}
-    for weight, remaining in emptied.values():
-        known.layers.rewound_to_zero(weight, remaining)
+    emptied = _not_held(emptied)
     if emptied:
         warnings.warn(
             f"{listed(list(emptied))} zero throughout in saved_state, so weights that remain look "
             "pruned and count as pruned; keep_zeros or a Pruner tells them apart if it is made "
             "now, before anything else is pruned, or before the rewinding",
-            stacklevel=3,
+            stacklevel=2,
         )
+    with Deferred():
+        model.load_state_dict(state, strict=not left)
+        for weight, remaining in emptied.values():
+            known.layers.rewound_to_zero(weight, remaining)
+    return report(model, include=include, exclude=exclude, stacked=stacked)
+
+
+def _not_held(emptied: Mapping[str, _Emptied]) -> dict[str, _Emptied]:
+    """Those of the layers for which no handle of kept zeros has a mask that tells what remains."""
+    held = set()
+    for listener in changes.listening():
+        if isinstance(listener, KeptLayers):
+            held |= {id(layer.weight) for layer in listener.layers}
+    return {name: found for name, found in emptied.items() if id(found[0]) not in held}
 
 
 def _left(state: Mapping[str, Any], leave: Patterns) -> set[str]:
@@ -206,6 +208,14 @@ def _check_writable(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(
             f"{name!r} was made in torch.inference_mode(), and can only be written there; rewind "
             "in it, or leave it out with leave="
+        )
+    place = views.extent(tensor)
+    if place is None or place.storage is None:
+        return
+    if not place.storage.resizable() and protection.refuses(place.pointer[0], tensor):
+        raise ValueError(
+            f"{name!r} lies in read-only memory, as torch.from_numpy of a read-only memmap does; "
+            "give the model a copy of it, or leave it out with leave="
         )
     if tensor.layout is not torch.strided or tensor.is_contiguous() or not copies.is_local(tensor):
         return

@@ -37,7 +37,9 @@ class TrainedLayers:
     """Finds the layers of each optimizer; in time linear in its parameters while nothing moves."""
 
     def __init__(self, layers: Sequence[View]) -> None:
-        self._index = _Index(layers, [cast(torch.Tensor, layer.weight) for layer in layers])
+        self._names = [layer.name for layer in layers]
+        self._weights = [cast(torch.Tensor, layer.weight) for layer in layers]
+        self._index = _Index(layers, self._weights)
         self._found: WeakKeyDictionary[Optimizer, tuple[list[int], Trained]] = WeakKeyDictionary()
 
     def first(self, optimizers: Iterable[Optimizer]) -> list[Trained]:
@@ -45,7 +47,11 @@ class TrainedLayers:
         return [self._of(optimizer, self._index) for optimizer in optimizers]
 
     def of(self, optimizer: Optimizer) -> Trained:
-        """What an optimizer trains, by the parameters that are in its groups now."""
+        """What an optimizer trains, by the parameters that are in its groups now.
+
+        Raises:
+            ValueError: A parameter has moved, and a layer that was a view of its memory has not.
+        """
         return self._of(optimizer, None)
 
     def _of(self, optimizer: Optimizer, index: _Index | None) -> Trained:
@@ -56,8 +62,28 @@ class TrainedLayers:
             return known[1]
         self._index = index or self._index.now()
         found = self._index.trained(parameters)
+        if known is not None:
+            self._check_none_is_left_behind(known[1], found, parameters)
         self._found[optimizer] = where, found
         return found
+
+    def _check_none_is_left_behind(
+        self, before: Trained, found: Trained, parameters: Sequence[torch.Tensor]
+    ) -> None:
+        """Check that parameters which have moved have taken the layers in their memory along."""
+        lost = sorted({*before.positions} - {*found.positions})
+        if not lost:
+            return
+        given, layers = {*map(id, parameters)}, list(map(id, self._weights))
+        are_there = {*map(id, before.tensors)} <= given.union(layers)
+        for position in lost:
+            if not are_there or layers[position] in given:
+                continue
+            raise ValueError(
+                f"layer {self._names[position]!r} is a view of the memory that its parameter had "
+                "when keep_zeros was called, and not of what it has now, so its zeros are not "
+                "kept; remove() the handle, and call keep_zeros for views of what there is now"
+            )
 
 
 class _Index:

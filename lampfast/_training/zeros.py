@@ -98,7 +98,11 @@ def keep_zeros(
     """
     found = parameters.find(model, include, exclude, stacked).layers
     kept = held(found, optimizers)
-    _judge_all_zero(kept._kept, found)
+    try:
+        _judge_all_zero(kept._kept, found)
+    except BaseException:  # a warning that is made an error, say
+        kept.remove()
+        raise
     return kept
 
 

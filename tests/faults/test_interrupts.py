@@ -1,6 +1,7 @@
 """Signals at any moment: a call is finished as a whole, or it has written nothing."""
 
 import copy
+import gc
 import os
 import signal
 import sys
@@ -194,9 +195,21 @@ class Training:
         return all(bool((now | ~was).all()) for now, was in zip(self.zeros(), zeros, strict=True))
 
 
+def _load(training: Training) -> None:
+    state = training.pruner.state_dict()
+    training.pruner.load_state_dict(
+        {
+            "step": 3,
+            "history": [[2, 0.5]],
+            "zeros": {name: bits & 5 for name, bits in state["zeros"].items()},
+        }
+    )
+
+
 VERBS: dict[str, Callable[[Training], object]] = {
     "prune": lambda training: lampfast.prune(training.model, 0.5),
     "Pruner.step": lambda training: training.pruner.step(),
+    "Pruner.load_state_dict": _load,
     "rewind": lambda training: lampfast.rewind(training.model, training.saved),
 }
 
@@ -225,6 +238,7 @@ def _signal_at(moment: int) -> Iterator[list[int]]:
 
 def _moments(call: Callable[[], object]) -> Iterator[int]:
     """Some hundred lines at which a signal may come, from the first to the last one."""
+    gc.collect()  # no listeners that later calls would not have
     with _signal_at(0) as lines:
         call()
     assert lines[0] > 10
@@ -269,6 +283,24 @@ def test_a_signal_at_every_line_of_the_hook() -> None:
     for moment in _moments(training.step):
         assert _interrupted(training.step, moment)
         assert training.keeps(zeros), f"line {moment}"
+
+
+def test_a_signal_at_any_line_of_a_section_ends_it() -> None:
+    """Those after it defer as before."""
+
+    def section() -> None:
+        with Deferred():
+            pass
+
+    with _signal_at(0) as lines:
+        section()
+    for moment in range(1, lines[0] + 1):
+        assert _interrupted(section, moment), f"line {moment}"
+        with pytest.raises(Interrupted), Deferred():  # noqa: PT012, as what follows has to run
+            signal.raise_signal(signal.SIGUSR1)
+            done = moment
+        assert done == moment, f"line {moment}"
+        assert signal.getsignal(signal.SIGUSR1) is signal.getsignal(signal.SIGUSR2) is _raise
 
 
 def test_signals_that_another_thread_sends_meanwhile() -> None:

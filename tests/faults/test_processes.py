@@ -1,5 +1,6 @@
 """Processes that are forked or spawned, also while a call runs: they prune as any other."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import lampfast
 from lampfast import _core
+from lampfast._engine import collector
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs fork"),
@@ -79,3 +81,25 @@ def test_forks_while_other_threads_prune() -> None:
         for other in others:
             other.join()
     assert codes == [0] * 20
+
+
+def test_a_fork_while_another_thread_pauses_the_collector() -> None:
+    """The thread that would let it run again is not in the new process."""
+    is_paused, is_over = threading.Event(), threading.Event()
+
+    @collector.paused
+    def call() -> None:
+        is_paused.set()
+        is_over.wait()
+
+    other = threading.Thread(target=call)
+    other.start()
+    is_paused.wait()
+    if (child := os.fork()) == 0:
+        os._exit(7 if gc.isenabled() else 1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert not gc.isenabled()
+    is_over.set()
+    other.join()
+    assert gc.isenabled()
+    assert code == 7
