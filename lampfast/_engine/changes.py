@@ -1,9 +1,9 @@
 """Tells autograd, and those who keep zeros, that weights were changed in place."""
 
 from collections.abc import Callable, Iterable, Sequence
-from threading import Lock
+from functools import partial
 from typing import Protocol
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch.autograd.graph import increment_version
@@ -33,26 +33,30 @@ class Listener(Protocol):
         """Called after a step of any optimizer."""
 
 
-_listeners: WeakSet[Listener] = WeakSet()
-_lock = Lock()  # listeners may come and go in one thread while another copies the set
+# By id. Listeners may come and go, in other threads or a signal's handler, while they are copied:
+# the steps of a dict are whole, and need no lock, for which a handler would wait for ever.
+_listeners: dict[int, ref[Listener]] = {}
 
 
 def listen(listener: Listener) -> None:
     """Tell a listener of every pruning and step from now on; it is held weakly."""
-    with _lock:
-        _listeners.add(listener)
+    key = id(listener)
+    _listeners[key] = ref(listener, partial(_forget, key))
 
 
 def stop_listening(listener: Listener) -> None:
     """Tell a listener of nothing any more."""
-    with _lock:
-        _listeners.discard(listener)
+    _forget(id(listener))
 
 
 def listening() -> list[Listener]:
     """Who listens now."""
-    with _lock:
-        return list(_listeners)
+    found = [listener() for listener in list(_listeners.values())]
+    return [listener for listener in found if listener is not None]
+
+
+def _forget(key: int, gone: object = None) -> None:
+    _listeners.pop(key, None)
 
 
 def mark(weights: Iterable[Weight]) -> None:

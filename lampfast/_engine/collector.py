@@ -15,18 +15,11 @@ class _Pause:
 
     is_on = False
 
-    def begin(self) -> None:
-        self.is_on = True
-        gc.disable()
-
-    def end(self) -> None:
-        gc.enable()
-        self.is_on = False
-
     def end_in_child(self) -> None:
         """Let the collector run in a new process, where the thread that would do so is not."""
         if self.is_on:
-            self.end()
+            gc.enable()
+            self.is_on = False
 
 
 _pause = _Pause()
@@ -52,9 +45,11 @@ def paused(function: Callable[_P, _R]) -> Callable[_P, _R]:
         if not gc.isenabled():
             return function(*args, **kwargs)
         try:
-            _pause.begin()
+            _pause.is_on = True
+            gc.disable()
             return function(*args, **kwargs)
         finally:
-            _pause.end()
+            gc.enable()  # first, and not in a function: Python runs signals' handlers at its start
+            _pause.is_on = False
 
     return call
