@@ -372,6 +372,7 @@ def test_signals_that_another_thread_sends_meanwhile() -> None:
 
 CTRL_C = """
 import os, random, signal, threading, time, torch, lampfast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 weight = torch.nn.Parameter(torch.randn(300_000))
 optimizer = torch.optim.SGD([weight], 0.1)
 kept = lampfast.keep_zeros([weight], optimizer)
