@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from math import prod
 from weakref import WeakSet
 
-import numpy as np
 from torch import nn
 
 from lampfast import _modules
@@ -22,23 +22,25 @@ def left_out(found: Found) -> list[LeftOut]:
         return []
     distinct = {id(it): (name, it, reason) for name, it, reason in reversed(found.others)}
     return [
-        LeftOut(name, tuple(it.shape), int(np.prod(it.shape)), reason)
+        LeftOut(name, tuple(it.shape), prod(it.shape), reason)
         for name, it, reason in reversed(distinct.values())
         if _modules.is_matrix(it, reason)
     ]
 
 
 def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[View]) -> None:
-    """Warn once of a model of which more than half, embeddings and adapters aside, is left out.
+    """Warn of a model of which more than half, embeddings and adapters aside, is left out.
 
-    Layers that are computed from others are told of however few they are.
+    Layers that are computed from others are told of in a warning of their own, however few they
+    are. Each model is warned of once.
     """
     if not (left or found.unfit) or not found.is_default or not isinstance(model, nn.Module):
         return
+    if model in _warned:
+        return
     for problem in _problems(model, found, left, layers):
-        if model not in _warned:
-            _warned.add(model)
-            warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
+        _warned.add(model)
+        warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
 
 
 def _problems(
@@ -48,7 +50,8 @@ def _problems(
         name, unfit = next(iter(found.unfit.items()))
         more = f" and {len(found.unfit) - 1} more" if len(found.unfit) > 1 else ""
         yield f"left out of what is pruned{more}: layer {name!r} {unfit.problem()}"
-    told = [it for it in left if it.reason not in _modules.NOT_TOLD]
+    not_told = (*_modules.NOT_TOLD, _modules.COMPUTED)  # of the latter the warning above tells
+    told = [it for it in left if it.reason not in not_told]
     told.sort(key=lambda it: it.numel, reverse=True)
     weights, covered = sum(it.numel for it in told), sum(layer.size for layer in layers)
     if weights > covered:

@@ -238,6 +238,19 @@ def test_a_model_that_is_mostly_left_out_warns_once() -> None:
         lampfast.prune(nn.Sequential(nn.Embedding(99, 9), nn.Linear(9, 9)), 0.5)
 
 
+def test_a_model_that_leaves_out_both_kinds_warns_of_both() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    model = nn.Sequential(nn.Linear(4, 4), normed, MyLinear(), MyLinear())
+    with pytest.warns(UserWarning, match="computed|no layers") as caught:
+        lampfast.prune(model, 0.5)
+    computed, most = (str(warning.message) for warning in caught)
+    assert "layer '1.weight' is computed from other parameters" in computed
+    assert "Sequential has 36 weights in matrices that are no layers" in most
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lampfast.prune(model, 0.6)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["script", "list", "dict", "custom"])
 def test_a_module_without_layers_says_what_it_has(kind: str) -> None:

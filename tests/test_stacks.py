@@ -178,6 +178,13 @@ def test_experts_without_a_gate_and_experts_in_blocks_of_rows() -> None:
     }
     expected = lampfast.masks(_apart(blocks), 0.5)
     _assert_equal(_by_layer(lampfast.masks(blocks, 0.5), blocks), expected)
+    array = blocks.w1.detach().abs().numpy()
+    _assert_equal(
+        lampfast.masks(blocks, 0.5, importance={"w1": array}), lampfast.masks(blocks, 0.5)
+    )
+    masks = {"w1": lampfast.masks(blocks, 0.5)["w1"].t().contiguous().t()}
+    assert lampfast.apply(blocks, masks) == lampfast.apply(blocks, {"w1": masks["w1"].numpy()})
+    assert torch.equal(blocks.w1 != 0, masks["w1"])
 
     mlp = nn.ModuleDict(
         {"input_linear": ParallelExperts(2, 8, 5), "output_linear": ParallelExperts(2, 5, 4)}

@@ -49,25 +49,19 @@ class Stack(NamedTuple):
 
     def suffixes(self) -> Iterator[str]:
         """What follows the parameter's name in the names of its layers, in their order."""
-        for i in range(self.slices):
-            for half in _HALVES if self.halves else ("",):
-                if (suffix := f"[{i}]{half}") not in self.without:
-                    yield suffix
+        return (suffix for suffix in self._every() if suffix not in self.without)
 
     def cut(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
         """The layers of a parameter, or of anything of its shape, by name."""
         parts = [self._slices(part) for part in self._parts(weight)]
         layers = (layer for several in zip(*parts, strict=True) for layer in several)
-        if not self.without:
-            return zip(self._names(name), layers, strict=True)
-        every = self._replace(without=frozenset()).suffixes()
-        pairs = zip(every, layers, strict=True)
+        pairs = zip(self._every(), layers, strict=True)
         return ((name + suffix, layer) for suffix, layer in pairs if suffix not in self.without)
 
-    def _names(self, name: str) -> Iterator[str]:
-        if self.halves:
-            return (f"{name}[{i}]{half}" for i in range(self.slices) for half in _HALVES)
-        return (f"{name}[{i}]" for i in range(self.slices))
+    def _every(self) -> Iterator[str]:
+        """The suffixes of all slices, those that are no layers too."""
+        halves = _HALVES if self.halves else ("",)
+        return (f"[{i}]{half}" for i in range(self.slices) for half in halves)
 
     def _parts(self, weight: Weight) -> Sequence[Weight]:
         if self.halves is None:
@@ -83,11 +77,13 @@ class Stack(NamedTuple):
         return weight[(*before, gate)], weight[(*before, up)]
 
     def _slices(self, weight: Weight) -> Sequence[Weight]:
+        # Of the rows of a matrix, several may make a slice. Cutting a dimension copies nothing.
+        rows, has_blocks = weight.shape[1:], weight.shape[0] != self.slices
         if isinstance(weight, np.ndarray):
-            return list(weight)
+            return list(weight.reshape(self.slices, -1, *rows) if has_blocks else weight)
         tensor = weight.detach()
-        if tensor.shape[0] != self.slices:  # the rows of a matrix, some of them to a slice
-            tensor = tensor.view(self.slices, -1, *tensor.shape[1:])
+        if has_blocks:
+            tensor = torch.unflatten(tensor, 0, (self.slices, -1))
         return tensor.unbind(0)
 
 
