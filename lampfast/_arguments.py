@@ -29,8 +29,8 @@ def fraction(name: str, value: object) -> float:
     return float(_checked(name, value, Real, 0, 1, FRACTION))
 
 
-def integer(name: str, value: object, least: int) -> int:
-    """A number of steps or rounds as an int, if it is one.
+def integer(name: str, value: object, least: int, most: float = inf) -> int:
+    """A number of steps, rounds or weights as an int, if it is one.
 
     Example:
         >>> integer("every", 10, least=1)
@@ -40,27 +40,6 @@ def integer(name: str, value: object, least: int) -> int:
         name: What the caller calls it.
         value: What was passed.
         least: The smallest that it may be.
-
-    Returns:
-        The value as an int.
-
-    Raises:
-        TypeError: It is not an integer.
-        ValueError: It is below `least`.
-    """
-    return int(_checked(name, value, Integral, least, inf, f"pass an int; the least is {least}"))
-
-
-def count_up_to(name: str, value: object, most: int) -> int:
-    """A number of weights as an int, if it is one.
-
-    Example:
-        >>> count_up_to("kept", 10, 10)
-        10
-
-    Args:
-        name: What the caller calls it.
-        value: What was passed.
         most: The largest that it may be.
 
     Returns:
@@ -68,9 +47,12 @@ def count_up_to(name: str, value: object, most: int) -> int:
 
     Raises:
         TypeError: It is not an integer.
-        ValueError: It is negative or above `most`.
+        ValueError: It is below `least` or above `most`.
     """
-    return int(_checked(name, value, Integral, 0, most, f"pass an int from 0 to {most}"))
+    expected = f"pass an int from {least} to {most}"
+    if most == inf:
+        expected = f"pass an int; the least is {least}"
+    return int(_checked(name, value, Integral, least, most, expected))
 
 
 def amount(name: str, value: object) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations  # so that help() shows Model, not all that it may be
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from lampfast import _core, _coverage, parameters
 from lampfast._engine import calls, collector, in_place, views
-from lampfast._engine.views import View, Weight
+from lampfast._engine.views import Weight
 from lampfast.parameters import Model, Patterns
-from lampfast.reports import LayerReport, LeftOut, Report
+from lampfast.pruning import reported
+from lampfast.reports import Report
 
 
 @collector.paused
@@ -64,23 +64,13 @@ def apply(
     given = found.layers.spread(views.masks_of_layers(masks, wholes), layers)
     targets = views.local(layers)
     reachable = views.beside(given, targets)
+    left = _coverage.left_out(found)
 
     def write(before_writing: in_place.BeforeWriting) -> None:
         calls.prune_zeros(targets, reachable, before_writing)
         views.write_back(layers, targets)
 
-    result = partial(_report, layers, _coverage.left_out(found))
+    def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
+        return reported(layers, thresholds, left, by_magnitude=False)
+
     return in_place.zero(found.layers.wholes.values(), wholes, write, result)
-
-
-def _report(
-    layers: Sequence[View], left_out: Sequence[LeftOut], pruned: Sequence[_core.LayerThreshold]
-) -> Report:
-    # Rows are made later, from copies of what they need: a report must not keep weights alive.
-    shapes = [layer.shape for layer in layers]
-    names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Report.lazily(partial(map, _row, names, shapes, sizes, pruned), left_out)
-
-
-def _row(name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold) -> LayerReport:
-    return LayerReport(name, tuple(shape), size, size - found.pruned, None)

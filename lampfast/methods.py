@@ -103,8 +103,8 @@ def kept_counts(
             raise TypeError(f"shapes has a {type(shape).__name__} at position {i}; pass a tuple")
         for length in shape:
             _arguments.integer(f"a length in shapes at position {i}", length, least=0)
-        _arguments.count_up_to(f"zeros at position {i}", zero, _product(shape))
-    _arguments.count_up_to("kept", kept, sum(map(_product, shapes)))
+        _arguments.integer(f"zeros at position {i}", zero, least=0, most=_product(shape))
+    _arguments.integer("kept", kept, least=0, most=sum(map(_product, shapes)))
     return _kept_counts(method, kept, shapes, zeros)
 
 

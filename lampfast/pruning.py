@@ -138,7 +138,7 @@ def pruned(
         views.write_back(layers, targets)
 
     def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
-        report = _report(layers, thresholds, left)
+        report = reported(layers, thresholds, left)
         if record is not None:
             record(report)
         return report
@@ -316,9 +316,9 @@ def report(
     layers, left = found.layers.checked(), _coverage.left_out(found)
     if s is None:
         targets = views.local(layers)
-        return _report(layers, calls.zero_thresholds(targets, targets), left)
+        return reported(layers, calls.zero_thresholds(targets, targets), left)
     targets, sources, spec = _plan(layers, _sources(found.layers, layers, importance), s, method)
-    return _report(layers, calls.thresholds(targets, sources, spec), left)
+    return reported(layers, calls.thresholds(targets, sources, spec), left)
 
 
 def layerwise_sparsity(
@@ -402,17 +402,23 @@ def _plan(
     return targets, scored, methods.selection_spec(method, count, targets, scored)
 
 
-def _report(
+def reported(
     layers: Sequence[View],
     thresholds: Sequence[_core.LayerThreshold],
     left_out: Sequence[LeftOut],
+    *,
+    by_magnitude: bool = True,
 ) -> Report:
+    """What pruning by thresholds leaves; with magnitudes, if these are what was compared."""
     # Rows are made later, from copies of what they need: a report must not keep weights alive.
     shapes = [layer.shape for layer in layers]
     names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
-    return Report.lazily(partial(map, _row, names, shapes, sizes, thresholds), left_out)
+    row = partial(_row, by_magnitude)
+    return Report.lazily(partial(map, row, names, shapes, sizes, thresholds), left_out)
 
 
-def _row(name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold) -> LayerReport:
-    threshold = found.magnitude if isfinite(found.magnitude) else None
+def _row(
+    by_magnitude: bool, name: str, shape: Sequence[int], size: int, found: _core.LayerThreshold
+) -> LayerReport:
+    threshold = found.magnitude if by_magnitude and isfinite(found.magnitude) else None
     return LayerReport(name, tuple(shape), size, size - found.pruned, threshold)

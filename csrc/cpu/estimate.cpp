@@ -45,7 +45,7 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   const DrawnPieces& pieces = range.pieces;
   const auto* data = reinterpret_cast<const Element*>(layer.data);
   if (pieces.count() == 1 && is_row_major(layer.shape, layer.strides)) {
-    body(0, data, layer.size);  // spares small layers the walk's allocations
+    body(0, data, layer.size);  // spares small layers the walk
     return;
   }
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);

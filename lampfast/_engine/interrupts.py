@@ -132,10 +132,11 @@ def _restore(standing_in: list[_StandIn]) -> None:
 
 def _call_noted() -> None:
     """Call the handlers that had to wait, all of them even if some raise."""
-    for standing_in in _state.came:
-        frame = _state.came.pop(standing_in)
-        try:
-            standing_in.handler(standing_in.number, frame)
-        finally:
-            _call_noted()
+    if not _state.came:
         return
+    standing_in = next(iter(_state.came))  # the one that came first
+    frame = _state.came.pop(standing_in)
+    try:
+        standing_in.handler(standing_in.number, frame)
+    finally:
+        _call_noted()

@@ -159,19 +159,15 @@ class KeptLayers:
             ValueError: One of them has another shape than its mask.
         """
         trained = self._trained.of(optimizer)
-        layers = [self.layers[i] for i in trained.positions]
-        _held = _follow(layers)
         # A step changes only what has a gradient, so backward through the others stays valid.
-        changes.mark(tensor for tensor in trained.tensors if tensor.grad is not None)
-        packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
+        changed = (tensor for tensor in trained.tensors if tensor.grad is not None)
+        _restore([self.layers[i] for i in trained.positions], changed)
         if self._free:
             self._free -= {i for i in self._free if not is_zero(self.layers[i].weight)}
 
     def restore_all(self) -> None:
         """Restore the zeros of all layers, whoever has written to them."""
-        _held = _follow(self.layers)
-        changes.mark(layer.weight for layer in self.layers)
-        packed_masks.apply([x.view for x in self.layers], [x.mask for x in self.layers])
+        _restore(self.layers, (layer.weight for layer in self.layers))
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Restore the zeros that an optimizer without the hook, made later, has changed."""
@@ -209,6 +205,13 @@ class KeptLayers:
 def is_zero(weight: torch.Tensor) -> bool:
     """Whether all of a tensor's values are zero."""
     return not (views.as_integers(weight) << 1).any()
+
+
+def _restore(layers: Sequence[KeptLayer], changed: Iterable[torch.Tensor]) -> None:
+    """Restore the zeros of layers, and count new versions of what that changes."""
+    _held = _follow(layers)
+    changes.mark(changed)
+    packed_masks.apply([layer.view for layer in layers], [layer.mask for layer in layers])
 
 
 def _follow(layers: Sequence[KeptLayer]) -> list[object]:
