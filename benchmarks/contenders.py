@@ -117,7 +117,9 @@ def numel(weights: Weights) -> int:
 
 def spec(weights: Weights, s: float) -> _core.SelectionSpec:
     """What the engine is asked for by `lampfast.masks(weights, s)`."""
-    return _core.SelectionSpec(_core.Ranking.lamp, [_arguments.count("s", s, numel(weights))])
+    return _core.SelectionSpec(
+        _core.Ranking.lamp, [_arguments.count("sparsity", s, numel(weights))]
+    )
 
 
 # Nothing is timed that does not give the right answer.

@@ -1,9 +1,18 @@
 """Checks the numbers and schedules that callers pass, with one set of error texts."""
 
 from collections.abc import Callable
+from functools import wraps
 from math import inf
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_OTHER_NAMES = (
+    "s",
+    "amount",
+)  # of the sparsity: ours before it was named so, and torch.nn.utils.prune's
 
 FRACTION = "a fraction of weights is a float from 0.0 to 1.0, such as 0.9 for 90 %"
 
@@ -72,7 +81,7 @@ def count(name: str, value: object, numel: int) -> int:
     """How many of `numel` weights a sparsity means.
 
     Example:
-        >>> count("s", 0.9, 1000), count("s", 900, 1000)
+        >>> count("sparsity", 0.9, 1000), count("sparsity", 900, 1000)
         (900, 900)
 
     Args:
@@ -122,3 +131,24 @@ def _checked(name: str, value: Any, kind: type, least: float, most: float, expec
     if not least <= value <= most:
         raise ValueError(f"{name} is {value}; {expected}")
     return value
+
+
+def by_its_name(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A verb that tells those who call its sparsity by another name what it is called.
+
+    Example:
+        >>> by_its_name(lambda model, sparsity: sparsity)([], s=0.9)
+        Traceback (most recent call last):
+        TypeError: <lambda>() has no argument 's'; pass sparsity=0.9
+    """
+
+    @wraps(verb)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        for name in _OTHER_NAMES:
+            if name in kwargs:
+                raise TypeError(
+                    f"{verb.__name__}() has no argument {name!r}; pass sparsity={kwargs[name]!r}"
+                )
+        return verb(*args, **kwargs)
+
+    return call

@@ -1,20 +1,22 @@
 """How the pruned weights are shared among the layers: by LAMP, or by one of its baselines.
 
-`Method` is the type of every argument `method=`; `kept_counts` says how many weights each layer
-keeps by a method that does not look at magnitudes.
+`Method` and `Allocation` are the types of every argument `method=`; `kept_counts` says how many
+weights each layer keeps by a method that does not look at magnitudes.
 """
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from lampfast import _arguments, _core
+from lampfast import _arguments, _core, parameters
 from lampfast._engine import calls
+from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View
 
-__all__ = ["Method", "kept_counts"]
+__all__ = ["Allocation", "Method", "kept_counts"]
 
 Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
+Allocation: TypeAlias = Mapping[str, float]
 Shape: TypeAlias = Sequence[int]
 
 _METHODS = get_args(Method)
@@ -34,6 +36,64 @@ def check(method: object) -> None:
         near = difflib.get_close_matches(method.strip().lower(), _METHODS, 1)
         meant = f", did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"method={method!r} is not known{meant}; choose one of {_METHODS}")
+
+
+def check_choice(sparsity: object, method: object) -> None:
+    """Check that what is to be pruned is said once: by a sparsity and a method, or an allocation.
+
+    Raises:
+        TypeError: There is no sparsity, or one beside an allocation; or as `check`.
+        ValueError: As `check`.
+    """
+    if isinstance(method, Mapping):
+        if sparsity is not None:
+            raise TypeError(
+                f"sparsity is {sparsity!r}, and method gives the layers sparsities of their own; "
+                f"leave the sparsity out, or choose one of {_METHODS}"
+            )
+        if not method:
+            raise ValueError("method is an empty mapping; give at least one layer a sparsity")
+        for pattern in method:
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    f"method has the key {pattern!r}; pass layer names, or glob patterns of them"
+                )
+        return
+    check(method)
+    if sparsity is None:
+        raise TypeError(
+            f"sparsity is missing; {_arguments.FRACTION}, or give every layer its own by "
+            "method={pattern: fraction}"
+        )
+
+
+def allocation_spec(
+    allocation: Allocation, found: Layers, layers: Sequence[View]
+) -> _core.SelectionSpec:
+    """What the engine is to select where layers are given sparsities of their own.
+
+    Args:
+        allocation: Sparsities by layer name, by the name of a stack, or by pattern.
+        found: The layers, and how stacks are cut into them.
+        layers: The distinct ones of them.
+
+    Raises:
+        TypeError: A pattern is no str, or a sparsity no number.
+        ValueError: A pattern matches nothing, or a sparsity is out of range.
+    """
+    stacks = {name: found.names(name) for name in found.stacks}
+    meant = {layer.name: [layer.name] for layer in layers}
+    by_rank = dict.fromkeys(stacks, 1) | dict.fromkeys(meant, 2)
+    meant |= {name: slices for name, slices in stacks.items() if set(slices) <= meant.keys()}
+    chosen: dict[str, tuple[str, float]] = {}
+    for pattern in sorted(allocation, key=lambda it: by_rank.get(it, 0)):
+        for name in parameters.matching("method", [pattern], meant):
+            chosen |= dict.fromkeys(meant[name], (pattern, allocation[pattern]))
+    pruned = []
+    for layer in layers:
+        pattern, sparsity = chosen.get(layer.name, ("", 0))
+        pruned.append(_arguments.count(f"method[{pattern!r}]", sparsity, layer.size))
+    return _core.SelectionSpec(_core.Ranking.per_layer, pruned)
 
 
 def selection_spec(
@@ -141,8 +201,7 @@ def _uniform_plus(
         raise ValueError(
             "method='uniform+' leaves the first layer as it is, if it is a convolution, and a "
             f"fifth of the last one: of these {sum(sizes)} weights it keeps at least {least}, but "
-            f"s asks it to keep {kept}; pass a smaller s, or choose "
-            "another method"
+            f"sparsity asks it to keep {kept}; pass a smaller one, or choose another method"
         )
     shares = _shares_beside(fixed, kept, remaining)
     if fifth and shares[last] < fifth[last]:

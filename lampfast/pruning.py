@@ -11,22 +11,23 @@ from lampfast import _arguments, _core, _coverage, methods, parameters
 from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
-from lampfast.methods import Method
+from lampfast.methods import Allocation, Method
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, LeftOut, Report
 
 
+@_arguments.by_its_name
 def prune(
     model: Model,
-    s: float,
+    sparsity: float | None = None,
     *,
-    method: Method = "lamp",
+    method: Method | Allocation = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> Report:
-    """Zero the weights of lowest LAMP score, in place, until the model has sparsity `s`.
+    """Zero the weights of lowest LAMP score, in place, until the model has `sparsity`.
 
     The result is the one that exact arithmetic gives: exactly as many weights as asked for, the
     same ones whatever the threads, memory format or dtype. If anything is wrong, nothing changes.
@@ -49,7 +50,7 @@ def prune(
             memory format and mix of float32, float16, bfloat16, float64, float8_e4m3fn and
             float8_e5m2 (of arrays, in the dtypes of ml_dtypes), on any device or several (those on
             devices without an engine are copied to host memory and back). Tied weights count once.
-        s: The sparsity of all layers together: a float is the fraction that is zero at the end,
+        sparsity: That of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count; a model
             that is sparser already stays as it is.
         method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
@@ -60,7 +61,11 @@ def prune(
             proportion to the sum of its weight's dimensions (of a convolution, depthwise and
             grouped ones too: out + in / groups + kernel sides), and what a layer is too small for
             is shared by the others. What remains is what is not zero, of the importance where one
-            is given. Counts of layers are rounded by the largest remainder.
+            is given. Counts of layers are rounded by the largest remainder. Or an allocation of
+            one's own, and then no sparsity: by layer name or glob pattern the sparsity of each
+            layer, a fraction or a count as above. A name goes before patterns, and of patterns
+            that match the same layer the last one holds; the name of a stack stands for all its
+            slices; layers that nothing matches stay dense.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
@@ -82,15 +87,15 @@ def prune(
             place of the weight's in the score; of a stack, also by the parameter's name.
 
     Returns:
-        What was kept, overall and in every layer: what `s` says, also of a model that is sparser
-        already, of which `lampfast.report(model)` says what there is.
+        What was kept, overall and in every layer: as many as were asked for, also of a model that
+        is sparser already, of which `lampfast.report(model)` says what there is.
 
     Raises:
-        TypeError: The model, a layer or `s` has a type, dtype, layout or device that is not
-            pruned.
-        ValueError: `s` is out of range, a value is NaN or infinite, a pattern matches nothing,
-            layers share memory in part, or a layer cannot be written, is computed from others,
-            holds the directions of weight_norm, or is part of a sharded one; the method is
+        TypeError: The model, a layer or a sparsity has a type, dtype, layout or device that is not
+            pruned; or there is no sparsity, or one beside an allocation.
+        ValueError: A sparsity is out of range, a value is NaN or infinite, a pattern matches
+            nothing, layers share memory in part, or a layer cannot be written, is computed from
+            others, holds the directions of weight_norm, or is part of a sharded one; the method is
             unknown, or "uniform+" has to keep more.
         RuntimeError: torch is tracing or transforming the call.
 
@@ -102,7 +107,7 @@ def prune(
     """
     return pruned(
         model,
-        s,
+        sparsity,
         method=method,
         include=include,
         exclude=exclude,
@@ -114,9 +119,9 @@ def prune(
 @collector.paused
 def pruned(
     model: Model,
-    s: float,
+    sparsity: float | None,
     *,
-    method: Method,
+    method: Method | Allocation,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -124,12 +129,12 @@ def pruned(
     record: Callable[[Report], None] | None = None,
 ) -> Report:
     """What `prune` does; `record` is called last of all that may keep the weights from changing."""
-    methods.check(method)
+    methods.check_choice(sparsity, method)
     found = parameters.find(model, include, exclude, stacked)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     importances = _sources(found.layers, layers, importance, write=True)
-    targets, sources, spec = _plan(layers, importances, s, method)
+    targets, sources, spec = _plan(found.layers, layers, importances, sparsity, method)
     left = _coverage.left_out(found)
     _coverage.warn(model, found, left, layers)
 
@@ -146,12 +151,13 @@ def pruned(
     return in_place.zero(found.layers.wholes.values(), wholes, write, result)
 
 
+@_arguments.by_its_name
 @collector.paused
 def masks(
     model: Model,
-    s: float,
+    sparsity: float | None = None,
     *,
-    method: Method = "lamp",
+    method: Method | Allocation = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -176,7 +182,7 @@ def masks(
 
     Args:
         model: As for `prune`; read-only arrays and expanded tensors are fine too.
-        s: As for `prune`.
+        sparsity: As for `prune`.
         method: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
@@ -200,13 +206,13 @@ def masks(
     Source:
         As for `prune`.
     """
-    methods.check(method)
+    methods.check_choice(sparsity, method)
     found = parameters.find(model, include, exclude, stacked).layers
     layers = found.checked()
     wholes = found.views(layers)
     scored = _sources(found, layers, importance)
     given = None if out is None else views.given_masks(out, wholes, layers, scored)
-    targets, sources, spec = _plan(layers, scored, s, method)
+    targets, sources, spec = _plan(found, layers, scored, sparsity, method)
     if given is None:
         outputs = views.empty_masks(wholes)
         found.fill_uncovered(outputs, True)
@@ -269,12 +275,13 @@ def scores(
     return views.delivered(outputs, wholes)
 
 
+@_arguments.by_its_name
 @collector.paused
 def report(
     model: Model,
-    s: float | None = None,
+    sparsity: float | None = None,
     *,
-    method: Method = "lamp",
+    method: Method | Allocation = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -292,40 +299,48 @@ def report(
 
     Args:
         model: As for `masks`.
-        s: As for `prune`; without it every weight that is not zero counts as kept.
-        method: As for `prune`, of use only with s.
+        sparsity: As for `prune`; without it, and without an allocation, every weight that is not
+            zero counts as kept.
+        method: As for `prune`, of use only with a sparsity, or as an allocation.
         include: As for `prune`.
         exclude: As for `prune`.
         stacked: As for `prune`.
-        importance: As for `prune`, of use only with s.
+        importance: As for `prune`, of use only with a sparsity.
 
     Returns:
         What is there, or would be, overall and in every layer.
 
     Raises:
         TypeError: As for `prune`.
-        ValueError: As for `prune`; or a method or an importance is given without s.
+        ValueError: As for `prune`; or a method or an importance is given without a
+            sparsity.
     """
-    methods.check(method)
-    if s is None and (method != "lamp" or importance is not None):
-        raise ValueError(
-            "method and importance say which weights are pruned, but no s says how many; pass s "
-            "for what prune would do, or leave them out for what there is now"
-        )
+    is_asked = sparsity is not None or isinstance(method, Mapping)
+    if is_asked:
+        methods.check_choice(sparsity, method)
+    else:
+        methods.check(method)
+        if method != "lamp" or importance is not None:
+            raise ValueError(
+                "method and importance say which weights are pruned, but no sparsity says how "
+                "many; pass one for what prune would do, or leave them out for what there is now"
+            )
     found = parameters.find(model, include, exclude, stacked)
     layers, left = found.layers.checked(), _coverage.left_out(found)
-    if s is None:
+    if not is_asked:
         targets = views.local(layers)
         return reported(layers, calls.zero_thresholds(targets, targets), left)
-    targets, sources, spec = _plan(layers, _sources(found.layers, layers, importance), s, method)
+    scored = _sources(found.layers, layers, importance)
+    targets, sources, spec = _plan(found.layers, layers, scored, sparsity, method)
     return reported(layers, calls.thresholds(targets, sources, spec), left)
 
 
+@_arguments.by_its_name
 def layerwise_sparsity(
     model: Model,
-    s: float,
+    sparsity: float | None = None,
     *,
-    method: Method = "lamp",
+    method: Method | Allocation = "lamp",
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -341,7 +356,7 @@ def layerwise_sparsity(
 
     Args:
         model: As for `masks`.
-        s: As for `prune`.
+        sparsity: As for `prune`.
         method: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
@@ -358,11 +373,10 @@ def layerwise_sparsity(
     Source:
         As for `prune`.
     """
-    if s is None:
-        raise TypeError("s is a NoneType; " + _arguments.FRACTION)
+    methods.check_choice(sparsity, method)
     planned = report(
         model,
-        s,
+        sparsity,
         method=method,
         include=include,
         exclude=exclude,
@@ -394,10 +408,17 @@ def _local(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Seq
 
 
 def _plan(
-    layers: list[View], sources: list[View], s: float, method: Method
+    found: Layers,
+    layers: list[View],
+    sources: list[View],
+    sparsity: float | None,
+    method: Method | Allocation,
 ) -> tuple[Sequence[View], Sequence[View], _core.SelectionSpec]:
     """Both where the engine can reach them, and what it is to select of them."""
-    count = _arguments.count("s", s, sum(layer.size for layer in layers))
+    if isinstance(method, Mapping):
+        spec = methods.allocation_spec(method, found, layers)
+        return *_local(layers, sources), spec
+    count = _arguments.count("sparsity", sparsity, sum(layer.size for layer in layers))
     targets, scored = _local(layers, sources)
     return targets, scored, methods.selection_spec(method, count, targets, scored)
 

@@ -124,7 +124,7 @@ def scores(
 
 def masks(
     layers: Mapping[str, Layer],
-    s: float,
+    sparsity: float,
     importance: Mapping[str, Layer] | None = None,
     method: str = "lamp",
 ) -> dict[str, torch.Tensor]:
@@ -141,8 +141,8 @@ def masks(
 
     Args:
         layers: Name to float tensor or array, of any shape; their order is the layer position.
-        s: How much to prune: a float in [0, 1] is a share of all elements, k = round(s * N);
-            an int is k itself, from 0 to N.
+        sparsity: How much to prune: a float in [0, 1] is a share of all elements,
+            k = round(sparsity * N); an int is k itself, from 0 to N.
         importance: Name to tensor or array of the layer's shape, whose magnitude takes |w|'s place.
         method: "lamp", "global", "uniform", "uniform+" or "erk".
 
@@ -160,7 +160,7 @@ def masks(
     chosen = layers if importance is None else {name: importance[name] for name in layers}
     rankings = [_ranking(position, layer, method) for position, layer in enumerate(chosen.values())]
     total = sum(map(len, rankings))
-    k = s if isinstance(s, int) else round(s * total)
+    k = sparsity if isinstance(sparsity, int) else round(sparsity * total)
     if not 0 <= k <= total:
         raise ValueError(f"cannot prune {k} of {total} elements")
 

@@ -32,7 +32,7 @@ def scores(layers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: _score(weight.detach()) for name, weight in layers.items()}
 
 
-def masks(layers: Mapping[str, torch.Tensor], s: float) -> dict[str, torch.Tensor]:
+def masks(layers: Mapping[str, torch.Tensor], sparsity: float) -> dict[str, torch.Tensor]:
     """Keeps the weights whose score reaches the (N - k)-th largest one of all layers.
 
     >>> masks({"a": torch.tensor([1.0, -2.0, 2.0]), "b": torch.tensor([3.0, 1.0])}, 0.6)
@@ -40,7 +40,7 @@ def masks(layers: Mapping[str, torch.Tensor], s: float) -> dict[str, torch.Tenso
 
     Args:
         layers: Floating tensors of one dtype by name, N elements in all; dimensionless weights.
-        s: The fraction to prune, k = round(s * N), or k itself as an int.
+        sparsity: The fraction to prune, k = round(sparsity * N), or k itself as an int.
 
     Returns:
         For each name a bool tensor of the layer's shape, True = kept. About k are False.
@@ -50,14 +50,15 @@ def masks(layers: Mapping[str, torch.Tensor], s: float) -> dict[str, torch.Tenso
     """
     score = scores(layers)
     ranking = torch.cat([layer.flatten() for layer in score.values()])
-    keep = ranking.numel() - (s if isinstance(s, int) else round(s * ranking.numel()))
+    k = sparsity if isinstance(sparsity, int) else round(sparsity * ranking.numel())
+    keep = ranking.numel() - k
     if keep == 0:
         return {name: torch.zeros_like(layer, dtype=torch.bool) for name, layer in score.items()}
     threshold = ranking.kthvalue(ranking.numel() - keep + 1).values
     return {name: layer >= threshold for name, layer in score.items()}
 
 
-def prune(layers: Mapping[str, torch.Tensor], s: float) -> None:
+def prune(layers: Mapping[str, torch.Tensor], sparsity: float) -> None:
     """Zeroes in place the weights that `masks` does not keep.
 
     >>> weight = torch.tensor([1.0, -2.0, 2.0])
@@ -67,13 +68,13 @@ def prune(layers: Mapping[str, torch.Tensor], s: float) -> None:
 
     Args:
         layers: Floating tensors of one dtype by name, N elements in all; changed in place.
-        s: The fraction to prune, k = round(s * N), or k itself as an int.
+        sparsity: The fraction to prune, k = round(sparsity * N), or k itself as an int.
 
     Source:
         Lee et al., Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR 2021, section 2.
     """
     with torch.no_grad():
-        for name, mask in masks(layers, s).items():
+        for name, mask in masks(layers, sparsity).items():
             layers[name].mul_(mask)
 
 

@@ -147,7 +147,7 @@ def test_layers_on_several_devices(data: st.DataObject, model: Model) -> None:
         (mask.data_ptr(), _core.Dtype.boolean, tuple(mask.shape), mask.stride(), device)
         for mask, device in zip(masks.values(), where, strict=True)
     ]
-    count = _arguments.count("s", s, strategies.numel(model))
+    count = _arguments.count("sparsity", s, strategies.numel(model))
     spec = _core.SelectionSpec(_core.Ranking.lamp, [count])
     with gpus.machine(sources, _core.cuda_needs) as (_, lent):
         _core.masks(sources, targets, spec, (2, lent))

@@ -170,7 +170,7 @@ def test_a_default_device() -> None:
 def test_nothing_is_copied_before_all_is_checked() -> None:
     weight = torch.arange(1.0, 11)
     with far([weight]), mock.patch.object(copies, "to_host") as copied:
-        with pytest.raises(ValueError, match=r"s is 7\.5"):
+        with pytest.raises(ValueError, match=r"sparsity is 7\.5"):
             lampfast.prune([weight], 7.5)
         with pytest.raises(TypeError, match="layer '1'"):
             lampfast.prune([weight, torch.ones(3, dtype=torch.int32)], 0.5)

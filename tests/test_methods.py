@@ -1,6 +1,7 @@
 """The baselines of the LAMP score: masks to the bit against the oracle, counts against formulas."""
 
 from fractions import Fraction
+from typing import Any
 
 import cpu_settings
 import numpy as np
@@ -22,6 +23,7 @@ from lampfast.methods import Method, kept_counts
 
 methods = st.sampled_from(["global", "uniform", "uniform+", "erk"])
 
+VERBS: Any = (lampfast.prune, lampfast.masks, lampfast.report, lampfast.layerwise_sparsity)
 BY_COUNTS: tuple[Method, ...] = ("uniform", "uniform+", "erk")
 
 
@@ -205,7 +207,7 @@ def test_an_unknown_method() -> None:
 
 
 def test_a_method_without_a_sparsity() -> None:
-    with pytest.raises(ValueError, match="no s says how many"):
+    with pytest.raises(ValueError, match="no sparsity says how many"):
         lampfast.report({"a": torch.ones(3)}, method="erk")
 
 
@@ -224,3 +226,86 @@ def test_uniform_plus_says_what_it_keeps() -> None:
     with refused(ValueError, *words, keeps=model.values()):
         lampfast.prune(model, 0.8, method="uniform+")
     assert lampfast.prune(model, 80, method="uniform+").kept == 56
+
+
+@given(st.data(), strategies.models(), strategies.cpus)
+def test_an_allocation_of_ones_own(data: st.DataObject, model: Model, cpu: CpuSettings) -> None:
+    assume(model)
+    cpu.use()
+    amounts = {
+        name: data.draw(strategies.amounts(strategies.numel({name: layer})), name)
+        for name, layer in model.items()
+    }
+    expected = {
+        name: reference.masks({name: layer}, amounts[name])[name] for name, layer in model.items()
+    }
+    assert_same_masks(lampfast.masks(model, method=amounts), expected)
+    planned = lampfast.report(model, method=amounts)
+    assert lampfast.layerwise_sparsity(model, method=amounts) == {
+        layer.name: layer.sparsity for layer in planned.layers
+    }
+    pruned = {name: pruned_copy(layer, expected[name]) for name, layer in model.items()}
+    assert lampfast.prune(model, method=amounts).to_dict() == planned.to_dict()
+    assert_same_memory(model, pruned)
+
+
+def _kept(model: Any, **arguments: Any) -> dict[str, int]:
+    return {layer.name: layer.kept for layer in lampfast.report(model, **arguments).layers}
+
+
+def test_a_name_goes_before_patterns_and_the_last_pattern_before_others() -> None:
+    model = {name: torch.randn(10) for name in ("a.q", "a.k", "b.q", "b.k", "[x]")}
+    kept = _kept(model, method={"b.k": 1.0, "*": 0.1, "a*": 0.2, "*.q": 3})
+    assert kept == {"a.q": 7, "a.k": 8, "b.q": 7, "b.k": 0, "[x]": 9}
+    assert _kept(model, method={"[x]": 0.5}) == {
+        "a.q": 10,
+        "a.k": 10,
+        "b.q": 10,
+        "b.k": 10,
+        "[x]": 5,
+    }
+
+
+def test_the_name_of_a_stack_stands_for_its_slices() -> None:
+    model = {"experts": torch.randn(3, 4, 5), "head": torch.randn(2, 5)}
+    method = {"experts[1]": 0.25, "experts": 0.5, "*": 0.9}
+    kept = _kept(model, method=method, stacked="experts")
+    assert kept == {"experts[0]": 10, "experts[1]": 15, "experts[2]": 10, "head": 1}
+    assert _kept(model, method={"experts[[]2]": 0.5}, stacked="experts")["experts[2]"] == 10
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "words"),
+    [
+        ({}, ValueError, ["empty mapping"]),
+        ({"c": 0.5}, ValueError, ["method='c' matches no name", "'a'"]),
+        ({"a": 1.5}, ValueError, ["method['a'] is 1.5", "0.0 to 1.0"]),
+        ({"a": 5}, ValueError, ["method['a'] is 5", "0 to 4"]),
+        ({"a": "0.5"}, TypeError, ["method['a'] is a str"]),
+        ({"a": True}, TypeError, ["method['a'] is a bool"]),
+        ({0: 0.5}, TypeError, ["the key 0"]),
+    ],
+)
+def test_what_is_no_allocation(method: Any, error: type[Exception], words: list[str]) -> None:
+    weights = {"a": torch.ones(4), "b": torch.ones(2, 2)}
+    for verb in VERBS:
+        with refused(error, *words, keeps=weights.values()):
+            verb(weights, method=method)
+
+
+def test_a_sparsity_is_said_once() -> None:
+    weight = torch.ones(4)
+    for verb in VERBS:
+        with refused(TypeError, "sparsity is 0.5", "leave the sparsity out", keeps=[weight]):
+            verb([weight], 0.5, method={"0": 0.5})
+        if verb is not lampfast.report:
+            with refused(TypeError, "sparsity is missing", "fraction", keeps=[weight]):
+                verb([weight])
+
+
+@pytest.mark.parametrize("name", ["s", "amount"])
+def test_other_names_of_the_sparsity_are_told_the_right_one(name: str) -> None:
+    weight = torch.ones(4)
+    for verb in VERBS:
+        with refused(TypeError, f"{verb.__name__}()", "pass sparsity=0.5", keeps=[weight]):
+            verb([weight], **{name: 0.5})

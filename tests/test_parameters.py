@@ -207,7 +207,7 @@ def test_models_without_layers(model: Any) -> None:
     report = lampfast.prune(model, 0.5)
     assert (report.numel, report.kept, report.sparsity, report.layers) == (0, 0, 0.0, ())
     assert lampfast.masks(model, 0) == lampfast.scores(model) == {}
-    with refused(ValueError, "s is 1", "0 to 0", keeps=[]):
+    with refused(ValueError, "sparsity is 1", "0 to 0", keeps=[]):
         lampfast.prune(model, 1)
 
 

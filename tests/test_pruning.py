@@ -421,7 +421,7 @@ def test_the_collector_is_as_it_was_after_every_verb(enabled: bool) -> None:
         for call in (lampfast.prune, lampfast.masks, lampfast.report):
             call(weights, 0.5)
         lampfast.scores(weights)
-        with pytest.raises(ValueError, match="s is 2"):
+        with pytest.raises(ValueError, match="sparsity is 2"):
             lampfast.masks(weights, 2.0)
         assert gc.isenabled() == enabled
     finally:

@@ -160,11 +160,13 @@ def _pruner(net: Net, optimizer: SGD) -> lampfast.Pruner:
 
 
 CALLS: dict[str, Callable[[], Call]] = {
-    "prune": _call(_plain(lampfast.prune), model=_model, s=0.5, **_PLAN),
-    "masks": _call(_plain(lampfast.masks), model=_model, s=0.5, out=_masks, **_PLAN),
+    "prune": _call(_plain(lampfast.prune), model=_model, sparsity=0.5, **_PLAN),
+    "masks": _call(_plain(lampfast.masks), model=_model, sparsity=0.5, out=_masks, **_PLAN),
     "scores": _call(_plain(lampfast.scores), model=_model, importance=_importance, **_CHOICE),
-    "report": _call(_plain(lampfast.report), model=_model, s=0.5, **_PLAN),
-    "layerwise_sparsity": _call(_plain(lampfast.layerwise_sparsity), model=_model, s=0.5, **_PLAN),
+    "report": _call(_plain(lampfast.report), model=_model, sparsity=0.5, **_PLAN),
+    "layerwise_sparsity": _call(
+        _plain(lampfast.layerwise_sparsity), model=_model, sparsity=0.5, **_PLAN
+    ),
     "rewind": _call(
         _plain(lampfast.rewind),
         model=_model,
@@ -244,7 +246,7 @@ CALLS: dict[str, Callable[[], Call]] = {
 # What may take the place of the good ones; the rest of VALUES may not.
 FRACTIONS = ["0", "0.5"]
 GOOD: dict[str, list[str]] = {
-    "s": FRACTIONS,
+    "sparsity": FRACTIONS,
     "include": ["None"],
     "exclude": ["None", "[]", "()"],
     "stacked": ["None", "[]", "()"],
@@ -257,7 +259,6 @@ GOOD: dict[str, list[str]] = {
     "fraction": FRACTIONS,
     "final": FRACTIONS,
     "initial": FRACTIONS,
-    "sparsity": FRACTIONS,
     "start": ["None", "0", "2**70"],
     "rounds": ["None", "2**70"],
     "interval": ["2**70"],
