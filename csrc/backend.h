@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/big_uint.h"
+#include "core/group_pattern.h"
 #include "core/group_tallies.h"
 #include "core/intervals.h"
 #include "core/layer.h"
@@ -96,6 +97,13 @@ class Backend {
   virtual void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                        const MaskSink& masks) = 0;
   virtual std::optional<CommitFailure> commit() noexcept = 0;
+
+  // --- n:m patterns (core/group_pattern.h), one for each layer of the job ---
+
+  // Writes the masks that keep the largest elements of each group. Throws NotFinite.
+  virtual void mask_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) = 0;
+  // As prepare: the commit then zeroes all but the largest elements of each group.
+  virtual void prepare_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) = 0;
 
   // --- outside of pruning ---
 

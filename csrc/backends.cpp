@@ -212,6 +212,10 @@ void Backends::prepare(const std::vector<LayerThreshold>& thresholds, const Mask
   for_each(all_, [&](const Share& share) { share.backend->prepare(share.ids, thresholds, masks); });
 }
 
+void Backends::prepare_groups(const std::vector<GroupPattern>& patterns) {
+  for_each(all_, [&](const Share& share) { share.backend->prepare_groups(share.ids, patterns); });
+}
+
 void Backends::commit() {
   bool has_begun = false;
   for (auto home = homes_.rbegin(); home != homes_.rend(); ++home) {  // the host is the first
@@ -240,6 +244,10 @@ std::optional<ElementIndex> Backends::first_not_finite() {
 
 void Backends::score() {
   for_each(all_, [](const Share& share) { share.backend->score(share.ids); });
+}
+
+void Backends::mask_groups(const std::vector<GroupPattern>& patterns) {
+  for_each(all_, [&](const Share& share) { share.backend->mask_groups(share.ids, patterns); });
 }
 
 void Backends::pack(const PackedMasks& masks) {

@@ -48,6 +48,7 @@ class Backends {
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
   BigUint exact_sum_above(std::size_t id, std::uint64_t key);
   void prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks);
+  void prepare_groups(const std::vector<GroupPattern>& patterns);
   // On one backend after the other, since threads might not start: the GPUs, which only queue their
   // kernels, then the host. Throws std::runtime_error if a GPU fails, which says whether targets
   // may have changed.
@@ -55,6 +56,7 @@ class Backends {
   std::vector<LayerStats> stats();
   std::optional<ElementIndex> first_not_finite();
   void score();
+  void mask_groups(const std::vector<GroupPattern>& patterns);
   void pack(const PackedMasks& masks);
   void apply_packed_masks(const PackedMasks& masks);
 

@@ -9,6 +9,7 @@
 
 #include "core/call_profile.h"
 #include "core/check_layers.h"
+#include "core/group_pattern.h"
 #include "core/layer.h"
 #include "core/layer_threshold.h"
 #include "core/not_finite.h"
@@ -148,6 +149,18 @@ struct py::detail::type_caster<Layer> {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
       integers.push_back(py::cast<std::int64_t>(handle(PyTuple_GET_ITEM(tuple, i))));
     }
+  }
+};
+
+// Python passes a pattern as a tuple (kept, size, axis).
+template <>
+struct py::detail::type_caster<GroupPattern> {
+  PYBIND11_TYPE_CASTER(GroupPattern, const_name("tuple[int, int, int]"));
+
+  bool load(handle source, bool) {
+    const auto [kept, size, axis] = py::cast<std::tuple<int, int, int>>(source);
+    value = {kept, size, axis};
+    return true;
   }
 };
 
@@ -313,6 +326,17 @@ void bind_calls(py::module_& m) {
             before, [&](const ResultSink& sink) { prune_zeros(masks, weights, lent, sink); });
       },
       layers, targets, machine, before_writing);
+  m.def(
+      "prune_groups",
+      [](const std::vector<Layer>& ranked, const std::vector<Layer>& weights,
+         const std::vector<GroupPattern>& patterns, const Machine& lent, const py::object& before) {
+        return thresholds_of(before, [&](const ResultSink& sink) {
+          prune_groups(ranked, weights, patterns, lent, sink);
+        });
+      },
+      layers, targets, py::arg("patterns"), machine, before_writing);
+  m.def("group_thresholds", &group_thresholds, layers, py::arg("patterns"), machine, released);
+  m.def("mask_groups", &mask_groups, layers, masks_arg, py::arg("patterns"), machine, released);
   m.def("score", &score, layers, py::arg("scores"), machine, released);
   m.def("first_not_finite", &first_not_finite, layers, machine, released);
   m.def("pack", &pack, layers, masks_arg, machine, released);

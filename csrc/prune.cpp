@@ -4,11 +4,14 @@
 #include "prune.h"
 
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "core/check_layers.h"
+#include "core/key_format.h"
 #include "estimate/estimate.h"
 #include "estimate/scales.h"
 #include "select/bound_threshold.h"
@@ -93,6 +96,25 @@ std::vector<LayerThreshold> find_zeros(Backends& backends) {
   return thresholds;
 }
 
+// Throws NotFinite if an element is not finite.
+void check_finite(Backends& backends) {
+  const std::vector<std::uint64_t> largest = backends.largest_keys(backends.all());
+  for (std::size_t i = 0; i < largest.size(); ++i) {
+    if (largest[i] >= not_finite_key(backends.layers()[i].dtype)) throw NotFinite();
+  }
+}
+
+std::vector<LayerThreshold> count_pruned(Backends& backends,
+                                         const std::vector<GroupPattern>& patterns) {
+  naming_not_finite(backends, [&] { check_finite(backends); });
+  std::vector<LayerThreshold> counts;
+  for (std::size_t i = 0; i < patterns.size(); ++i) {
+    const std::int64_t pruned = pruned_by(backends.layers()[i], patterns[i]);
+    counts.push_back({0, 0, pruned, std::numeric_limits<double>::infinity()});
+  }
+  return counts;
+}
+
 void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks) {
   if (masks.size() == layers.size()) return;
   throw std::invalid_argument(std::to_string(layers.size()) + " layers need as many masks, not " +
@@ -127,6 +149,34 @@ void masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
            const ResultSink& sink) {
   check_targets(layers, masks, Written::masks);
   select_and_commit({layers, masks}, spec, MaskSink(masks), machine, profile, sink);
+}
+
+std::vector<LayerThreshold> group_thresholds(const std::vector<Layer>& layers,
+                                             const std::vector<GroupPattern>& patterns,
+                                             const Machine& machine) {
+  check_patterns(layers, patterns);
+  Backends backends({layers, no_targets}, machine);
+  return count_pruned(backends, patterns);
+}
+
+void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                  const std::vector<GroupPattern>& patterns, const Machine& machine,
+                  const ResultSink& sink) {
+  check_targets(layers, targets, Written::weights);
+  check_patterns(layers, patterns);
+  Backends backends({layers, targets}, machine);
+  const std::vector<LayerThreshold> counts = count_pruned(backends, patterns);
+  backends.prepare_groups(patterns);
+  sink(counts);
+  backends.commit();
+}
+
+void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                 const std::vector<GroupPattern>& patterns, const Machine& machine) {
+  check_targets(layers, masks, Written::masks);
+  check_patterns(layers, patterns);
+  Backends backends({layers, masks}, machine);
+  naming_not_finite(backends, [&] { backends.mask_groups(patterns); });
 }
 
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

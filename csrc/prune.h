@@ -10,6 +10,7 @@
 
 #include "backends.h"
 #include "core/call_profile.h"
+#include "core/group_pattern.h"
 #include "core/layer.h"
 #include "core/layer_threshold.h"
 #include "core/not_finite.h"
@@ -32,6 +33,20 @@ void prune(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
 void masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
            const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
            const ResultSink& sink);
+
+// How many elements of each layer its pattern prunes. Of the thresholds, which differ from group to
+// group, nothing else is told.
+std::vector<LayerThreshold> group_thresholds(const std::vector<Layer>& layers,
+                                             const std::vector<GroupPattern>& patterns,
+                                             const Machine& machine);
+
+// Zeroes all but the largest elements of each group, or writes the masks that keep them. The sink
+// receives group_thresholds.
+void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                  const std::vector<GroupPattern>& patterns, const Machine& machine,
+                  const ResultSink& sink);
+void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                 const std::vector<GroupPattern>& patterns, const Machine& machine);
 
 // Returns the thresholds by which prune would prune; writes nothing.
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

@@ -129,6 +129,24 @@ def prune_zeros(
     machine: Machine,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
+
+# Patterns are tuples (n, m, axis), one for each layer. Of the thresholds only `pruned` is told.
+def group_thresholds(
+    layers: Sequence[Layer], patterns: Sequence[tuple[int, int, int]], machine: Machine
+) -> list[LayerThreshold]: ...
+def prune_groups(
+    layers: Sequence[Layer],
+    targets: Sequence[Layer],
+    patterns: Sequence[tuple[int, int, int]],
+    machine: Machine,
+    before_writing: Callable[[list[LayerThreshold]], object] | None = None,
+) -> list[LayerThreshold]: ...
+def mask_groups(
+    layers: Sequence[Layer],
+    masks: Sequence[Layer],
+    patterns: Sequence[tuple[int, int, int]],
+    machine: Machine,
+) -> None: ...
 def score(layers: Sequence[Layer], scores: Sequence[Layer], machine: Machine) -> None: ...
 def first_not_finite(layers: Sequence[Layer], machine: Machine) -> ElementIndex | None: ...
 

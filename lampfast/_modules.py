@@ -293,11 +293,7 @@ def _classify(cls: type[nn.Module]) -> _Kind:
         *getattr(cls, "other_param_names", ()),
         *(("prompt_encoder",) if cls.__module__.startswith("peft.") else ()),
     )
-    is_conv1d = any(
-        (base.__module__, base.__name__) == ("transformers.pytorch_utils", "Conv1D")
-        for base in cls.__mro__
-    )
-    if issubclass(cls, ONE_WEIGHT) or is_conv1d:
+    if issubclass(cls, ONE_WEIGHT) or _is_conv1d(cls):
         return _Kind(("weight",), True, role=role, adapters=adapters)
     if issubclass(cls, nn.MultiheadAttention):
         return _Kind(_ATTENTION, True, role=role, adapters=adapters)
@@ -317,6 +313,20 @@ def _classify(cls: type[nn.Module]) -> _Kind:
 
 
 _kind = cast(Callable[[type[nn.Module]], _Kind], lru_cache(maxsize=1024)(_classify))
+
+
+def has_inputs_first(module: nn.Module) -> bool:
+    """Whether a module's weights have their inputs in the first dimension, their outputs behind."""
+    is_transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) or _is_conv1d(type(module))
+    return is_transposed or vars(module).get("is_transposed") is True
+
+
+def _is_conv1d(cls: type[nn.Module]) -> bool:
+    """Whether it is transformers' linear layer with its weight transposed."""
+    return any(
+        (base.__module__, base.__name__) == ("transformers.pytorch_utils", "Conv1D")
+        for base in cls.__mro__
+    )
 
 
 def _recurrent(module: nn.Module) -> Iterable[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite, nan
-from typing import Any
+from typing import Any, NamedTuple
 
-from lampfast import _arguments, _core, _coverage, methods, parameters
+from lampfast import _arguments, _core, _coverage, _patterns, methods, parameters
 from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
+from lampfast._patterns import Pattern
 from lampfast.methods import Allocation, Method
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, LeftOut, Report
@@ -22,6 +23,8 @@ def prune(
     sparsity: float | None = None,
     *,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -66,6 +69,14 @@ def prune(
             layer, a fraction or a count as above. A name goes before patterns, and of patterns
             that match the same layer the last one holds; the name of a stack stands for all its
             slices; layers that nothing matches stay dense.
+        pattern: "n:m", as "2:4": of every m weights along a layer's inputs (dimension 1, or 0 of
+            what stores them first, as transformers' Conv1D, transposed convolutions and experts)
+            the n of largest magnitude stay, of equal ones the later; sparsity and method are left
+            out, as the pattern says both. ":m", as ":8": every layer keeps n of m, with its own n,
+            1 to m, next to what the method leaves of it at this sparsity, so that what is kept of
+            all layers is as near to what was asked for as whole n allow. m is 2 to 64. A group at
+            the end with fewer than m weights keeps in proportion, rounded up.
+        dim: Another dimension along which groups lie, for all layers.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
@@ -109,6 +120,8 @@ def prune(
         model,
         sparsity,
         method=method,
+        pattern=pattern,
+        dim=dim,
         include=include,
         exclude=exclude,
         stacked=stacked,
@@ -122,6 +135,8 @@ def pruned(
     sparsity: float | None,
     *,
     method: Method | Allocation,
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -129,12 +144,12 @@ def pruned(
     record: Callable[[Report], None] | None = None,
 ) -> Report:
     """What `prune` does; `record` is called last of all that may keep the weights from changing."""
-    methods.check_choice(sparsity, method)
+    asked = _asked(sparsity, method, pattern, dim)
     found = parameters.find(model, include, exclude, stacked)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     importances = _sources(found.layers, layers, importance, write=True)
-    targets, sources, spec = _plan(found.layers, layers, importances, sparsity, method)
+    targets, sources, spec = _plan(model, found.layers, layers, importances, asked)
     left = _coverage.left_out(found)
     _coverage.warn(model, found, left, layers)
 
@@ -158,6 +173,8 @@ def masks(
     sparsity: float | None = None,
     *,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -184,6 +201,8 @@ def masks(
         model: As for `prune`; read-only arrays and expanded tensors are fine too.
         sparsity: As for `prune`.
         method: As for `prune`.
+        pattern: As for `prune`.
+        dim: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
         stacked: As for `prune`.
@@ -206,13 +225,13 @@ def masks(
     Source:
         As for `prune`.
     """
-    methods.check_choice(sparsity, method)
+    asked = _asked(sparsity, method, pattern, dim)
     found = parameters.find(model, include, exclude, stacked).layers
     layers = found.checked()
     wholes = found.views(layers)
     scored = _sources(found, layers, importance)
     given = None if out is None else views.given_masks(out, wholes, layers, scored)
-    targets, sources, spec = _plan(found, layers, scored, sparsity, method)
+    targets, sources, spec = _plan(model, found, layers, scored, asked)
     if given is None:
         outputs = views.empty_masks(wholes)
         found.fill_uncovered(outputs, True)
@@ -282,6 +301,8 @@ def report(
     sparsity: float | None = None,
     *,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -302,6 +323,8 @@ def report(
         sparsity: As for `prune`; without it, and without an allocation, every weight that is not
             zero counts as kept.
         method: As for `prune`, of use only with a sparsity, or as an allocation.
+        pattern: As for `prune`.
+        dim: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
         stacked: As for `prune`.
@@ -315,10 +338,11 @@ def report(
         ValueError: As for `prune`; or a method or an importance is given without a
             sparsity.
     """
-    is_asked = sparsity is not None or isinstance(method, Mapping)
-    if is_asked:
-        methods.check_choice(sparsity, method)
+    asked = None
+    if sparsity is not None or pattern is not None or isinstance(method, Mapping):
+        asked = _asked(sparsity, method, pattern, dim)
     else:
+        _patterns.parse(pattern, dim)
         methods.check(method)
         if method != "lamp" or importance is not None:
             raise ValueError(
@@ -327,11 +351,11 @@ def report(
             )
     found = parameters.find(model, include, exclude, stacked)
     layers, left = found.layers.checked(), _coverage.left_out(found)
-    if not is_asked:
+    if asked is None:
         targets = views.local(layers)
         return reported(layers, calls.zero_thresholds(targets, targets), left)
     scored = _sources(found.layers, layers, importance)
-    targets, sources, spec = _plan(found.layers, layers, scored, sparsity, method)
+    targets, sources, spec = _plan(model, found.layers, layers, scored, asked)
     return reported(layers, calls.thresholds(targets, sources, spec), left)
 
 
@@ -341,6 +365,8 @@ def layerwise_sparsity(
     sparsity: float | None = None,
     *,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -358,6 +384,8 @@ def layerwise_sparsity(
         model: As for `masks`.
         sparsity: As for `prune`.
         method: As for `prune`.
+        pattern: As for `prune`.
+        dim: As for `prune`.
         include: As for `prune`.
         exclude: As for `prune`.
         stacked: As for `prune`.
@@ -373,11 +401,13 @@ def layerwise_sparsity(
     Source:
         As for `prune`.
     """
-    methods.check_choice(sparsity, method)
+    _asked(sparsity, method, pattern, dim)  # report can do without
     planned = report(
         model,
         sparsity,
         method=method,
+        pattern=pattern,
+        dim=dim,
         include=include,
         exclude=exclude,
         stacked=stacked,
@@ -407,20 +437,45 @@ def _local(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Seq
     return targets, views.beside(views.local(sources), targets)
 
 
+class _Asked(NamedTuple):
+    """Which weights are to go."""
+
+    sparsity: float | None
+    method: Method | Allocation
+    pattern: Pattern | None
+
+
+def _asked(
+    sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
+) -> _Asked:
+    """What is asked for, checked as far as that needs no model."""
+    parsed = _patterns.parse(pattern, dim)
+    if parsed is not None and parsed.kept is not None:
+        _patterns.check_alone(parsed, sparsity, method)
+    else:
+        methods.check_choice(sparsity, method)
+    return _Asked(sparsity, method, parsed)
+
+
 def _plan(
-    found: Layers,
-    layers: list[View],
-    sources: list[View],
-    sparsity: float | None,
-    method: Method | Allocation,
-) -> tuple[Sequence[View], Sequence[View], _core.SelectionSpec]:
+    model: Model, found: Layers, layers: list[View], sources: list[View], asked: _Asked
+) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """Both where the engine can reach them, and what it is to select of them."""
-    if isinstance(method, Mapping):
-        spec = methods.allocation_spec(method, found, layers)
-        return *_local(layers, sources), spec
-    count = _arguments.count("sparsity", sparsity, sum(layer.size for layer in layers))
     targets, scored = _local(layers, sources)
-    return targets, scored, methods.selection_spec(method, count, targets, scored)
+    spec: calls.Selection | None = None
+    if isinstance(asked.method, Mapping):
+        spec = methods.allocation_spec(asked.method, found, layers)
+    elif asked.sparsity is not None:
+        count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
+        spec = methods.selection_spec(asked.method, count, targets, scored)
+    if asked.pattern is not None:
+        dims = _patterns.input_dims(model, found, layers, asked.pattern.dim)
+        pruned = None
+        if spec is not None:
+            pruned = [found.pruned for found in calls.thresholds(targets, scored, spec)]
+        spec = _patterns.groups(asked.pattern, dims, [it.size for it in layers], pruned)
+    assert spec is not None
+    return targets, scored, spec
 
 
 def reported(

@@ -176,6 +176,58 @@ def masks(
     return dict(zip(chosen, kept, strict=True))
 
 
+def group_masks(
+    layers: Mapping[str, Layer],
+    kept: int,
+    size: int,
+    dim: int,
+    importance: Mapping[str, Layer] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the masks that keep the largest elements of every group of an n:m pattern.
+
+    Example:
+        >>> import torch
+        >>> from lampfast import reference
+        >>> reference.group_masks({"a": torch.tensor([[3.0, 1.0, -3.0, 3.0, 7.0]])}, 2, 4, dim=1)
+        {'a': tensor([[False, False,  True,  True,  True]])}
+
+    Args:
+        layers: Name to float tensor or array, with a dimension `dim`.
+        kept: n, how many elements of a group are kept: those that come last when they are ordered
+            by magnitude and then by position.
+        size: m, how many elements that follow each other along the dimension make a group. What
+            is left at the end of the dimension is a smaller group, which keeps in proportion,
+            rounded up.
+        dim: The dimension along which groups lie.
+        importance: Name to tensor or array of the layer's shape, whose magnitude takes |w|'s place.
+
+    Returns:
+        Name to bool tensor of the layer's shape, True where the element is kept.
+
+    Raises:
+        KeyError: A dtype is not one that lampfast prunes.
+        ValueError: An element is NaN or infinite.
+
+    Source:
+        Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378, section 2, for
+        the pattern 2:4.
+    """
+    chosen = layers if importance is None else {name: importance[name] for name in layers}
+    result = {}
+    for name, layer in chosen.items():
+        sizes, shape = magnitudes(layer), tuple(layer.shape)
+        positions = torch.arange(len(sizes)).reshape(shape).movedim(dim, -1)
+        mask = torch.ones(len(sizes), dtype=torch.bool)
+        for line in positions.reshape(-1, shape[dim]).tolist() if sizes else []:
+            for first in range(0, len(line), size):
+                group = line[first : first + size]
+                stay = math.ceil(Fraction(kept * len(group), size))
+                ascending = sorted(group, key=sizes.__getitem__)  # which is stable
+                mask[ascending[: len(group) - stay]] = False
+        result[name] = mask.reshape(shape)
+    return result
+
+
 def kept_counts(layers: Mapping[str, Layer], kept: int, method: str) -> dict[str, int]:
     """Return how many elements each layer keeps by a method that gives each layer a number.
 

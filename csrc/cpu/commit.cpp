@@ -233,7 +233,7 @@ void HostBackend::prepare(const LayerIds& ids, const std::vector<LayerThreshold>
                           const MaskSink& masks) {
   const std::vector<Chunk> wholes = whole(layers_, ids);
   pending_ = {cut(wholes), total_size(wholes), &thresholds, masks,
-              std::vector<PendingLayer>(layers_.size())};
+              std::vector<PendingLayer>(layers_.size()), {}};
   for (const std::size_t id : ids) {
     const Layer& layer = layers_[id];
     const Read* read = useful_read(id, thresholds[id]);
@@ -260,6 +260,7 @@ std::optional<CommitFailure> HostBackend::commit() noexcept {
 }
 
 void HostBackend::commit(const Chunk& chunk) noexcept {
+  if (!pending_.boxes.empty()) return commit_groups(chunk);
   const std::size_t id = chunk.layer;
   const Layer& source = layers_[id];
   const LayerThreshold& threshold = (*pending_.thresholds)[id];

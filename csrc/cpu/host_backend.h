@@ -43,6 +43,10 @@ class HostBackend : public Backend {
                const MaskSink& masks) override;
   std::optional<CommitFailure> commit() noexcept override;
 
+  // groups.cpp
+  void mask_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) override;
+  void prepare_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) override;
+
   // layer_stats.cpp
   std::vector<LayerStats> stats(const LayerIds& ids) override;
   std::optional<ElementIndex> first_not_finite(const LayerIds& ids) override;
@@ -74,10 +78,12 @@ class HostBackend : public Backend {
     const std::vector<LayerThreshold>* thresholds = nullptr;
     MaskSink masks;
     std::vector<PendingLayer> layers;  // by layer id
+    std::vector<GroupBox> boxes;       // in place of thresholds and layers
   };
 
   const Read* useful_read(std::size_t id, const LayerThreshold& threshold) const;
   void commit(const Chunk& chunk) noexcept;
+  void commit_groups(const Chunk& chunk) noexcept;
 
   const std::vector<Layer>& layers_;
   const std::vector<Layer>& targets_;

@@ -26,6 +26,7 @@ class GpuBackend : public Backend {
  public:
   GpuBackend(const Job& job, const Gpu& gpu)
       : layers_(job.layers),
+        targets_(job.targets),
         device_(gpu.device),
         workspace_(layers_, gpu.device, gpu.memory, gpu.host_memory),
         beyond_workspace_(gpu.bytes == 0 ? nullptr : gpu.memory + workspace_.needs.bytes),
@@ -272,10 +273,29 @@ class GpuBackend : public Backend {
         }
         has_begun = true;
       }
+      for (const GroupBox& box : boxes_) {
+        zero_groups(box, layers_[box.layer], targets_[box.layer], transfer_.stream());
+        has_begun = true;
+      }
     } catch (...) {
       return CommitFailure{std::current_exception(), has_begun};
     }
     return std::nullopt;
+  }
+
+  void mask_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) override {
+    const std::vector<std::uint64_t> largest = largest_keys(ids);
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      if (largest[p] >= not_finite_key(layers_[ids[p]].dtype)) throw NotFinite();
+    }
+    const DeviceGuard guard(device_);
+    for (const GroupBox& box : boxes(ids, patterns)) {
+      cuda::mask_groups(box, layers_[box.layer], targets_[box.layer], transfer_.stream());
+    }
+  }
+  void prepare_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) override {
+    launches_.clear();
+    boxes_ = boxes(ids, patterns);
   }
 
   std::vector<LayerStats> stats(const LayerIds& ids) override {
@@ -326,6 +346,17 @@ class GpuBackend : public Backend {
 
  private:
   static constexpr unsigned long long no_index = std::numeric_limits<unsigned long long>::max();
+
+  std::vector<GroupBox> boxes(const LayerIds& ids,
+                              const std::vector<GroupPattern>& patterns) const {
+    std::vector<GroupBox> all;
+    for (const std::size_t id : ids) {
+      for (GroupBox& box : boxes_of(id, layers_[id], targets_[id], patterns[id])) {
+        all.push_back(std::move(box));
+      }
+    }
+    return all;
+  }
 
   // What the last read of a layer has left.
   struct Read {
@@ -662,12 +693,14 @@ class GpuBackend : public Backend {
   }
 
   const std::vector<Layer>& layers_;
+  const std::vector<Layer>& targets_;
   const int device_;
   const Workspace workspace_;
   std::byte* const beyond_workspace_;  // for scores
   const Layout layout_;
   std::vector<Read> reads_;
-  bool wants_masks_ = false;  // whether the commit writes masks
+  bool wants_masks_ = false;     // whether the commit writes masks
+  std::vector<GroupBox> boxes_;  // that the commit zeroes in place of launches
 
   // About the works that were sent last:
   std::vector<Work> filled_works_;

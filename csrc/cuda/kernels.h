@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/group_pattern.h"
 #include "core/key_format.h"
 #include "core/layer.h"
 #include "core/packed_mask.h"
@@ -30,6 +31,21 @@ void with_access(const Launch& launch, Body&& body) {
   with_format(launch.dtype, [&](auto format) {
     launch.is_plain ? body(format, std::true_type{}) : body(format, std::false_type{});
   });
+}
+
+// Calls body(Key{}) with the unsigned type of this size: nothing else of a dtype matters.
+template <class Body>
+void with_key(std::int64_t bytes, Body&& body) {
+  switch (bytes) {
+    case 1:
+      return body(std::uint8_t{});
+    case 2:
+      return body(std::uint16_t{});
+    case 4:
+      return body(std::uint32_t{});
+    default:
+      return body(std::uint64_t{});
+  }
 }
 
 // Partitions one span per block. Candidates go to the store, and the mask gets what the interval
@@ -67,6 +83,11 @@ void load_commit(const Launch& launch);
 // One span per block. The stats and the digits must have been initialised.
 void find_stats(const Launch& launch, DeviceStats* stats);
 void sum_exactly(const Launch& launch, unsigned long long* digits);
+
+// Zeroes all but the largest elements of each group, or writes the masks that keep them. They need
+// no works and no device memory.
+void zero_groups(const GroupBox& box, const Layer& layer, const Layer& target, cudaStream_t stream);
+void mask_groups(const GroupBox& box, const Layer& layer, const Layer& mask, cudaStream_t stream);
 
 // As Backend::pack and apply_packed_masks. They need no works and no device memory.
 void pack(const std::vector<Layer>& layers, const LayerIds& ids, const PackedMasks& masks,

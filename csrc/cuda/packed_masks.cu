@@ -135,21 +135,6 @@ __global__ __launch_bounds__(block_threads) void apply_strided(const StridedLaye
   }
 }
 
-// Calls body(Key{}) with the unsigned type of this size: nothing else of a dtype matters.
-template <class Body>
-void with_key(std::int64_t bytes, Body&& body) {
-  switch (bytes) {
-    case 1:
-      return body(std::uint8_t{});
-    case 2:
-      return body(std::uint16_t{});
-    case 4:
-      return body(std::uint32_t{});
-    default:
-      return body(std::uint64_t{});
-  }
-}
-
 // Calls visit(layers, blocks, bytes per element) for launches that together have all ids: many
 // dense layers at a time, or one that is not.
 template <class Visit>

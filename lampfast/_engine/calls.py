@@ -6,6 +6,7 @@ layers' importances, or, as the very same list, the layers themselves.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,20 +16,35 @@ from lampfast._engine import gpus
 from lampfast._engine.views import Pointer, View
 
 
+class Groups(NamedTuple):
+    """What the engine is to keep where groups of weights have a pattern.
+
+    Attributes:
+        patterns: For each layer n, m and the dimension along which a group lies.
+    """
+
+    patterns: Sequence[tuple[int, int, int]]
+
+
+Selection: TypeAlias = _core.SelectionSpec | Groups
+
+
 def thresholds(
-    layers: Sequence[View], sources: Sequence[View], spec: _core.SelectionSpec
+    layers: Sequence[View], sources: Sequence[View], spec: Selection
 ) -> list[_core.LayerThreshold]:
     """The thresholds by which `prune` would prune."""
     with _naming_not_finite(layers, sources):
         pointers = _pointers(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
+            if isinstance(spec, Groups):
+                return _core.group_thresholds(pointers, spec.patterns, machine)
             return _core.thresholds(pointers, spec, machine)
 
 
 def prune(
     layers: Sequence[View],
     sources: Sequence[View],
-    spec: _core.SelectionSpec,
+    spec: Selection,
     before_writing: Callable[[list[_core.LayerThreshold]], None],
 ) -> None:
     """Zero the weights of `layers` that the spec selects, in place.
@@ -40,20 +56,26 @@ def prune(
         targets = _pointers(layers)
         pointers = targets if sources is layers else _pointers(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            _core.prune(pointers, targets, spec, machine, None, before_writing)
+            if isinstance(spec, Groups):
+                _core.prune_groups(pointers, targets, spec.patterns, machine, before_writing)
+            else:
+                _core.prune(pointers, targets, spec, machine, None, before_writing)
 
 
 def masks(
     layers: Sequence[View],
     sources: Sequence[View],
     outputs: Sequence[View],
-    spec: _core.SelectionSpec,
+    spec: Selection,
 ) -> None:
     """Write False to `outputs` for the weights that the spec selects, else True."""
     with _naming_not_finite(layers, sources):
         pointers = _pointers(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            _core.masks(pointers, _pointers(outputs), spec, machine)
+            if isinstance(spec, Groups):
+                _core.mask_groups(pointers, _pointers(outputs), spec.patterns, machine)
+            else:
+                _core.masks(pointers, _pointers(outputs), spec, machine)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:

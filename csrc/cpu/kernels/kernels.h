@@ -33,6 +33,17 @@ struct KeyStats {
   std::uint64_t largest;
 };
 
+// How many groups (core/group_pattern.h) are ranked at a time.
+constexpr int group_tile = 64;
+
+// For groups of one size that lie one behind the other; null where there is nothing faster than a
+// tile. Of each group, the `pruned` smallest elements go.
+struct DenseGroups {
+  // Writes a mask byte for every element, and returns the largest key.
+  std::uint64_t (*mask)(const void* elements, std::int64_t groups, int pruned, std::uint8_t* kept);
+  void (*zero)(void* elements, std::int64_t groups, int pruned);
+};
+
 // Elements are passed untyped: each function belongs to one dtype.
 struct Kernels {
   // Classifies up to classify_block elements. Writes the keys inside the interval to `inside`, and
@@ -61,6 +72,11 @@ struct Kernels {
   // As Backend::pack and apply_packed_masks. The first element has the first bit of words[0].
   void (*pack)(const void* elements, std::int64_t count, MaskWord* words);
   void (*apply_packed_mask)(void* elements, std::int64_t count, const MaskWord* words);
+  // A tile holds group_tile groups: key i of group g is keys[i * group_tile + g]. Sets all bits of
+  // what has the same place in `kept`, as wide as a key, for the elements that are kept, and none
+  // for the `pruned` smallest of each group. Returns the largest key.
+  std::uint64_t (*rank_groups)(const void* keys, int size, int pruned, void* kept);
+  DenseGroups (*dense_groups)(int size);
 };
 
 constexpr int score_block = 64;

@@ -4,6 +4,8 @@
 
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__)
 #if defined(__GNUC__) && !defined(__clang__)
@@ -500,6 +502,8 @@ void apply_packed_mask(void* elements, std::int64_t count, const MaskWord* words
   }
 }
 
+#include "cpu/kernels/groups.inl"
+
 double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
   constexpr int parts = 4;  // independent sums, as each addition waits for the one before it
   constexpr int part = score_block / parts;
@@ -528,11 +532,12 @@ double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
 
 template <class Format>
 constexpr Kernels kernels_of() {
-  return {classify<Format>, tally<Format>,
-          mask<Format>,     settle<Format>,
-          zero<Format>,     largest<Format>,
-          stats<Format>,    count_equal<Format>,
-          pack<Format>,     apply_packed_mask<Format>};
+  return {classify<Format>,    tally<Format>,
+          mask<Format>,        settle<Format>,
+          zero<Format>,        largest<Format>,
+          stats<Format>,       count_equal<Format>,
+          pack<Format>,        apply_packed_mask<Format>,
+          rank_groups<Format>, dense_groups<Format>};
 }
 
 }  // namespace

@@ -1,0 +1,246 @@
+"""n:m patterns: masks to the bit against the oracle, and what is kept against the definition."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import strategies
+import torch
+from compare import assert_same_masks, assert_same_memory, pruned_copy
+from cpu_settings import CpuSettings
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from refusal import refused
+from strategies import Model
+from torch import nn
+
+import lampfast
+from lampfast import _patterns, reference
+
+VERBS: Any = (lampfast.prune, lampfast.masks, lampfast.report, lampfast.layerwise_sparsity)
+# Sizes that the kernels know, those around them, and the largest.
+sizes = st.sampled_from([2, 3, 4, 5, 8, 16, 17, 64])
+
+
+def _dimensional(model: Model) -> Model:
+    found = {name: layer for name, layer in model.items() if layer.dim() > 0}
+    assume(found)
+    return found
+
+
+@given(st.data(), strategies.models(), sizes, strategies.cpus)
+def test_masks_and_prune(data: st.DataObject, model: Model, m: int, cpu: CpuSettings) -> None:
+    model = _dimensional(model)
+    n = data.draw(st.integers(1, m), "n")
+    least = min(layer.dim() for layer in model.values())
+    dim = data.draw(st.integers(-least, least - 1), "dim")
+    cpu.use()
+    expected = reference.group_masks(model, n, m, dim)
+    pattern = f"{n}:{m}"
+    assert_same_masks(lampfast.masks(model, pattern=pattern, dim=dim), expected)
+    planned = lampfast.report(model, pattern=pattern, dim=dim)
+    assert [it.kept for it in planned.layers] == [int(mask.sum()) for mask in expected.values()]
+    pruned = {name: pruned_copy(layer, expected[name]) for name, layer in model.items()}
+    assert lampfast.prune(model, pattern=pattern, dim=dim).to_dict() == planned.to_dict()
+    assert_same_memory(model, pruned)
+
+
+@given(st.data(), strategies.models(), sizes, strategies.cpus)
+def test_importances(data: st.DataObject, model: Model, m: int, cpu: CpuSettings) -> None:
+    model = _dimensional(model)
+    importance = data.draw(strategies.importances(model), "importance")
+    cpu.use()
+    expected = reference.group_masks(model, 1, m, 0, importance)
+    options: Any = {"pattern": f"1:{m}", "dim": 0, "importance": importance}
+    assert_same_masks(lampfast.masks(model, **options), expected)
+    pruned = {name: pruned_copy(layer, expected[name]) for name, layer in model.items()}
+    lampfast.prune(model, **options)
+    assert_same_memory(model, pruned)
+
+
+def _largest(magnitudes: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """Masks of groups along the last dimension, a multiple of m, by torch; of ties the later."""
+    groups = magnitudes.reshape(-1, m)
+    last = groups.flip(1).sort(dim=1, descending=True, stable=True).indices[:, :n]
+    mask = torch.zeros(groups.shape, dtype=torch.bool).scatter_(1, last, True)
+    return mask.flip(1).reshape(magnitudes.shape)
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 8), (8, 16), (2, 5), (40, 64)])
+def test_layers_of_many_chunks(dtype: torch.dtype, dim: int, n: int, m: int) -> None:
+    values = torch.randn(1280, 640).mul_(8).round_().to(dtype)  # with many ties
+    expected = _largest(values.float().abs().movedim(dim, -1), n, m).movedim(-1, dim)
+    for layer in (values, values.t().contiguous().t(), torch.stack([values, values], 2)[..., 1]):
+        kept = lampfast.masks([layer], pattern=f"{n}:{m}", dim=dim)["0"]
+        assert torch.equal(kept, expected)
+        pruned = layer.clone()
+        lampfast.prune([pruned], pattern=f"{n}:{m}", dim=dim)
+        zeros = torch.where(expected, layer.float(), torch.zeros(()))
+        assert torch.equal(pruned.float(), zeros)
+
+
+class _Conv1D(nn.Module):
+    """Stands in for transformers' linear layer with its weight transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 6))
+
+
+_Conv1D.__name__, _Conv1D.__module__ = "Conv1D", "transformers.pytorch_utils"
+
+
+@pytest.mark.parametrize(
+    ("module", "dim"),
+    [
+        (nn.Linear(8, 6), 1),
+        (nn.Conv2d(8, 6, 3), 1),
+        (nn.ConvTranspose2d(8, 6, 3), 0),
+        (_Conv1D(), 0),
+        (nn.LSTMCell(8, 6), 1),
+    ],
+)
+def test_groups_lie_along_a_layers_inputs(module: nn.Module, dim: int) -> None:
+    model = nn.Sequential(module)
+    found = lampfast.masks(model, pattern="2:4")
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if name in found}
+    assert_same_masks(found, reference.group_masks(weights, 2, 4, dim))
+
+
+class Experts(nn.Module):
+    """Experts as they multiply from the right, gate and up in one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_transposed = True
+        self.gate_up_proj = nn.Parameter(torch.randn(3, 8, 12))
+        self.down_proj = nn.Parameter(torch.randn(3, 6, 8))
+
+
+def test_transposed_experts_have_their_inputs_first() -> None:
+    model = nn.ModuleDict({"experts": Experts()})
+    kept = lampfast.masks(model, pattern="2:4")
+    gate_up, down = kept["experts.gate_up_proj"], kept["experts.down_proj"]
+    assert (gate_up.reshape(3, 2, 4, 12).sum(2) == 2).all()
+    assert (down[:, :4].sum(1) == 2).all()
+    assert (down[:, 4:].sum(1) == 1).all()
+
+
+def test_a_short_group_keeps_in_proportion_rounded_up() -> None:
+    model = [torch.arange(1.0, 8.0).reshape(1, 7)]
+    assert lampfast.masks(model, pattern="2:4")["0"].tolist() == [[0, 0, 1, 1, 0, 1, 1]]
+    assert lampfast.masks(model, pattern="1:5")["0"].tolist() == [[0, 0, 0, 0, 1, 0, 1]]
+    depthwise = nn.Conv2d(8, 8, 3, groups=8)  # each output has one input
+    assert lampfast.report(depthwise, pattern="2:4").sparsity == 0
+
+
+@given(st.data(), st.lists(st.integers(0, 40), min_size=1, max_size=6), sizes)
+def test_each_layer_gets_an_n_of_its_own(data: st.DataObject, numels: list[int], m: int) -> None:
+    assume(any(numels))
+    pruned = [data.draw(st.integers(0, numel)) for numel in numels]
+    total, kept = sum(numels), sum(numels) - sum(pruned)
+    if kept * m < total:
+        with pytest.raises(ValueError, match="less than one in a group"):
+            _patterns.kept_of(pruned, numels, m)
+        return
+    counts = _patterns.kept_of(pruned, numels, m)
+    shares = [
+        Fraction((numel - gone) * m, numel) if numel else Fraction(0)
+        for numel, gone in zip(numels, pruned, strict=True)
+    ]
+    # By definition: the floor, but one at least where any is kept; then up, largest rest first.
+    floors = [max(share.__floor__(), 1 if share else 0) for share in shares]
+    order = sorted(
+        (i for i, share in enumerate(shares) if share > floors[i]),
+        key=lambda i: floors[i] - shares[i],
+    )
+    reachable = [
+        [n + (i in order[:raised]) for i, n in enumerate(floors)]
+        for raised in range(len(order) + 1)
+    ]
+    asked = Fraction(kept * m)
+    far = [abs(sum(n * w for n, w in zip(it, numels, strict=True)) - asked) for it in reachable]
+    assert counts == reachable[far.index(min(far))]
+
+
+@pytest.mark.parametrize("method", ["lamp", "global", "uniform", "erk"])
+def test_a_method_chooses_n(method: Any) -> None:
+    model = {f"{i}": torch.randn(16, 32) * scale for i, scale in enumerate([1.0, 2.0, 0.1])}
+    model["1"][:, :24] *= 0.01
+    asked = lampfast.report(model, 0.6, method=method)
+    report = lampfast.report(model, 0.6, method=method, pattern=":8")
+    counts = _patterns.kept_of([it.numel - it.kept for it in asked.layers], [512] * 3, 8)
+    assert [it.kept for it in report.layers] == [n * 64 for n in counts]
+    masks = lampfast.masks(model, 0.6, method=method, pattern=":8")
+    for name, n in zip(model, counts, strict=True):
+        expected = reference.group_masks({name: model[name]}, n, 8, 1)
+        assert torch.equal(masks[name], expected[name])
+    assert abs(report.sparsity - 0.6) < 1 / 8
+
+
+def test_an_allocation_chooses_n() -> None:
+    model = {"a": torch.randn(8, 8), "b": torch.randn(8, 8)}
+    report = lampfast.report(model, method={"a": 0.5}, pattern=":8")
+    assert [it.kept for it in report.layers] == [32, 64]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"pattern": 4}, TypeError, ["pattern is a int", "'2:4'"]),
+        ({"pattern": "2-4"}, ValueError, ["'2-4'", "'n:m'"]),
+        ({"pattern": "5:4"}, ValueError, ["'5:4' is out of range"]),
+        ({"pattern": "0:4"}, ValueError, ["out of range"]),
+        ({"pattern": "1:65"}, ValueError, ["m is 2 to 64"]),
+        ({"pattern": ":1", "sparsity": 0.5}, ValueError, ["out of range"]),
+        ({"pattern": "2:4", "sparsity": 0.5}, TypeError, ["leave sparsity and method out", "':4'"]),
+        ({"pattern": "2:4", "method": "erk"}, TypeError, ["leave sparsity and method out"]),
+        ({"pattern": "2:4", "method": {"*": 0.5}}, TypeError, ["leave sparsity and method out"]),
+        ({"pattern": ":4"}, TypeError, ["sparsity is missing"]),
+        ({"pattern": ":4", "sparsity": 0.9}, ValueError, ["less than one in a group of 4"]),
+        ({"pattern": "2:4", "dim": 2}, ValueError, ["dim=2", "layer '0' of shape (4, 8)"]),
+        ({"pattern": "2:4", "dim": "in"}, TypeError, ["dim is a str"]),
+        ({"dim": 1, "sparsity": 0.5}, TypeError, ["there is no pattern"]),
+    ],
+)
+def test_what_is_no_pattern(
+    arguments: dict[str, Any], error: type[Exception], words: list[str]
+) -> None:
+    weight = torch.ones(4, 8)
+    for verb in VERBS:
+        with refused(error, *words, keeps=[weight]):
+            verb([weight], **arguments)
+
+
+def test_values_that_cannot_be_ranked() -> None:
+    weight = torch.randn(40, 8)
+    weight[7, 3] = torch.nan
+    for verb in VERBS:
+        for pattern in ("2:4", "3:5"):
+            with refused(ValueError, "layer '1'", "nan at index (7, 3)", keeps=[weight]):
+                verb([torch.ones(3, 3), weight], pattern=pattern)
+    with refused(ValueError, "layer '0' has no dimension", keeps=[weight]):
+        lampfast.prune([torch.ones(())], pattern="2:4")
+
+
+def test_zeros_are_kept_through_training() -> None:
+    model = nn.Linear(16, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    kept = lampfast.keep_zeros(model, optimizer)
+    lampfast.prune(model, pattern="2:4")
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+    assert (model.weight.reshape(8, 4, 4).count_nonzero(2) == 2).all()
+    kept.remove()
+
+
+def test_the_layout_that_torch_compresses() -> None:
+    """Each group of 4 has at most 2 that are not zero, whatever was zero before."""
+    weight = torch.randn(64, 128)
+    weight[torch.rand_like(weight) < 0.7] = 0
+    lampfast.prune([weight], pattern="2:4")
+    assert (weight.reshape(64, 32, 4).count_nonzero(2) <= 2).all()
