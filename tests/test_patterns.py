@@ -69,7 +69,7 @@ def _largest(magnitudes: torch.Tensor, n: int, m: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 8), (8, 16), (2, 5), (40, 64)])
-def test_layers_of_many_chunks(dtype: torch.dtype, dim: int, n: int, m: int) -> None:
+def test_large_layers(dtype: torch.dtype, dim: int, n: int, m: int) -> None:
     values = torch.randn(1280, 640).mul_(8).round_().to(dtype)  # with many ties
     expected = _largest(values.float().abs().movedim(dim, -1), n, m).movedim(-1, dim)
     for layer in (values, values.t().contiguous().t(), torch.stack([values, values], 2)[..., 1]):

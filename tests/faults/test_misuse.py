@@ -152,7 +152,13 @@ def _fc(net: Net, optimizer: SGD) -> Any:
 
 
 _CHOICE: dict[str, Any] = {"include": None, "exclude": None, "stacked": None}
-_PLAN: dict[str, Any] = {**_CHOICE, "method": "lamp", "importance": _importance}
+_PLAN: dict[str, Any] = {
+    **_CHOICE,
+    "method": "lamp",
+    "pattern": None,
+    "dim": None,
+    "importance": _importance,
+}
 
 
 def _pruner(net: Net, optimizer: SGD) -> lampfast.Pruner:
@@ -250,6 +256,8 @@ GOOD: dict[str, list[str]] = {
     "include": ["None"],
     "exclude": ["None", "[]", "()"],
     "stacked": ["None", "[]", "()"],
+    "pattern": ["None"],
+    "dim": ["None"],
     "leave": ["None", "[]", "()"],
     "importance": ["None"],
     "importance_scores": ["None", "{}"],
