@@ -296,6 +296,8 @@ class GpuBackend : public Backend {
   void prepare_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) override {
     launches_.clear();
     boxes_ = boxes(ids, patterns);
+    const DeviceGuard guard(device_);
+    for (const std::size_t id : ids) load_zero_groups(layers_[id], targets_[id]);
   }
 
   std::vector<LayerStats> stats(const LayerIds& ids) override {

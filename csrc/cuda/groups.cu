@@ -112,4 +112,12 @@ void zero_groups(const GroupBox& box, const Layer& layer, const Layer& target,
   });
 }
 
+void load_zero_groups(const Layer& layer, const Layer& target) {
+  with_format(layer.dtype, [&](auto format) {
+    with_key(item_size(target.dtype), [&](auto key) {
+      load("keep_in_groups", keep_in_groups<decltype(format), decltype(key), false>);
+    });
+  });
+}
+
 }  // namespace lampfast::cuda

@@ -87,6 +87,7 @@ void sum_exactly(const Launch& launch, unsigned long long* digits);
 // Zeroes all but the largest elements of each group, or writes the masks that keep them. They need
 // no works and no device memory.
 void zero_groups(const GroupBox& box, const Layer& layer, const Layer& target, cudaStream_t stream);
+void load_zero_groups(const Layer& layer, const Layer& target);  // as load_commit
 void mask_groups(const GroupBox& box, const Layer& layer, const Layer& mask, cudaStream_t stream);
 
 // As Backend::pack and apply_packed_masks. They need no works and no device memory.
