@@ -232,8 +232,12 @@ const HostBackend::Read* HostBackend::useful_read(std::size_t id,
 void HostBackend::prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                           const MaskSink& masks) {
   const std::vector<Chunk> wholes = whole(layers_, ids);
-  pending_ = {cut(wholes), total_size(wholes), &thresholds, masks,
-              std::vector<PendingLayer>(layers_.size()), {}};
+  pending_ = {cut(wholes),
+              total_size(wholes),
+              &thresholds,
+              masks,
+              std::vector<PendingLayer>(layers_.size()),
+              {}};
   for (const std::size_t id : ids) {
     const Layer& layer = layers_[id];
     const Read* read = useful_read(id, thresholds[id]);
