@@ -5,16 +5,22 @@ schedule-free optimizers write weights in eval() and train() too. There the meth
 optimizer are replaced by ones that call the function at their end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import MethodType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch.optim import Optimizer
 
 After: TypeAlias = Callable[[Optimizer], None]
 Undo: TypeAlias = Callable[[], None]
+
+_HANDING_ON = {  # classes of trainers, which lampfast does not import, with their packages
+    "AcceleratedOptimizer": ("accelerate",),
+    "LightningOptimizer": ("lightning", "pytorch_lightning"),
+    "_FabricOptimizer": ("lightning", "lightning_fabric"),
+}
 
 
 def after_writes(optimizer: Optimizer, call: After) -> list[Undo]:
@@ -36,10 +42,41 @@ def after_writes(optimizer: Optimizer, call: After) -> list[Undo]:
     return undo
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that writes, where a trainer's class around it only hands its steps on.
+
+    An inner one whose step torch's hooks do not know of stays wrapped: accelerate and a GradScaler
+    put its method back, and with it undo what `after_writes` has done to it.
+    """
+    if not any(_is_from(optimizer, name) for name in _HANDING_ON):
+        return optimizer
+    inner = unwrapped(cast(Any, optimizer).optimizer)
+    return inner if has_hooked_step(inner) else optimizer
+
+
+def accumulation(optimizers: Optimizer | Sequence[Optimizer]) -> Callable[[], bool]:
+    """What tells whether steps are left out now, as accelerate does while gradients accumulate."""
+    given = optimizers if isinstance(optimizers, Sequence) else [optimizers]
+    states = [
+        cast(Any, optimizer).gradient_state
+        for optimizer in given
+        if _is_from(optimizer, "AcceleratedOptimizer")
+    ]
+    return lambda: any(not state.sync_gradients for state in states)
+
+
 def has_hooked_step(optimizer: Optimizer) -> bool:
     """Whether torch calls hooks after the step of an optimizer, as it does where it set it up."""
     has_hooks = hasattr(optimizer, "_optimizer_step_post_hooks")
     return has_hooks and getattr(type(optimizer).step, "hooked", False)
+
+
+def _is_from(optimizer: Optimizer, name: str) -> bool:
+    """Whether an optimizer is an instance of the class of that name in `_HANDING_ON`."""
+    return any(
+        base.__name__ == name and base.__module__.partition(".")[0] in _HANDING_ON[name]
+        for base in type(optimizer).__mro__
+    )
 
 
 def _as_hook(call: After) -> Callable[[Optimizer, Any, Any], None]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lampfast import _arguments, methods, parameters
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers
-from lampfast._training import replicas, zeros
+from lampfast._training import hooks, replicas, zeros
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
 from lampfast.pruning import masks, pruned, report
@@ -45,7 +45,9 @@ class Pruner:
 
     Call `step` once after every `optimizer.step()`: where gradients are accumulated that is once
     per accumulated batch, with several optimizers once after all of them. A step that a
-    GradScaler skips counts. Schedulers of learning rates may step before or after.
+    GradScaler skips counts; one that an optimizer of accelerate leaves out while gradients
+    accumulate does not, so that `step` may follow it at every batch. Schedulers of learning rates
+    may step before or after.
 
     Where torch.distributed runs several ranks, all of them make a Pruner of the same model and
     step it together. At each look at the schedule they exchange what they are about to do, and
@@ -58,7 +60,8 @@ class Pruner:
 
     Args:
         model: As for `lampfast.prune`.
-        optimizers: The optimizer that trains the layers, or a sequence of several.
+        optimizers: The optimizer that trains the layers, or a sequence of several; those that
+            accelerate has prepared, too.
         schedule: Gives the sparsity, a fraction 0.0 to 1.0, for the number of steps done, counted
             from 1: one of `lampfast.schedules`, or any callable that never goes down. An int is
             no count of weights here: 0 is 0.0 and 1 is 1.0.
@@ -105,6 +108,7 @@ class Pruner:
         self._empty = _all_zero(self.report)
         self._shapes = {name: layer.shape for name, layer in self._layers.items()}
         self._zeros = zeros.held(found, optimizers)
+        self._is_accumulating = hooks.accumulation(optimizers)
         self._removed = False
 
     @property
@@ -158,6 +162,8 @@ class Pruner:
         """
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
+        if self._is_accumulating():
+            return
         if self._step == 0:  # in a resumed run a layer may rightly have been pruned to nothing
             self._warn_of_empty_layers()
         step = self._step + 1

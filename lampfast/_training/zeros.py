@@ -77,8 +77,9 @@ def keep_zeros(
             restores the zeros of the layers in the memory of its parameters at that time, those
             that were added to it later too; so do eval() and train() of schedule-free optimizers.
             What wraps an optimizer and writes weights itself, as Lookahead does, is passed in that
-            one's place. A step of an optimizer that is made anew restores them too, for as long as
-            the handle, or one of these optimizers, is held on to, but not what a wrapper of it
+            one's place; of what only hands steps on, as accelerate's and Lightning's wrappers do,
+            either will do. A step of an optimizer that is made anew restores them too, for as long
+            as the handle, or one of these optimizers, is held on to, but not what a wrapper of it
             writes: see `KeptZeros.restore`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
@@ -379,7 +380,7 @@ def _checked(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
                 f"optimizers has a {type(optimizer).__name__} at position {position}; pass "
                 "instances of torch.optim.Optimizer, or of what wraps one and has its param_groups"
             )
-    return list(dict.fromkeys(given))
+    return list(dict.fromkeys(map(hooks.unwrapped, given)))
 
 
 def _is_optimizer(given: object) -> TypeGuard[Optimizer]:
