@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import TypeAlias, cast
 from weakref import WeakSet
 
 import torch
@@ -53,11 +53,16 @@ class KeptLayer:
         return views.layers({self.view.name: self.weight}, write=True)[0]
 
 
+# A copy of a layer, a view of it as it is now, and the mask that it is to have.
+_Fresh: TypeAlias = tuple[KeptLayer, View, torch.Tensor]
+
+
 class KeptLayers:
     """All layers whose zeros are kept together; a listener of `changes`.
 
     A hook on each of the given optimizers calls `restore` after its steps. What other optimizers do
-    comes through `stepped`, and what `lampfast.prune` does through `pruned`.
+    comes through `stepped`, and what `lampfast.prune` does through `pruned`. Copies of layers have
+    their masks, and get their zeros whenever the layers do.
     """
 
     def __init__(
@@ -66,9 +71,14 @@ class KeptLayers:
         optimizers: Iterable[Optimizer] = (),
         trained: TrainedLayers | None = None,
         partial: Mapping[str, Stack] | None = None,
+        copies: Sequence[Sequence[View]] = (),
     ) -> None:
         self._partial = partial or {}  # stacks of which only some slices are layers
         self.layers = self._recorded(layers)
+        self._copies = [
+            [KeptLayer(view, packed_masks.carried(layer.view, layer.mask, view)) for view in views]
+            for layer, views in zip(self.layers, copies, strict=bool(copies))
+        ]
         self.all_zero = [i for i, layer in enumerate(self.layers) if layer.is_all_zero()]
         self._optimizers = WeakSet(optimizers)
         self._trained = trained or TrainedLayers(layers)
@@ -94,12 +104,18 @@ class KeptLayers:
         view, weight = self.layers[position].view, self.layers[position].weight
         if remaining is None:
             remaining = torch.ones(view.shape, dtype=torch.bool, device=weight.device)
-        self.layers[position] = KeptLayer(view, packed_masks.from_bools(view, remaining))
+        layer = KeptLayer(view, packed_masks.from_bools(view, remaining))
+        copies = self._copies_for([position], [layer])
+        self.layers[position] = layer
+        _set(copies)
         self._free.add(position)
 
     def update(self) -> None:
         """Record what is zero now in all layers."""
-        self.layers = self._recorded([layer.now() for layer in self.layers])
+        layers = self._recorded([layer.now() for layer in self.layers])
+        copies = self._copies_for(range(len(layers)), layers)
+        self.layers = layers
+        _zero(copies)
         self._free.clear()
         self._behind.clear()
 
@@ -137,11 +153,15 @@ class KeptLayers:
                 current[i] = layer.now()
         positions = list(current)
         touched = [positions[j] for j in views.sharing(list(current.values()), layers)]
-        fresh = self._recorded([current[i] for i in touched])
-        for i, layer in zip(touched, fresh, strict=True):
+        fresh = dict(zip(touched, self._recorded([current[i] for i in touched]), strict=True))
+        for i, layer in list(fresh.items()):
             is_unpruned = layer.view.name in unpruned or i in self._free
-            if not (is_unpruned and layer.is_all_zero()):
-                self.layers[i] = layer
+            if is_unpruned and layer.is_all_zero():
+                del fresh[i]
+        copies = self._copies_for(list(fresh), list(fresh.values()))
+        for i, layer in fresh.items():
+            self.layers[i] = layer
+        _zero(copies)
         for each in noted:
             self._behind.pop(each, None)  # another thread may have done the same
 
@@ -160,14 +180,36 @@ class KeptLayers:
         """
         trained = self._trained.of(optimizer)
         # A step changes only what has a gradient, so backward through the others stays valid.
-        changed = (tensor for tensor in trained.tensors if tensor.grad is not None)
-        _restore([self.layers[i] for i in trained.positions], changed)
+        changed = [tensor for tensor in trained.tensors if tensor.grad is not None]
+        layers = [self.layers[i] for i in trained.positions]
+        copies = self._copies_at(trained.positions)
+        _restore([*layers, *copies], [*changed, *(copy.weight for copy in copies)])
         if self._free:
             self._free -= {i for i in self._free if not is_zero(self.layers[i].weight)}
 
     def restore_all(self) -> None:
-        """Restore the zeros of all layers, whoever has written to them."""
-        _restore(self.layers, (layer.weight for layer in self.layers))
+        """Restore the zeros of all layers and of their copies, whoever has written to them."""
+        layers = [*self.layers, *self._copies_at(range(len(self.layers)))]
+        _restore(layers, [layer.weight for layer in layers])
+
+    def restore_copies(self) -> None:
+        """Restore the zeros of the copies of all layers."""
+        copies = self._copies_at(range(len(self.layers)))
+        _restore(copies, [copy.weight for copy in copies])
+
+    def _copies_at(self, positions: Iterable[int]) -> list[KeptLayer]:
+        """The copies of the layers at some positions."""
+        return [copy for i in positions for copy in self._copies[i]] if self._copies else []
+
+    def _copies_for(self, positions: Sequence[int], layers: Sequence[KeptLayer]) -> list[_Fresh]:
+        """What the copies of layers are to have when layers get new masks; nothing is changed."""
+        if not self._copies:
+            return []
+        return [
+            (copy, now := _alike(copy, layer), packed_masks.carried(layer.view, layer.mask, now))
+            for i, layer in zip(positions, layers, strict=True)
+            for copy in self._copies[i]
+        ]
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Restore the zeros that an optimizer without the hook, made later, has changed."""
@@ -195,9 +237,11 @@ class KeptLayers:
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         layers = [self._kept(view, mask) for view, mask in zip(current, masks, strict=True)]
+        copies = self._copies_for(range(len(layers)), layers)
         changes.mark(view.weight for view in current)
         packed_masks.apply(current, [layer.mask for layer in layers])
         self.layers = layers
+        _zero(copies)
         self._free.clear()
         self._behind.clear()
 
@@ -205,6 +249,32 @@ class KeptLayers:
 def is_zero(weight: torch.Tensor) -> bool:
     """Whether all of a tensor's values are zero."""
     return not (views.as_integers(weight) << 1).any()
+
+
+def _set(copies: Sequence[_Fresh]) -> None:
+    """Give copies of layers their new masks."""
+    for copy, now, mask in copies:
+        copy.set(now, mask)
+
+
+def _zero(copies: Sequence[_Fresh]) -> None:
+    """Give copies of layers their new masks, and zero what these do not keep."""
+    if copies:
+        changes.mark(now.weight for _, now, _ in copies)
+        packed_masks.apply([now for _, now, _ in copies], [mask for _, _, mask in copies])
+        _set(copies)
+
+
+def _alike(copy: KeptLayer, layer: KeptLayer) -> View:
+    """A view of a copy as it is now, if it has the shape of its layer."""
+    now, shape = copy.now(), layer.view.shape
+    if now.weight.shape != shape:
+        raise ValueError(
+            f"{now.name} has shape {tuple(now.weight.shape)} now, and layer {layer.view.name!r} "
+            f"has shape {tuple(shape)}; remove() the handle that keep_zeros returned, and pass it "
+            "copies of the model as it is"
+        )
+    return now
 
 
 def _restore(layers: Sequence[KeptLayer], changed: Iterable[torch.Tensor]) -> None:

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lampfast import _arguments, methods, parameters
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers
-from lampfast._training import hooks, replicas, zeros
+from lampfast._training import averages, hooks, replicas, zeros
+from lampfast._training.averages import Copies
 from lampfast.methods import Method
 from lampfast.parameters import Model, Patterns
 from lampfast.pruning import masks, pruned, report
@@ -72,6 +73,7 @@ class Pruner:
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`.
+        copies: As for `lampfast.keep_zeros`: averages of the model, which are pruned with it.
         process_group: The ranks that hold replicas of the model; None for all ranks. A rank with a
             model of its own passes a group of itself alone.
 
@@ -92,6 +94,7 @@ class Pruner:
         include: Patterns = None,
         exclude: Patterns = None,
         stacked: Patterns = None,
+        copies: Copies = None,
         process_group: replicas.Group = None,
     ) -> None:
         self._schedule = _arguments.schedule(schedule)
@@ -102,14 +105,16 @@ class Pruner:
         self._method = method
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
         found = parameters.find(model, **self._choice).layers
+        averages.warn_of_those_inside(model, found.wholes)
         self._layers: dict[str, Any] = found.wholes
         self._step = 0
         self._history: list[tuple[int, float]] = []
         self._empty = _all_zero(self.report)
         self._shapes = {name: layer.shape for name, layer in self._layers.items()}
-        self._zeros = zeros.held(found, optimizers)
+        self._zeros = zeros.held(found, optimizers, copies)
         self._is_accumulating = hooks.accumulation(optimizers)
         self._removed = False
+        self._zeros._kept.restore_copies()
 
     @property
     def report(self) -> Report:

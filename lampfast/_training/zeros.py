@@ -20,7 +20,8 @@ from lampfast._engine import changes, tracing, views
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
-from lampfast._training import hooks, known
+from lampfast._training import averages, hooks, known
+from lampfast._training.averages import Copies
 from lampfast._training.kept_layers import KeptLayers, is_zero
 from lampfast._training.trained import TrainedLayers
 from lampfast.parameters import Model, Patterns
@@ -42,6 +43,7 @@ def keep_zeros(
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
+    copies: Copies = None,
 ) -> KeptZeros:
     """Keep the weights that are zero now at zero through every step of the optimizers.
 
@@ -84,34 +86,51 @@ def keep_zeros(
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`. Masks go by parameter, with the zeros of all its slices.
+        copies: A module that is a copy of the model, such as its average in an AveragedModel or
+            timm's ModelEma, or a list of such: their zeros are the model's. They get them at once
+            and at every step, pruning and `restore`, in one more pass over each copy, which is a
+            small part of what it takes to average. An average of weights that are zero is zero, so
+            it makes no difference when it is updated. Layers are found by their names behind those
+            of wrappers. For other copies pass a mapping of names to tensors, which may hold some of
+            the layers only, as `dict(zip(names, ema.shadow_params))`.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
-        on to it, too. Copies of the model are not watched, nor are parameters that take the place
-        of others.
+        on to it, too. Other copies of the model are not watched, nor are parameters that take the
+        place of others.
 
     Raises:
         TypeError: An optimizer is not a torch.optim.Optimizer nor used as one, a layer is a numpy
             array, or the model or a layer has a type, dtype or layout that is not pruned.
         ValueError: The optimizers have none of the layers, unless all are frozen parameters; a
-            layer that requires a gradient is in none of them, a pattern matches nothing, or a layer
-            cannot be written.
+            layer that requires a gradient is in none of them, a pattern matches nothing, a layer
+            cannot be written; or a copy lacks a layer, has it in another shape, or is no copy, as
+            it shares memory with the model.
     """
     found = parameters.find(model, include, exclude, stacked).layers
-    kept = held(found, optimizers)
+    averages.warn_of_those_inside(model, found.wholes)
+    kept = held(found, optimizers, copies)
     try:
         _judge_all_zero(kept._kept, found)
+        kept._kept.restore_copies()
     except BaseException:  # a warning that is made an error, say
         kept.remove()
         raise
     return kept
 
 
-def held(found: Layers, optimizers: Optimizer | Sequence[Optimizer]) -> KeptZeros:
-    """What `keep_zeros` returns, for a model's layers; what is all zero is held without a word."""
+def held(
+    found: Layers, optimizers: Optimizer | Sequence[Optimizer], copies: Copies = None
+) -> KeptZeros:
+    """What `keep_zeros` returns, for a model's layers; what is all zero is held without a word.
+
+    The copies get their zeros with the next change, or by `restore_copies`.
+    """
     given = _checked(optimizers)
     layers = views.layers(found.wholes, write=True)
-    return KeptZeros(layers, given, _checked_trained(layers, given), found.partial())
+    trained = _checked_trained(layers, given)
+    of_copies = averages.layers(copies, layers, found.wholes)
+    return KeptZeros(layers, given, trained, found.partial(), of_copies)
 
 
 def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
@@ -194,8 +213,9 @@ class KeptZeros:
         optimizers: Sequence[Optimizer],
         trained: TrainedLayers,
         partly: Mapping[str, Stack],
+        copies: Sequence[Sequence[View]] = (),
     ) -> None:
-        self._kept = KeptLayers(layers, optimizers, trained, partly)
+        self._kept = KeptLayers(layers, optimizers, trained, partly, copies)
         self._hooks = [
             undo
             for optimizer in optimizers
