@@ -14,6 +14,7 @@ from typing import TypeAlias, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lampfast._engine import views
 from lampfast._engine.views import View, Weight
@@ -130,7 +131,7 @@ def _memory(weight: Weight) -> object:
     tensor = cast(torch.Tensor, weight)
     try:
         return tensor.untyped_storage()._cdata, tensor.storage_offset()
-    except RuntimeError:  # it has no memory, which is told when it is viewed
+    except (RuntimeError, ValueError):  # it has no memory, which is told when it is viewed
         return id(tensor)
 
 
@@ -162,6 +163,9 @@ def _of_copy(
 
 def _tensors(copy: Copy) -> dict[str, torch.Tensor]:
     if isinstance(copy, Mapping):
+        for key in copy:
+            if not isinstance(key, str):
+                raise TypeError(f"copies has the key {key!r}; a layer's name is a str")
         return dict(copy)
     return dict(copy.named_parameters(remove_duplicate=False))
 
@@ -169,7 +173,7 @@ def _tensors(copy: Copy) -> dict[str, torch.Tensor]:
 def _check_same_shape(full_name: str, tensor: object, name: str, original: View) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{full_name} is a {type(tensor).__name__}; pass a torch tensor")
-    if tensor.shape != original.shape:
+    if not is_lazy(tensor) and tensor.shape != original.shape:
         raise ValueError(
             f"{full_name} has shape {tuple(tensor.shape)}, layer {name!r} has shape "
             f"{tuple(original.shape)}; {_WAY_OUT}"

@@ -181,7 +181,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         **_CHOICE,
     ),
     "keep_zeros": _call(
-        _plain(lampfast.keep_zeros), model=_model, optimizers=_optimizer, **_CHOICE
+        _plain(lampfast.keep_zeros), model=_model, optimizers=_optimizer, copies=None, **_CHOICE
     ),
     "KeptZeros.update": _call(lambda net, o: lampfast.keep_zeros(net, o).update, masks=_masks),
     "KeptZeros.load_state_dict": _call(
@@ -195,6 +195,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         schedule=lambda *_: schedules.constant(0.5),
         every=1,
         method="lamp",
+        copies=None,
         process_group=None,
         **_CHOICE,
     ),
@@ -259,6 +260,7 @@ GOOD: dict[str, list[str]] = {
     "pattern": ["None"],
     "dim": ["None"],
     "leave": ["None", "[]", "()"],
+    "copies": ["None", "[]", "()"],
     "importance": ["None"],
     "importance_scores": ["None", "{}"],
     "out": ["None"],
