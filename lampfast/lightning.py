@@ -3,10 +3,15 @@
 Needs the extra `lightning`.
 """
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from torch import nn
+
 from lampfast import _extras
+from lampfast._training import averages
 from lampfast._training.callbacks import PrunerCallback
 
 with _extras.needed("lampfast.lightning", "lightning", "lightning", "pytorch_lightning"):
@@ -15,6 +20,8 @@ with _extras.needed("lampfast.lightning", "lightning", "lightning", "pytorch_lig
 
 _Trainer: TypeAlias = lightning.pytorch.Trainer | pytorch_lightning.Trainer
 _Module: TypeAlias = lightning.pytorch.LightningModule | pytorch_lightning.LightningModule
+
+_LIKE_AN_AVERAGE = re.compile(r"ema(?![a-z])|EMA|[Ss]wa|SWA|[Aa]verag|[Ss]hadow")
 
 
 class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightning.Callback):
@@ -42,6 +49,16 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
         include: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`. Several callbacks may each prune layers of their own.
+        copies: As for `lampfast.keep_zeros`: averages of the model, which are pruned with it; or a
+            function that gives them when training starts. Those of Lightning's WeightAveraging,
+            EMAWeightAveraging and StochasticWeightAveraging, and each AveragedModel or ModelEma
+            that is there by then in an attribute of another callback, are pruned with it anyhow, in
+            whichever order the callbacks are; a warning names what else looks like one.
+        rewind: What the weights that remain go back to after each pruning, as by `lampfast.rewind`:
+            "initial" for their values when the training began, or a state_dict of the model. So
+            does all else in the model; the state of optimizers goes back to what it was when the
+            training began, which is none for most. Learning rates go on, and so do averages.
+            Checkpoints hold the initial values, but not a state_dict, which is given again.
 
     Attributes:
         pruner: The `lampfast.Pruner` of this fit, made when training starts, or of the last one,
@@ -50,10 +67,12 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
     Raises:
         ModuleNotFoundError: On import: Lightning is not installed.
         TypeError: When training starts or the model is pruned, as `lampfast.Pruner` does.
-        ValueError: As TypeError.
+        ValueError: As TypeError; or a training goes on from a checkpoint without the initial values
+            that are to be rewound to.
     """
 
     _saved: Mapping[str, Any] | None = None
+    _has_looked = False  # for averages, in this fit
 
     @property
     def state_key(self) -> str:
@@ -63,7 +82,7 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs: the Pruner's state, or what it was at the end of the fit."""
         if self._running is not None:
-            return self._running.state_dict()
+            return self._state(self._running)
         return dict(self._saved or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -74,17 +93,22 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
         """Prune no more and leave no hook behind, as Lightning does itself after a fit."""
         try:
             if self._running is not None:
-                self._saved = self._running.state_dict()  # checkpoints may still be saved
+                self._saved = self._state(self._running)  # checkpoints may still be saved
         finally:
             super().remove()
 
     def on_train_start(self, trainer: _Trainer, pl_module: _Module) -> None:
         """Make the Pruner: by now all that a checkpoint holds has been restored."""
-        self._start(pl_module, trainer.optimizers, trainer.global_step, self._saved)
+        seen = list(self._averages(trainer, pl_module))
+        self._start(pl_module, trainer.optimizers, trainer.global_step, self._saved, seen)
+        self._has_looked = False
 
     def on_train_batch_end(self, trainer: _Trainer, pl_module: _Module, *_: Any) -> None:
         """Count the batch's optimizer steps, if it had any, and prune if it is time."""
         self._advance(trainer.global_step)
+        if not self._has_looked:  # by now other callbacks have made their averages
+            self._has_looked = True
+            self._warn_of_averages(trainer, pl_module)
         if not trainer.barebones:
             # Without a batch size, Lightning may search the batch for one.
             pl_module.log("sparsity", self._sparsity(), batch_size=1)
@@ -96,3 +120,36 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
     def teardown(self, trainer: _Trainer, pl_module: _Module, stage: str) -> None:
         """Leave no hooks behind."""
         self.remove()
+
+    def _averages(self, trainer: _Trainer, pl_module: _Module) -> Iterator[nn.Module]:
+        """The averages of the model that other callbacks update."""
+        for _, name, value in self._held_by_others(trainer):
+            is_known = averages.is_average(value) or name == "_average_model"
+            if is_known and averages.is_copy(value, pl_module, self._choice):
+                yield value
+
+    def _warn_of_averages(self, trainer: _Trainer, pl_module: _Module) -> None:
+        """Warn of what looks like an average of the model and is not pruned with it."""
+        if self._running is None:
+            return
+        followed = self._running._zeros._kept.copied()
+        for callback, name, value in self._held_by_others(trainer):
+            cls = type(callback).__name__
+            looks_like_one = averages.is_average(value) or (
+                _LIKE_AN_AVERAGE.search(f"{cls}.{name}")
+                and averages.is_copy(value, pl_module, self._choice)
+            )
+            if looks_like_one and not averages.has_any(value, followed):
+                warnings.warn(
+                    f"{cls} has what looks like an average of the model in its attribute {name!r}, "
+                    "which does not get the model's zeros; pass it as copies= to PruningCallback, "
+                    "or a function that returns it when training starts",
+                    stacklevel=2,
+                )
+
+    def _held_by_others(self, trainer: _Trainer) -> Iterator[tuple[object, str, Any]]:
+        """The other callbacks, and what they have in their attributes, by name."""
+        for callback in trainer.callbacks:
+            if callback is not self:
+                for name, value in list(vars(callback).items()):
+                    yield callback, name, value

@@ -46,6 +46,14 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         include: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`. Several callbacks may each prune layers of their own.
+        copies: As for `lampfast.keep_zeros`: averages of the model, which are pruned with it; or a
+            function that gives them when training begins. The Trainer tells a callback of no other
+            one, so that none is found by itself.
+        rewind: What the weights that remain go back to after each pruning, as by `lampfast.rewind`:
+            "initial" for their values when the training began, or a state_dict of the model. So
+            does all else in the model; the optimizer's state goes back to what it was when the
+            training began, which is none for most, and learning rates go on. Checkpoints hold the
+            initial values, in optimizer.pt, but not a state_dict, which is given again.
 
     Attributes:
         pruner: The `lampfast.Pruner` of this training, made when it begins, or of the last one,
@@ -54,7 +62,8 @@ class PruningCallback(PrunerCallback, TrainerCallback):
     Raises:
         ModuleNotFoundError: On import: transformers or accelerate is not installed.
         TypeError: When training begins or the model is pruned, as `lampfast.Pruner` does.
-        ValueError: As TypeError.
+        ValueError: As TypeError; or a training goes on from a checkpoint without the initial values
+            that are to be rewound to.
     """
 
     _saving: RemovableHandle | None = None
@@ -118,4 +127,4 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         from it. Of what is in its state, the groups are handed through as they are.
         """
         assert self._running is not None
-        state_dict["param_groups"][0][self._key] = self._running.state_dict()
+        state_dict["param_groups"][0][self._key] = self._state(self._running)

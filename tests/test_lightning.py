@@ -298,6 +298,154 @@ def test_callbacks_for_layers_of_their_own(tmp_path: Path) -> None:
     _assert_same(resumed.state_dict(), module.state_dict())
 
 
+def _initial(module: Any) -> Any:
+    """The initial values of a module's weights where they remain, and of all else."""
+    initial = _network().state_dict()
+    for i in (0, 2):
+        initial[f"{i}.weight"][module.network[i].weight == 0] = 0.0
+    return initial
+
+
+class _AtPruning(Callback):
+    """Last of all, looks at the module and its optimizer after each pruning."""
+
+    def __init__(self, pruning: PruningCallback, choose: Any = _initial) -> None:
+        self._pruning, self._choose, self.seen = pruning, choose, 0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if len(_steps(self._pruning)) > self.seen:
+            self.seen += 1
+            _assert_same(module.network.state_dict(), self._choose(module))
+            assert not any(trainer.optimizers[0].state.values())
+
+
+def test_each_pruning_rewinds_to_the_initial_values() -> None:
+    pruning = PruningCallback(SCHEDULE, every=EVERY, rewind="initial")
+    watch = _AtPruning(pruning)
+    module = _fit(_module(), _trainer(pruning, watch, max_epochs=4))
+    assert _steps(pruning) == [5, 10, 15, 20]
+    assert watch.seen == 4
+
+    plain = _Plain()
+    optimizer = _optimizer(plain.network.parameters())
+    for step, batch in enumerate(4 * _batches(), 1):
+        _loss(plain.network, batch).backward()
+        optimizer.step()
+        plain.keep()
+        plain.prune()
+        optimizer.zero_grad()
+        if step % EVERY == 0:
+            plain.network.load_state_dict(_network().state_dict())
+            plain.keep()
+            optimizer = _optimizer(plain.network.parameters())
+    _assert_same(module.network.state_dict(), plain.network.state_dict())
+
+
+def test_rewinding_to_a_given_state_leaves_learning_rates() -> None:
+    torch.manual_seed(1)
+    given = {
+        f"network.{name}": torch.randn_like(it) for name, it in _network().state_dict().items()
+    }
+
+    def choose(module: Any) -> Any:
+        values = {name.removeprefix("network."): it.clone() for name, it in given.items()}
+        for i in (0, 2):
+            values[f"{i}.weight"][module.network[i].weight == 0] = 0.0
+        return values
+
+    class Decaying(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["lr"] *= 0.5
+
+    pruning = PruningCallback(SCHEDULE, every=EVERY, rewind=given)
+    watch = _AtPruning(pruning, choose)
+    trainer = _trainer(pruning, watch, Decaying(), max_epochs=2)
+    _fit(_module(), trainer)
+    assert watch.seen == 2
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1 * 0.5**12
+
+
+@pytest.mark.parametrize("saved", [6, 12])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_resumed_fit_rewinds_to_the_same_values(given: bool, saved: int, tmp_path: Path) -> None:
+    def pruning() -> PruningCallback:
+        rewind: Any = _module().state_dict() if given else "initial"
+        return PruningCallback(SCHEDULE, every=EVERY, rewind=rewind)
+
+    module = _fit(_module(), _trainer(pruning(), _saving(tmp_path)))
+    checkpoint = torch.load(tmp_path / f"step={saved}.ckpt", weights_only=True)
+    start = checkpoint["callbacks"][pruning().state_key]["start"]
+    assert start.keys() == ({"optimizers"} if given else {"optimizers", "model"})
+    other = _module()
+    other.network[0].weight.data.fill_(7.0)  # its own initial values are none
+    trainer = _trainer(pruning(), _saving(tmp_path))
+    resumed = _fit(other, trainer, ckpt_path=tmp_path / f"step={saved}.ckpt")
+    _assert_same(resumed.state_dict(), module.state_dict())
+
+
+@pytest.mark.parametrize("how", ["without the callback", "without rewinding", "given a state"])
+def test_initial_values_that_are_missing(how: str, tmp_path: Path) -> None:
+    state = _module().state_dict() if how == "given a state" else None
+    before = PruningCallback(SCHEDULE, every=EVERY, rewind=state)
+    trainer = _trainer(*[] if how == "without the callback" else [before], max_epochs=2)
+    _fit(_module(), trainer)
+    trainer.save_checkpoint(tmp_path / "without.ckpt")
+    trainer = _trainer(PruningCallback(SCHEDULE, rewind="initial"))
+    with pytest.raises(ValueError, match=r"from step 12 .*rewind=state_dict"):
+        _fit(_module(), trainer, ckpt_path=tmp_path / "without.ckpt")
+    assert _hooks(trainer) == 0
+
+    given = PruningCallback(SCHEDULE, every=EVERY, rewind=_module().state_dict())
+    watch = _AtPruning(given)
+    watch.seen = 0 if how == "without the callback" else 2  # those that the state tells of
+    _fit(_module(), _trainer(given, watch), ckpt_path=tmp_path / "without.ckpt")
+    assert _steps(given)[-1] == 15
+    assert watch.seen == len(_steps(given))
+
+
+def test_a_rewinding_leaves_the_zeros_of_other_callbacks() -> None:
+    first = PruningCallback(
+        schedules.linear(0.5, 10), every=EVERY, include="network.0.weight", rewind="initial"
+    )
+    second = PruningCallback(
+        schedules.linear(0.8, 10), every=EVERY, include="network.2.weight", rewind="initial"
+    )
+    watch = _AtPruning(second)
+    module = _fit(_module(), _trainer(first, second, watch))
+    assert watch.seen == 2
+    assert [layer.kept for layer in lampfast.report(module).layers] == [64, 13]
+
+
+@pytest.mark.parametrize(
+    ("rewind", "error", "match"),
+    [("first", ValueError, "rewind is 'first'"), (3, TypeError, "rewind is a int")],
+)
+def test_what_cannot_be_rewound_to(rewind: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        PruningCallback(SCHEDULE, rewind=rewind)
+    pruning = PruningCallback(SCHEDULE, rewind={"no.such": torch.ones(2)})
+    trainer = _trainer(pruning)
+    with pytest.raises(ValueError, match=r"saved_state does not fit"):
+        _fit(_module(), trainer)
+    assert _hooks(trainer) == 0
+
+
+def test_an_optimizer_with_a_state_from_the_start() -> None:
+    class Module(type(_module())):  # type: ignore[misc]
+        """Its optimizer has sums before the first step."""
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adagrad(self.parameters(), 0.1, initial_accumulator_value=0.5)
+
+    pruning = PruningCallback(schedules.constant(0.5, start=6), every=6, rewind="initial")
+    trainer = _trainer(pruning, max_epochs=1)
+    module = _fit(Module(), trainer)
+    _assert_same(module.network.state_dict(), _initial(module))
+    for state in trainer.optimizers[0].state.values():
+        assert state["step"] == 0
+        assert (state["sum"] == 0.5).all()
+
+
 def test_the_same_callback_again() -> None:
     pruning = PruningCallback(SCHEDULE, every=EVERY)
     trainer = _trainer(pruning, max_epochs=2)

@@ -16,14 +16,38 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lampfast import parameters
 from lampfast._engine import views
 from lampfast._engine.views import View, Weight
+from lampfast.parameters import Patterns
 
 Copy: TypeAlias = nn.Module | Mapping[str, torch.Tensor]
 Copies: TypeAlias = Copy | Sequence[Copy] | Sequence[torch.Tensor] | None
 
 _AVERAGE = re.compile(r"AveragedModel|ModelE(ma|MA)|ExponentialMovingAverage|EMAModel")
 _WAY_OUT = "pass a copy of this very model, or a mapping of its layers' names to the copy's tensors"
+
+
+def each(copies: Copies) -> list[Copy]:
+    """The distinct copies."""
+    if copies is None:
+        return []
+    if isinstance(copies, nn.Module | Mapping):
+        return [copies]
+    if not isinstance(copies, Sequence) or isinstance(copies, str | bytes | bytearray | range):
+        raise TypeError(
+            f"copies is a {type(copies).__name__}; pass a module, as an AveragedModel of the "
+            "model, a mapping of its layers' names to tensors, or a list of such"
+        )
+    if copies and all(isinstance(it, torch.Tensor) for it in copies):
+        return [{str(i): cast(torch.Tensor, it) for i, it in enumerate(copies)}]
+    for position, copy in enumerate(copies):
+        if not isinstance(copy, nn.Module | Mapping):
+            raise TypeError(
+                f"copies has a {type(copy).__name__} at position {position}; pass modules, or "
+                "mappings of the layers' names to tensors"
+            )
+    return list({id(it): cast(Copy, it) for it in copies}.values())
 
 
 def layers(
@@ -53,12 +77,12 @@ def layers(
         ValueError: A copy lacks a layer, has it in another shape, cannot be written, or shares
             memory with the model.
     """
-    each = _each(copies)
-    if not each:
+    given = each(copies)
+    if not given:
         return []
     found: list[list[View]] = [[] for _ in originals]
     positions = _positions(originals, wholes)
-    for number, copy in enumerate(each):
+    for number, copy in enumerate(given):
         for position, view in _of_copy(copy, f"copies[{number}]", originals, positions):
             found[position].append(view)
     return found
@@ -81,6 +105,28 @@ def warn_of_those_inside(model: object, names: Collection[str]) -> None:
             )
 
 
+def is_copy(value: object, model: nn.Module, choice: Mapping[str, Patterns]) -> bool:
+    """Whether a module or a mapping has layers like all that are chosen of a model, not its own."""
+    if not isinstance(value, nn.Module | Mapping) or value is model:
+        return False
+    wholes = parameters.find(model, **choice).layers.wholes
+    try:
+        tensors = _tensors(value)
+        found = _matched(dict.fromkeys(wholes, 0), tensors, "", may_lack=False)
+    except (TypeError, ValueError):
+        return False
+    pairs = [(tensors[theirs], wholes[name]) for name, theirs in found.items()]
+    return all(
+        isinstance(theirs, torch.Tensor) and theirs.shape == ours.shape for theirs, ours in pairs
+    ) and not has_any(value, wholes.values())
+
+
+def has_any(value: nn.Module | Mapping[str, object], weights: Iterable[Weight]) -> bool:
+    """Whether some of a module's parameters, or of a mapping's values, are among weights."""
+    found = value.values() if isinstance(value, Mapping) else value.parameters()
+    return not set(map(id, found)).isdisjoint(map(id, weights))
+
+
 def is_average(module: object) -> bool:
     """Whether the class of a module is one that averages another module's weights."""
     return isinstance(module, nn.Module) and _averages(type(module))
@@ -91,28 +137,6 @@ def _matches(cls: type[nn.Module]) -> bool:
 
 
 _averages = cast(Callable[[type[nn.Module]], bool], lru_cache(maxsize=1024)(_matches))
-
-
-def _each(copies: Copies) -> list[Copy]:
-    """The distinct copies."""
-    if copies is None:
-        return []
-    if isinstance(copies, nn.Module | Mapping):
-        return [copies]
-    if not isinstance(copies, Sequence) or isinstance(copies, str | bytes | bytearray | range):
-        raise TypeError(
-            f"copies is a {type(copies).__name__}; pass a module, as an AveragedModel of the "
-            "model, a mapping of its layers' names to tensors, or a list of such"
-        )
-    if copies and all(isinstance(each, torch.Tensor) for each in copies):
-        return [{str(i): cast(torch.Tensor, each) for i, each in enumerate(copies)}]
-    for position, each in enumerate(copies):
-        if not isinstance(each, nn.Module | Mapping):
-            raise TypeError(
-                f"copies has a {type(each).__name__} at position {position}; pass modules, or "
-                "mappings of the layers' names to tensors"
-            )
-    return list({id(each): cast(Copy, each) for each in copies}.values())
 
 
 def _positions(originals: Sequence[View], wholes: Mapping[str, Weight]) -> dict[str, int]:

@@ -1,13 +1,16 @@
 """What the callbacks for trainers share: a Pruner that follows the trainer's count of steps."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lampfast import _arguments, methods
+from lampfast._training import averages, restarts
+from lampfast._training.averages import Copies, Copy
 from lampfast._training.pruner import Pruner
+from lampfast._training.restarts import Restart, Rewind
 from lampfast.methods import Method
 from lampfast.parameters import Patterns
 from lampfast.schedules import Schedule
@@ -25,12 +28,19 @@ class PrunerCallback:
         include: Patterns = None,
         exclude: Patterns = None,
         stacked: Patterns = None,
+        copies: Copies | Callable[[], Copies] = None,
+        rewind: Rewind = None,
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
         methods.check(method)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
+        self._copies = copies
+        if not _is_function(copies):
+            self._given_copies()  # they are checked before any training
+        self._rewind = restarts.check(rewind)
+        self._restart: Restart | None = None
         self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
         self._pruning: dict[str, Any] = {"every": every, "method": method, **self._choice}
@@ -39,7 +49,7 @@ class PrunerCallback:
         """Prune no more and leave no hook behind; the model stays as it is."""
         if self._running is not None:
             self._running.remove()
-            self._running = None
+            self._running = self._restart = None
 
     def _start(
         self,
@@ -47,13 +57,23 @@ class PrunerCallback:
         optimizers: Optimizer | Sequence[Optimizer],
         step: int,
         saved: Mapping[str, Any] | None,
+        averages_seen: Sequence[nn.Module] = (),
     ) -> None:
         """Prune from a step on, with the state saved at that step if there is one."""
         self.remove()
-        self.pruner = self._running = Pruner(model, optimizers, self._schedule, **self._pruning)
-        if saved is not None and saved["step"] == step:
+        given = optimizers if isinstance(optimizers, Sequence) else [optimizers]
+        if saved is not None and saved["step"] != step:
+            saved = None
+        start = saved and saved.get("start")
+        restart = restarts.begin(self._rewind, model, given, step, start)
+        copies = [*self._given_copies(), *averages_seen]
+        self.pruner = self._running = Pruner(
+            model, optimizers, self._schedule, copies=copies, **self._pruning
+        )
+        self._restart, self._model, self._optimizers = restart, model, given
+        if saved is not None:
             try:
-                self.pruner.load_state_dict(saved)
+                self.pruner.load_state_dict({k: v for k, v in saved.items() if k != "start"})
             except Exception:
                 self.remove()
                 raise
@@ -63,13 +83,31 @@ class PrunerCallback:
             self.pruner._step = step
         self._step, self._before = step, self.pruner.report.sparsity
 
+    def _given_copies(self) -> Sequence[Copy]:
+        """The copies that the caller has passed, or that the function gives that was passed."""
+        given = cast(Any, self._copies)
+        return averages.each(given() if _is_function(given) else given)
+
     def _advance(self, step: int) -> None:
         """Follow the trainer to a step, which may be several further, or the same."""
         while self._running is not None and self._step < step:
+            prunings = len(self._running.history)
             self._running.step()
             self._step += 1
+            if self._restart is not None and len(self._running.history) > prunings:
+                self._restart.put_back(self._model, self._optimizers, self._choice)
+
+    def _state(self, running: Pruner) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        state = running.state_dict()
+        return state if self._restart is None else {**state, "start": self._restart.state_dict()}
 
     def _sparsity(self) -> float:
         """What the model was last pruned to, or had before."""
         history = self.pruner.history if self.pruner is not None else []
         return history[-1][1] if history else self._before
+
+
+def _is_function(copies: object) -> bool:
+    """Whether it gives copies, and is none."""
+    return callable(copies) and not isinstance(copies, nn.Module)

@@ -197,6 +197,10 @@ class KeptLayers:
         copies = self._copies_at(range(len(self.layers)))
         _restore(copies, [copy.weight for copy in copies])
 
+    def copied(self) -> list[torch.Tensor]:
+        """The copies of all layers."""
+        return [copy.weight for copy in self._copies_at(range(len(self.layers)))]
+
     def _copies_at(self, positions: Iterable[int]) -> list[KeptLayer]:
         """The copies of the layers at some positions."""
         return [copy for i in positions for copy in self._copies[i]] if self._copies else []

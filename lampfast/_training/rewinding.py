@@ -89,7 +89,7 @@ def rewind(
     layers, partial = views.layers(found.wholes, write=True), found.partial()
     state = model.state_dict(keep_vars=True)
     left = _left(state, leave)
-    _check_fits(state, saved_state, left)
+    check_fits(state, saved_state, left)
     names = {_identity(layer.weight): layer.name for layer in layers}
     for missing in names.keys() - set(map(_identity, state.values())):
         raise ValueError(
@@ -147,7 +147,7 @@ def _identity(value: object) -> object:
     return id(value)
 
 
-def _check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: set[str]) -> None:
+def check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: set[str]) -> None:
     """Check that a saved state has what the model's state needs, and nothing else."""
     if not isinstance(saved_state, Mapping):
         raise TypeError(
