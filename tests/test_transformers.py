@@ -9,6 +9,7 @@ import another_python
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 import lampfast
 from lampfast import schedules
@@ -222,6 +223,91 @@ def test_the_best_model_has_its_own_zeros(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path, pruning, _FirstIsBest(), **SAVING, **best)
     trainer.train()
     assert lampfast.report(trainer.model).sparsity == _sparsity(4) < _sparsity(12)
+    assert _hooks(trainer) == 0
+
+
+class _Average(TrainerCallback):
+    """Averages a model after each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.average: Any = AveragedModel(model, avg_fn=get_ema_avg_fn(0.8))  # type: ignore[no-untyped-call]
+
+    def on_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.average.update_parameters(model)
+
+
+class _Compare(TrainerCallback):
+    """Last of all, compares the zeros of an average with those of the model after each step."""
+
+    def __init__(self, average: nn.Module) -> None:
+        self._average, self.steps = average, 0
+
+    def on_step_end(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.steps += 1
+        for layer in _layers(model):
+            average = self._average.get_parameter(f"module.{layer.name}")
+            assert torch.equal(average == 0, model.get_parameter(layer.name) == 0)
+
+
+@pytest.mark.parametrize("is_function", [False, True])
+def test_an_average_that_is_passed_has_the_zeros_of_the_model(
+    is_function: bool, tmp_path: Path
+) -> None:
+    model = _model()
+    other = _Average(model)
+    copies = (lambda: [other.average]) if is_function else other.average
+    pruning = PruningCallback(SCHEDULE, every=EVERY, copies=copies)
+    compare = _Compare(other.average)
+    _trainer(tmp_path, other, pruning, compare, model=model).train()
+    assert compare.steps == 12
+    assert lampfast.report(other.average).sparsity == _sparsity(12)
+
+
+class _Restarting(_Plain):
+    """Puts the initial values back after each pruning, with an optimizer that is as new."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._initial = {name: it.clone() for name, it in model.state_dict().items()}
+
+    @torch.no_grad()
+    def on_step_end(self, *_: Any, model: Any = None, optimizer: Any = None, **__: Any) -> None:
+        if self._step % EVERY == 0 and self._step <= 12:
+            model.load_state_dict(self._initial)
+            for name, weight in self._layers.items():
+                weight.mul_(self._masks[name])
+            optimizer.optimizer.state.clear()
+
+
+def test_each_pruning_rewinds_to_the_initial_values(tmp_path: Path) -> None:
+    pruning = PruningCallback(SCHEDULE, every=EVERY, rewind="initial")
+    trainer = _trainer(tmp_path, pruning, max_steps=14)
+    trainer.train()
+    assert _steps(pruning) == [3, 6, 9, 12]
+    plain = _model()
+    other = _trainer(tmp_path, _Restarting(plain), model=plain, max_steps=14)
+    other.train()
+    _assert_same(dict(trainer.model.state_dict()), dict(plain.state_dict()))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_resumed_training_rewinds_to_the_same_values(given: bool, tmp_path: Path) -> None:
+    def trainer() -> Any:
+        rewind: Any = _model().state_dict() if given else "initial"
+        pruning = PruningCallback(SCHEDULE, every=EVERY, rewind=rewind)
+        return _trainer(tmp_path, pruning, save_strategy="steps", save_steps=4)
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    _assert_same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+
+
+def test_initial_values_that_are_missing(tmp_path: Path) -> None:
+    _trainer(tmp_path, save_strategy="steps", save_steps=4).train()
+    trainer = _trainer(tmp_path, PruningCallback(SCHEDULE, rewind="initial"))
+    with pytest.raises(ValueError, match=r"from step 4 .*rewind=state_dict"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert _hooks(trainer) == 0
 
 
