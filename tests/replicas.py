@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import lampfast
 from lampfast import Pruner
@@ -34,7 +36,8 @@ class _Run:
         self.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
         self.rank = rank
         self.replica = DistributedDataParallel(self.model)
-        self.optimizer = torch.optim.AdamW(self.replica.parameters(), 0.01)
+        weights = self.replica.parameters()
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(weights, 0.01)
         self.pruner = Pruner(
             self.replica, self.optimizer, linear(0.8, 8), every=2, process_group=group
         )
@@ -141,6 +144,40 @@ def apart(rank: int) -> dict[str, object]:
     return run.attempt()
 
 
+class _Redundant(_Run):
+    """A run whose optimizer has the state of a part of the parameters on each rank."""
+
+    def __init__(self, rank: int, is_zero: bool) -> None:
+        super().__init__(rank)
+        self.pruner.remove()
+        weights = self.replica.parameters()
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # type: ignore[no-untyped-call]
+        self.optimizer = (
+            ZeroRedundancyOptimizer(weights, torch.optim.AdamW, lr=0.01)
+            if is_zero
+            else torch.optim.AdamW(weights, 0.01)
+        )
+        self.pruner = Pruner(
+            self.replica, self.optimizer, linear(0.8, 8), every=2, copies=self.average
+        )
+
+
+def zero_redundancy(rank: int) -> dict[str, object]:
+    """Beside one with an optimizer of all of the state on each rank, step by step."""
+    runs = _Redundant(rank, is_zero=True), _Redundant(rank, is_zero=False)
+    same = []
+    for _ in range(10):
+        for run in runs:
+            run.train(1)
+            run.average.update_parameters(run.model)
+        models = runs[0].model, runs[1].model, runs[0].average.module
+        zeros = [[weight == 0 for weight in model.parameters()] for model in models]
+        same += [all(map(torch.equal, zeros[0], zeros[1])), all(map(torch.equal, *zeros[::2]))]
+    digests = [_digest(run.model) for run in runs]
+    kept = lampfast.report(runs[0].model).kept
+    return {"same": same, "digests": digests, "kept": kept}
+
+
 RUNS: dict[str, Callable[[int], dict[str, object]]] = {
     "agreeing": agreeing,
     "diverged": _attempt(_diverge),
@@ -150,6 +187,7 @@ RUNS: dict[str, Callable[[int], dict[str, object]]] = {
     "schedule raises": schedule_raises,
     "other steps": other_steps,
     "apart": apart,
+    "zero redundancy": zero_redundancy,
 }
 
 

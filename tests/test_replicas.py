@@ -141,3 +141,11 @@ def test_a_single_process_exchanges_nothing(
         assert pruner.report.sparsity == 0.5
     finally:
         distributed.destroy_process_group()
+
+
+def test_each_rank_may_have_a_part_of_the_optimizers_state(runs: dict[str, list[Any]]) -> None:
+    first, *others = runs["zero redundancy"]
+    assert others == [first]
+    assert first["same"] == [True] * 20, "zeros of the model and of its average"
+    assert len(set(first["digests"])) == 1, "of the model without and with redundancy"
+    assert first["kept"] == 72 - round(0.8 * 72)
