@@ -87,12 +87,11 @@ def keep_zeros(
         exclude: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`. Masks go by parameter, with the zeros of all its slices.
         copies: A module that is a copy of the model, such as its average in an AveragedModel or
-            timm's ModelEma, or a list of such: their zeros are the model's. They get them at once
-            and at every step, pruning and `restore`, in one more pass over each copy, which is a
-            small part of what it takes to average. An average of weights that are zero is zero, so
-            it makes no difference when it is updated. Layers are found by their names behind those
-            of wrappers. For other copies pass a mapping of names to tensors, which may hold some of
-            the layers only, as `dict(zip(names, ema.shadow_params))`.
+            timm's ModelEma, or a list of such. They get the model's zeros at once and at every
+            step, pruning and `restore`, in one more pass over each copy, about half of what it
+            takes to average it. It makes no difference when they are updated: an average of zeros
+            is zero. Layers are found by their names behind those of wrappers. For any other copy
+            pass a mapping of names to tensors, which may have some of the layers only.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
