@@ -438,7 +438,13 @@ def test_an_average_inside_the_model_is_pointed_out() -> None:
     with pytest.warns(UserWarning, match=r"'ema' is an AveragedModel.*exclude='ema\.\*'") as found:
         lampfast.keep_zeros(model, optimizer)
     assert found[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"'ema' is an AveragedModel.*not get the zeros.*\[\] if"):
+        lampfast.keep_zeros(model, optimizer, include="net.*.weight").remove()
+    other = copy.deepcopy(model.net)
+    with pytest.warns(UserWarning, match=r"'ema' is an AveragedModel.*not get the zeros"):
+        lampfast.keep_zeros(model, optimizer, exclude="ema.*", copies=other).remove()
     # What it says works, and says nothing more.
+    lampfast.keep_zeros(model, optimizer, include="net.*.weight", copies=[]).remove()
     kept = lampfast.keep_zeros(model, optimizer, exclude="ema.*", copies=model.ema)
     lampfast.prune(model, 0.8, exclude="ema.*")
     _assert_same_zeros(model.ema, model.net)

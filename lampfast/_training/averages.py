@@ -88,21 +88,34 @@ def layers(
     return found
 
 
-def warn_of_those_inside(model: object, names: Collection[str]) -> None:
-    """Warn the caller's caller of averages in a model that would have layers of their own."""
+def warn_of_those_inside(model: object, names: Collection[str], copies: Copies) -> None:
+    """Warn the caller's caller of averages in a model that do not follow it.
+
+    Args:
+        model: The model.
+        names: The names of its layers.
+        copies: What follows it; None if nobody has thought of that.
+    """
     if not isinstance(model, nn.Module):
         return
-    for name, module in model.named_modules():
-        if not (name and is_average(module)):
-            continue
-        own = [layer for layer in names if layer.startswith(f"{name}.")]
-        if own:
-            warnings.warn(
-                f"{name!r} is an {type(module).__name__} inside the model, and its {len(own)} "
-                "layers count as layers of their own, whose zeros are not those of what it "
-                f"averages; pass exclude='{name}.*' and copies=model.{name}",
-                stacklevel=3,
+    averages = [(name, it) for name, it in model.named_modules() if name and is_average(it)]
+    given = [it for copy in each(copies) for it in _tensors(copy).values()]
+    followed = [it for it in given if isinstance(it, torch.Tensor)]
+    for name, average in averages:
+        if any(layer.startswith(f"{name}.") for layer in names):
+            problem = (
+                "its layers count as layers of their own, whose zeros are not those of what it "
+                f"averages; pass exclude='{name}.*' and copies=model.{name}"
             )
+        elif copies is None or (followed and not has_any(average, followed)):
+            problem = (
+                "it does not get the zeros of what it averages; pass copies=model."
+                f"{name}, or copies=[] if it is to keep its own"
+            )
+        else:
+            continue
+        cls = type(average).__name__
+        warnings.warn(f"{name!r} is an {cls} inside the model, and {problem}", stacklevel=3)
 
 
 def is_copy(value: object, model: nn.Module, choice: Mapping[str, Patterns]) -> bool:
@@ -122,9 +135,10 @@ def is_copy(value: object, model: nn.Module, choice: Mapping[str, Patterns]) -> 
 
 
 def has_any(value: nn.Module | Mapping[str, object], weights: Iterable[Weight]) -> bool:
-    """Whether some of a module's parameters, or of a mapping's values, are among weights."""
+    """Whether some of a module's parameters, or of a mapping's tensors, are among weights."""
     found = value.values() if isinstance(value, Mapping) else value.parameters()
-    return not set(map(id, found)).isdisjoint(map(id, weights))
+    memory = {_memory(tensor) for tensor in found if isinstance(tensor, torch.Tensor)}
+    return not memory.isdisjoint(map(_memory, weights))
 
 
 def is_average(module: object) -> bool:

@@ -66,7 +66,8 @@ class PrunerCallback:
             saved = None
         start = saved and saved.get("start")
         restart = restarts.begin(self._rewind, model, given, step, start)
-        copies = [*self._given_copies(), *averages_seen]
+        is_told = self._copies is not None or averages_seen
+        copies = [*self._given_copies(), *averages_seen] if is_told else None
         self.pruner = self._running = Pruner(
             model, optimizers, self._schedule, copies=copies, **self._pruning
         )

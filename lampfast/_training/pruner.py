@@ -105,7 +105,7 @@ class Pruner:
         self._method = method
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
         found = parameters.find(model, **self._choice).layers
-        averages.warn_of_those_inside(model, found.wholes)
+        averages.warn_of_those_inside(model, found.wholes, copies)
         self._layers: dict[str, Any] = found.wholes
         self._step = 0
         self._history: list[tuple[int, float]] = []

@@ -107,7 +107,7 @@ def keep_zeros(
             it shares memory with the model.
     """
     found = parameters.find(model, include, exclude, stacked).layers
-    averages.warn_of_those_inside(model, found.wholes)
+    averages.warn_of_those_inside(model, found.wholes, copies)
     kept = held(found, optimizers, copies)
     try:
         _judge_all_zero(kept._kept, found)
