@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lampfast import _sharding
+from lampfast._engine import ways_out
 from lampfast._engine.stacks import Halves, Stack
 from lampfast._engine.views import Weight
 
@@ -415,8 +416,9 @@ def _remedy(module: nn.Module, attribute: str) -> str:
     elif hasattr(module, f"{attribute}_orig"):
         call = "torch.nn.utils.remove_spectral_norm"
     else:
-        return "is not a parameter of its module; make it one, or leave it out with exclude="
+        return "is not a parameter of its module; make it one, or " + ways_out.leaving_out()
     return (
         f"is computed from other parameters, so zeros in it would not last; call {call}(module, "
-        f"{attribute!r}) first{everywhere}, or leave it out with exclude={otherwise}"
+        f"{attribute!r}) first{everywhere}, or {ways_out.leaving_out()}"
+        + ways_out.with_patterns(otherwise)
     )

@@ -16,12 +16,12 @@ the line that prunes becomes, after `from lampfast import torch_prune`,
 
         torch_prune.global_unstructured(weights, amount=0.2)
 
-For one module at a time `prune.l1_unstructured` becomes `torch_prune.lamp_unstructured`. From there
+or stays as it is but for these two names, `pruning_method=torch_prune.LAMPUnstructured`. For one
+module at a time `prune.l1_unstructured` becomes `torch_prune.lamp_unstructured`. From there
 `torch_prune.to_zeros(model)` leads to lampfast's own way: ordinary weights with real zeros.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -31,19 +31,12 @@ from torch.nn.utils import prune
 
 from lampfast import _arguments, pruning
 from lampfast import parameters as _parameters
-from lampfast._engine import views
+from lampfast._engine import views, ways_out
 from lampfast._engine.interrupts import Deferred
 
 __all__ = ["LAMPUnstructured", "global_unstructured", "lamp_unstructured", "to_zeros"]
 
 _PASS_PAIRS = 'pass (module, parameter name) pairs, such as [(model.fc, "weight")]'
-
-
-_WAYS_OUT = {  # what other functions offer, and what these can
-    ", or choose the layers with include= or exclude=": ", or leave it out",
-    ", or choose what it is computed from with include=": "",
-    " with exclude=": "",
-}
 
 
 class _MaskedWeight(NamedTuple):
@@ -54,13 +47,30 @@ class _MaskedWeight(NamedTuple):
     importance: torch.Tensor  # the weight itself, unless others were given
 
 
+class _PruningType:
+    """What torch asks a method for, and Lightning's ModelPruning its class.
+
+    That callback has torch's `global_unstructured` prune, after an epoch of training; the answer is
+    in the error that it raises at once.
+    """
+
+    def __get__(self, method: prune.BasePruningMethod | None, owner: type) -> str:
+        if method is not None:
+            return "unstructured"
+        return (
+            "LAMP, which scores each layer by itself, while this callback prunes one vector of all "
+            "layers; pass a lampfast.lightning.PruningCallback to the Trainer in its place"
+        )
+
+
 class LAMPUnstructured(prune.L1Unstructured):
     """The pruning method, as torch.nn.utils.prune has them: the lowest LAMP scores of one tensor.
 
     Inside one tensor these are the smallest magnitudes. Unlike with torch's L1Unstructured, of
     equal magnitudes those of the lowest row-major index go first, on every device, and NaN is an
     error. Several layers share one threshold on their scores in `global_unstructured` of this
-    module; torch's own sees all layers as one vector, which LAMP cannot rank, and is refused.
+    module; torch's own sees all layers as one vector, which LAMP cannot rank, and is refused, and
+    so is Lightning's ModelPruning, when it is made: `lampfast.lightning` has a callback.
 
     Example:
         >>> from lampfast.torch_prune import LAMPUnstructured
@@ -80,6 +90,8 @@ class LAMPUnstructured(prune.L1Unstructured):
         TypeError: `amount` is not a number.
         ValueError: `amount` is out of range.
     """
+
+    PRUNING_TYPE = _PruningType()
 
     def __init__(self, amount: float) -> None:
         _arguments.amount("amount", amount)
@@ -120,7 +132,7 @@ class LAMPUnstructured(prune.L1Unstructured):
             )
         name = getattr(self, "_tensor_name", "tensor")
         _refuse_one_vector(name)
-        with _naming_no_choice():
+        with ways_out.without_patterns():
             kept = _kept({name: _MaskedWeight(t, _ones(default_mask), t)}, self.amount)[name]
         mask = default_mask.clone(memory_format=torch.contiguous_format)
         return mask.masked_fill_(~kept, 0)
@@ -164,7 +176,7 @@ class LAMPUnstructured(prune.L1Unstructured):
         pairs = _pairs([(module, name)])
         _refuse_one_vector(name)
         scores = {} if importance_scores is None else {(module, name): importance_scores}
-        with _naming_no_choice():
+        with ways_out.without_patterns():
             layers = _layers(pairs, scores)
             (kept,) = _kept(layers, amount).values()
         # All that can fail is done by now, for torch removes the hook of a module that is pruned
@@ -216,9 +228,10 @@ def lamp_unstructured(
 
 def global_unstructured(
     parameters: Iterable[tuple[nn.Module, str]],
+    pruning_method: type[LAMPUnstructured] = LAMPUnstructured,
+    importance_scores: Mapping[tuple[nn.Module, str], torch.Tensor] | None = None,
     *,
     amount: float,
-    importance_scores: Mapping[tuple[nn.Module, str], torch.Tensor] | None = None,
 ) -> None:
     """Prune many parameters by one threshold on their LAMP scores, each being one layer.
 
@@ -238,6 +251,8 @@ def global_unstructured(
 
     Args:
         parameters: (module, parameter name) pairs; the modules are changed in place.
+        pruning_method: LAMPUnstructured; it is here so that calls of torch's `global_unstructured`
+            need no other change.
         amount: How much to prune of what remains in all of them together: a float is a fraction,
             0.0 to 1.0, an int the number of elements.
         importance_scores: For some or all of the pairs a tensor of the parameter's shape whose
@@ -245,7 +260,8 @@ def global_unstructured(
             importances need not be on one scale.
 
     Raises:
-        TypeError: An argument, or a parameter's dtype or layout, is not one that is pruned.
+        TypeError: An argument, or a parameter's dtype or layout, is not one that is pruned, or
+            `pruning_method` is another one.
         ValueError: `amount` is out of range, there is no pair, a pair is there twice, names no
             parameter or is the out_proj of a MultiheadAttention, which runs no hooks, a value is
             NaN or infinite, an importance has another shape or is not that of a pair, or
@@ -255,8 +271,9 @@ def global_unstructured(
         Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
         2021, arXiv 2010.07611, section 2.
     """
+    _check_method(pruning_method, amount)
     pairs = _pairs(parameters)
-    with _naming_no_choice():
+    with ways_out.without_patterns():
         layers = _layers(pairs, {} if importance_scores is None else importance_scores)
         kept = _kept(layers, amount)
     with Deferred():
@@ -302,20 +319,6 @@ def to_zeros(model: nn.Module) -> list[str]:
     return names
 
 
-@contextmanager
-def _naming_no_choice() -> Iterator[None]:
-    """Errors without the ways out include= and exclude=, which nothing here has."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        text = str(error)
-        for way_out, here in _WAYS_OUT.items():
-            text = text.replace(way_out, here)
-        if text == str(error):
-            raise
-        raise type(error)(text) from None
-
-
 def _make_permanent(module: nn.Module, name: str) -> None:
     """What torch's `prune.remove` does, but in place, and with +0 where the mask is 0."""
     parameter, mask = module.get_parameter(f"{name}_orig"), module.get_buffer(f"{name}_mask")
@@ -330,6 +333,18 @@ def _pruned_names(module: nn.Module) -> list[str]:
     """The tensors of a module that are pruned, as `prune.remove` finds them."""
     hooks = module._forward_pre_hooks.values()
     return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
+
+
+def _check_method(method: object, amount: object) -> None:
+    """Check that it is ours: others rank what they see by magnitude, by chance, or as they like."""
+    if method is LAMPUnstructured:
+        return
+    found = method.__name__ if isinstance(method, type) else f"a {type(method).__name__}"
+    raise TypeError(
+        f"pruning_method is {found}, and this prunes by LAMP scores; write lampfast.torch_prune."
+        f"global_unstructured(parameters, pruning_method=LAMPUnstructured, amount={amount!r}), or "
+        "call torch.nn.utils.prune.global_unstructured for other methods"
+    )
 
 
 def _refuse_one_vector(name: str) -> None:

@@ -594,6 +594,34 @@ def test_attention_reads_the_weight_of_its_projection_without_its_hook(pairs: Pa
     assert lampfast.prune(attention, 0.5, include="out_proj.weight").kept == 32
 
 
+def test_torchs_own_call_with_our_class() -> None:
+    pairs, others = weights_of(net()), weights_of(net())
+    global_unstructured(pairs, pruning_method=LAMPUnstructured, importance_scores=None, amount=0.4)
+    global_unstructured(others, amount=0.4)
+    for (module, name), (other, _) in zip(pairs, others, strict=True):
+        assert torch.equal(mask_of(module, name), mask_of(other, name))
+    global_unstructured(pairs, LAMPUnstructured, None, amount=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (prune.L1Unstructured, "L1Unstructured"),
+        (prune.RandomUnstructured, "RandomUnstructured"),
+        (prune.LnStructured, "LnStructured"),
+        (type("Mine", (LAMPUnstructured,), {}), "Mine"),
+        (LAMPUnstructured(0.2), "a LAMPUnstructured"),
+        (prune.l1_unstructured, "a function"),
+    ],
+)
+def test_another_method_is_refused_with_the_line_to_write(
+    pairs: Pairs, method: Any, name: str
+) -> None:
+    line = "global_unstructured(parameters, pruning_method=LAMPUnstructured, amount=0.2)"
+    with unchanged(pairs, TypeError, f"pruning_method is {name}", line, "torch.nn.utils.prune"):
+        global_unstructured(pairs, pruning_method=method, importance_scores=None, amount=0.2)
+
+
 def test_torchs_own_global_function_is_refused(pairs: Pairs) -> None:
     """It would rank by magnitude and call it LAMP."""
     with unchanged(pairs, TypeError, "lampfast.torch_prune.global_unstructured"):

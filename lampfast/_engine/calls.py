@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lampfast import _core
-from lampfast._engine import gpus
+from lampfast._engine import gpus, ways_out
 from lampfast._engine.views import Pointer, View
 
 
@@ -159,7 +159,7 @@ def _not_finite(what: str, views: Sequence[View], element: _core.ElementIndex) -
     index = tuple(map(int, np.unravel_index(element.index, view.weight.shape)))
     return ValueError(
         f"{what} {view.name!r} has {view.weight[index].item()} at index {index}, and only "
-        "finite values can be ordered; repair it first, or leave the layer out with exclude="
+        f"finite values can be ordered; repair it first, or {ways_out.leaving_out('the layer')}"
     )
 
 

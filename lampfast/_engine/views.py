@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import Parameter, is_lazy
 
 from lampfast._core import Dtype
-from lampfast._engine import copies, gpus, memory, protection, tracing
+from lampfast._engine import copies, gpus, memory, protection, tracing, ways_out
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
@@ -347,6 +347,11 @@ def extent(tensor: torch.Tensor) -> View | None:
         return None
 
 
+def lacks_memory(tensor: torch.Tensor) -> bool:
+    """Whether a plain tensor's storage was freed or made too small, so that it has no values."""
+    return _storage_problem(_view("", tensor, Dtype.boolean), tensor) is not None
+
+
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's own memory as integers, for which -0, subnormals and NaN are nothing special."""
     return tensor.detach().view(_INTEGERS[tensor.itemsize])
@@ -379,6 +384,13 @@ def sharing(views: Sequence[View], others: Sequence[View]) -> list[int]:
     n = len(views)
     clusters = [cluster for cluster in _clusters([*views, *others]) if cluster[-1] >= n]
     return sorted(i for cluster in clusters for i in cluster if i < n)
+
+
+def overlap(one: View, other: View) -> bool:
+    """Whether two views have an element in common, or part of one."""
+    is_apart = one.span[1] <= other.span[0] or other.span[1] <= one.span[0]
+    is_near = one.space == other.space and not is_apart
+    return is_near and bool(np.shares_memory(_array(one), _array(other)))
 
 
 def write_back(views: Sequence[View], targets: Sequence[View]) -> None:
@@ -578,7 +590,7 @@ def _kind_problem(weight: object) -> str:
                 "torch.from_dlpack(x) in place, but only if its library lets x change"
             )
         case _:
-            return problem + "a torch tensor or a numpy array, or leave it out with exclude="
+            return problem + f"a torch tensor or a numpy array, or {ways_out.leaving_out()}"
 
 
 def _array_problem(array: npt.NDArray[Any]) -> str | None:
@@ -611,8 +623,8 @@ def _dtype_problem(dtype: object) -> str:
             f"it first, with .astype({dtype.newbyteorder('=').str!r})"
         )
     return (
-        f"has dtype {dtype}, not one that is pruned ({good}); convert it first, or choose the "
-        "layers with include= or exclude="
+        f"has dtype {dtype}, not one that is pruned ({good}); convert it first, or "
+        + ways_out.with_patterns("choose the layers with include= or exclude=", "leave it out")
     )
 
 
@@ -665,7 +677,7 @@ def _tied(views: Sequence[View]) -> set[int]:
                 if np.shares_memory(arrays[i], arrays[j]):
                     raise ValueError(
                         f"layers {views[j].name!r} and {views[i].name!r} share part of their "
-                        "memory; copy one of them first, or leave it out with exclude="
+                        f"memory; copy one of them first, or {ways_out.leaving_out()}"
                     )
             distinct[same] = i
     return tied
