@@ -64,6 +64,17 @@ def integer(name: str, value: object, least: int, most: float = inf) -> int:
     return int(_checked(name, value, Integral, least, most, expected))
 
 
+def flag(name: str, value: object) -> bool:
+    """What is on or off, if it is that.
+
+    Raises:
+        TypeError: It is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass True or False")
+    return value
+
+
 def amount(name: str, value: object) -> None:
     """Check what is a fraction, or a number of weights that are not known yet.
 

@@ -59,6 +59,7 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
             does all else in the model; the state of optimizers goes back to what it was when the
             training began, which is none for most. Learning rates go on, and so do averages.
             Checkpoints hold the initial values, but not a state_dict, which is given again.
+        mask_gradients: As for `lampfast.keep_zeros`.
 
     Attributes:
         pruner: The `lampfast.Pruner` of this fit, made when training starts, or of the last one,

@@ -54,6 +54,7 @@ class PruningCallback(PrunerCallback, TrainerCallback):
             does all else in the model; the optimizer's state goes back to what it was when the
             training began, which is none for most, and learning rates go on. Checkpoints hold the
             initial values, in optimizer.pt, but not a state_dict, which is given again.
+        mask_gradients: As for `lampfast.keep_zeros`.
 
     Attributes:
         pruner: The `lampfast.Pruner` of this training, made when it begins, or of the last one,

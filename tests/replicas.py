@@ -6,9 +6,11 @@ Usage: replicas.py FOLDER RANK RANKS
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -50,12 +52,12 @@ class _Run:
             self.optimizer.step()
             self.pruner.step()
 
-    def attempt(self) -> dict[str, object]:
-        """What one step of the Pruner alone does."""
+    def attempt(self, change: Callable[[], object] | None = None) -> dict[str, object]:
+        """What one step of the Pruner alone does, or something else."""
         before, state = _digest(self.model), str(self.pruner.state_dict())
         error = None
         try:
-            self.pruner.step()
+            (change or self.pruner.step)()
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
         unchanged = before == _digest(self.model) and state == str(self.pruner.state_dict())
@@ -70,7 +72,27 @@ def agreeing(rank: int) -> dict[str, object]:
         digests.append(_digest(run.model))
     history = run.pruner.history
     kept = lampfast.report(run.model).kept
-    return {"digests": digests, "history": history, "kept": kept, "report": run.pruner.report.kept}
+    exchanges, report = _exchanges(run.pruner.step), run.pruner.report.kept
+    results = {"digests": digests, "history": history, "kept": kept, "report": report}
+    return {**results, "exchanges": exchanges}
+
+
+def _exchanges(call: Callable[[], object]) -> int:
+    """How often a call exchanges objects, which are pickled for it."""
+    exchange, count = distributed.all_gather_object, 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        exchange(*arguments)
+
+    distributed.all_gather_object = counted  # type: ignore[assignment]
+    try:
+        with suppress(Exception):
+            call()
+    finally:
+        distributed.all_gather_object = exchange
+    return count
 
 
 def _attempt(change: Callable[[_Run], None]) -> Callable[[int], dict[str, object]]:
@@ -82,6 +104,7 @@ def _attempt(change: Callable[[_Run], None]) -> Callable[[int], dict[str, object
         before = run.model.state_dict()["2.weight"].clone()
         change(run)
         result = run.attempt()
+        result["exchanges"] = _exchanges(run.pruner.step)
         with torch.no_grad():
             run.model.get_parameter("2.weight").copy_(before)
         return {**result, "again": run.attempt()}
@@ -135,6 +158,72 @@ def other_steps(rank: int) -> dict[str, object]:
     return run.attempt()
 
 
+def gradients(rank: int) -> dict[str, object]:
+    """Masked gradients under each way in which DDP reduces them, accumulated over two passes."""
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "views": {"gradient_as_bucket_view": True},
+        "unused": {"find_unused_parameters": True},
+        "static": {"static_graph": True, "gradient_as_bucket_view": True},
+    }
+    return {kind: _gradients(rank, options) for kind, options in kinds.items()}
+
+
+def _gradients(rank: int, options: dict[str, Any]) -> dict[str, object]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.Linear(3, 3))
+    lampfast.prune(model, 0.6)
+    replica = DistributedDataParallel(model, **options)
+    optimizer = torch.optim.SGD(replica.parameters(), 0.01)
+    masks = {name: p.detach() != 0 for name, p in model.named_parameters() if p.ndim == 2}
+    lampfast.keep_zeros(replica, optimizer, mask_gradients=True)
+
+    def loss(network: Callable[..., Any], other: int, step: int) -> Any:
+        generator = torch.Generator().manual_seed(10 * step + other)
+        return network(torch.randn(4, 6, generator=generator)).square().mean()
+
+    pruned, averages = 0.0, {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+    for step in range(3):
+        if step == 1:  # its gradients are reduced by the next pass
+            with replica.no_sync():
+                loss(replica, rank, step).backward()
+        else:
+            loss(replica, rank, step).backward()
+        for name, mask in masks.items():
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None
+            pruned += float(gradient[~mask].abs().sum())
+        for other in range(distributed.get_world_size()):
+            found = torch.autograd.grad(
+                loss(model, other, step), [model.get_parameter(name) for name in masks]
+            )
+            for name, gradient in zip(masks, found, strict=True):
+                averages[name] += gradient * masks[name] / distributed.get_world_size()
+    is_average = all(
+        torch.allclose(model.get_parameter(name).grad, average, atol=1e-6)  # type: ignore[arg-type]
+        for name, average in averages.items()
+    )
+    return {"pruned": pruned, "is the average": is_average}
+
+
+def update(rank: int) -> dict[str, object]:
+    """The masks that a Pruner is given: the same on all ranks, others, and what is none."""
+    run = _Run(rank)
+    run.train(3)
+    masks = {
+        name: weight != 0 for name, weight in run.replica.named_parameters() if weight.ndim > 1
+    }
+    name = next(iter(masks))
+    grown, other = {**masks, name: ~masks[name]}, {**masks}
+    results = {"same": run.attempt(lambda: run.pruner.update(grown))}
+    if rank == 1:
+        other[name] = torch.ones_like(masks[name])
+    results["other"] = run.attempt(lambda: run.pruner.update(other))
+    if rank == 1:
+        other[name] = masks[name].float()
+    return {**results, "wrong": run.attempt(lambda: run.pruner.update(other))}
+
+
 def apart(rank: int) -> dict[str, object]:
     """Models of their own, in groups of one rank."""
     groups = [distributed.new_group([other]) for other in range(distributed.get_world_size())]
@@ -186,6 +275,8 @@ RUNS: dict[str, Callable[[int], dict[str, object]]] = {
     "other schedule": other_schedule,
     "schedule raises": schedule_raises,
     "other steps": other_steps,
+    "gradients": gradients,
+    "update": update,
     "apart": apart,
     "zero redundancy": zero_redundancy,
 }

@@ -16,6 +16,8 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
         ("one_shot.py", "at sparsity 90.0%\n"),
         ("iterative.py", "at sparsity 48.8%\n"),
         ("gradual.py", "15: 93.5%, 20: 95.0%\n"),
+        ("rigl.py", "at sparsity 90.0%\n"),
+        ("set.py", "with 3,700 weights\n"),
     ],
 )
 def test_script(
@@ -32,4 +34,5 @@ def test_script(
 
 def test_every_script_is_tested() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
-    assert scripts == {"one_shot.py", "iterative.py", "gradual.py", "task.py"}
+    tested = {"one_shot.py", "iterative.py", "gradual.py", "rigl.py", "set.py"}
+    assert scripts == {*tested, "task.py"}

@@ -32,8 +32,9 @@ def test_what_was_not_pruned_is_free_to_train() -> None:
     kept_before = [layer.kept for layer in lampfast.report(model).layers]
     with pytest.warns(
         UserWarning, match=r"layer '1\.weight' is zero .* without having been pruned"
-    ):
+    ) as caught:
         kept = lampfast.keep_zeros(model, optimizer)
+    assert caught[0].filename == __file__, "the line that made the call"
     lampfast.prune(model, 0.6)  # takes its zeros first, but it has been pruned of nothing
     pruned = [layer.kept for layer in lampfast.report(model).layers]
     assert pruned[1] == 0

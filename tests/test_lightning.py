@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
 from lampfast.lightning import PruningCallback  # noqa: E402
+from lampfast.torch_prune import LAMPUnstructured  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -520,3 +521,46 @@ def test_import_says_which_extra_is_missing(missing: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ModuleNotFoundError, match=rf"needs {missing}, .*'lightning'"):
         import lampfast.lightning  # noqa: F401
+
+
+@pytest.mark.parametrize("package", [lightning, pytorch_lightning])
+def test_lightnings_own_callback_refuses_our_method_when_it_is_made(package: Any) -> None:
+    """It prunes one vector of all layers, and only after an epoch."""
+    model_pruning = package.callbacks.ModelPruning
+    weights = [(_network()[0], "weight")]
+    for lottery in (True, False):
+        with pytest.raises(Exception, match=r"lampfast\.lightning\.PruningCallback"):
+            model_pruning(
+                LAMPUnstructured,
+                parameters_to_prune=weights,
+                use_lottery_ticket_hypothesis=lottery,
+            )
+        with pytest.raises(Exception, match="use_global_unstructured=True"):
+            model_pruning(
+                LAMPUnstructured,
+                parameters_to_prune=weights,
+                use_global_unstructured=False,
+                use_lottery_ticket_hypothesis=lottery,
+            )
+
+
+class _Leaks(Callback):
+    """Counts gradients of pruned weights, and how often it has looked at some."""
+
+    def __init__(self) -> None:
+        self.leaks, self.looks = 0, 0
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        for weight in pl_module.parameters():
+            gradients = weight.grad[weight == 0]
+            self.leaks += int(gradients.count_nonzero())
+            self.looks += gradients.numel()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_are_masked_before_clipping(masked: bool) -> None:
+    pruning, watch = PruningCallback(SCHEDULE, every=EVERY, mask_gradients=masked), _Leaks()
+    trainer = _trainer(pruning, watch, accumulate_grad_batches=2, gradient_clip_val=0.1)
+    _fit(_module(), trainer)
+    assert watch.looks > 0
+    assert (watch.leaks == 0) is masked

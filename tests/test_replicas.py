@@ -56,6 +56,35 @@ def test_replicas_are_pruned_alike(runs: dict[str, list[Any]]) -> None:
     assert len(set(first["digests"])) == 10
 
 
+def test_answers_travel_only_where_ranks_differ(runs: dict[str, list[Any]]) -> None:
+    for result in runs["agreeing"]:
+        assert result["exchanges"] == 0
+    for result in runs["diverged"]:
+        assert result["exchanges"] == 2, "the answers, and then what the weights are"
+
+
+def test_gradients_of_pruned_weights_are_zero_on_every_rank(runs: dict[str, list[Any]]) -> None:
+    """When backward returns: the reducer averages after the hooks, and puts the average back."""
+    first, *others = runs["gradients"]
+    assert others == [first]
+    assert set(first) == {"plain", "views", "unused", "static"}
+    for kind, found in first.items():
+        assert found == {"pruned": 0.0, "is the average": True}, kind
+
+
+def test_ranks_take_the_same_masks_or_none_does(runs: dict[str, list[Any]]) -> None:
+    well, failing = runs["update"]
+    for rank in (well, failing):
+        assert rank["same"] == {"error": None, "unchanged": False}
+        assert rank["other"]["unchanged"]
+        for word in ("diverged", "rank 1", "by update() after step 3", "by other masks"):
+            assert word in rank["other"]["error"]
+        assert rank["wrong"]["unchanged"]
+    assert failing["wrong"]["error"].startswith("TypeError: mask of layer")
+    assert "rank 1 cannot prune" in well["wrong"]["error"]
+    assert failing["wrong"]["error"] in well["wrong"]["error"]
+
+
 def test_diverged_replicas_raise_the_same_error_everywhere(runs: dict[str, list[Any]]) -> None:
     first, *others = runs["diverged"]
     assert others == [first]
@@ -133,6 +162,7 @@ def test_a_single_process_exchanges_nothing(
     meeting = (tmp_path / "meeting").as_uri()
     distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
     monkeypatch.setattr(distributed, "all_gather_object", None)
+    monkeypatch.setattr(distributed, "all_reduce", None)
     try:
         model = torch.nn.Linear(4, 4)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)

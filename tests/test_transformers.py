@@ -138,6 +138,29 @@ def test_training_equals_a_plain_loop(accumulated: int, tmp_path: Path) -> None:
     assert _hooks(trainer) == 0
 
 
+class _Leaks(TrainerCallback):
+    """Counts gradients of pruned weights, and how often it has looked at some."""
+
+    def __init__(self) -> None:
+        self.leaks, self.looks = 0, 0
+
+    def on_pre_optimizer_step(self, *_: Any, model: nn.Module, **__: Any) -> None:
+        for layer in _layers(model):
+            weight = model.get_parameter(layer.name)
+            assert weight.grad is not None
+            gradients = weight.grad[weight == 0]
+            self.leaks += int(gradients.count_nonzero())
+            self.looks += gradients.numel()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_are_masked(masked: bool, tmp_path: Path) -> None:
+    pruning, watch = PruningCallback(SCHEDULE, every=EVERY, mask_gradients=masked), _Leaks()
+    _trainer(tmp_path, pruning, watch, gradient_accumulation_steps=2).train()
+    assert watch.looks > 0
+    assert (watch.leaks == 0) is masked
+
+
 class _Zero(TrainerCallback):
     """Sets a kept weight to zero at a step: it is not pruned, and the next step moves it."""
 

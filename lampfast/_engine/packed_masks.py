@@ -37,14 +37,14 @@ def apply(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
 def carried(before: View, mask: torch.Tensor, now: View) -> torch.Tensor:
     """The same mask for a layer of the same shape that has moved or changed its strides."""
     fits = _is_words(mask) == (now.remote is None) and mask.device == _tensor(now).device
-    if fits and before.strides == now.strides:
+    if fits and (before.strides == now.strides or _steps(before) == _steps(now)):
         return mask
-    return from_bools(now, _to_bools(before, mask))
+    return from_bools(now, to_bools(before, mask))
 
 
 def to_bytes(layer: View, mask: torch.Tensor) -> torch.Tensor:
     """A mask in row-major order, on the CPU: bit i % 8 of byte i // 8 is that of weight i."""
-    kept = _to_bools(layer, mask).cpu().contiguous().numpy()
+    kept = to_bools(layer, mask).cpu().contiguous().numpy()
     return torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little"))
 
 
@@ -61,7 +61,7 @@ def _empty(layer: View) -> torch.Tensor:
     return torch.empty((layer.size + 63) // 64, dtype=torch.int64, device=device)
 
 
-def _to_bools(layer: View, mask: torch.Tensor) -> torch.Tensor:
+def to_bools(layer: View, mask: torch.Tensor) -> torch.Tensor:
     """A mask as a bool tensor of the layer's shape."""
     if not _is_words(mask):
         return mask
@@ -100,6 +100,11 @@ def _split(
     for pair in zip(layers, masks, strict=True):
         (local if _is_words(pair[1]) else remote).append(pair)
     return local, remote
+
+
+def _steps(layer: View) -> list[int]:
+    """The strides that lead somewhere: that of a dimension of size 1 may be any."""
+    return [step for n, step in zip(layer.shape, layer.strides, strict=True) if n > 1]
 
 
 def _is_words(mask: torch.Tensor) -> bool:

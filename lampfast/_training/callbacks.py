@@ -30,6 +30,7 @@ class PrunerCallback:
         stacked: Patterns = None,
         copies: Copies | Callable[[], Copies] = None,
         rewind: Rewind = None,
+        mask_gradients: bool = False,
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
@@ -44,6 +45,7 @@ class PrunerCallback:
         self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
         self._pruning: dict[str, Any] = {"every": every, "method": method, **self._choice}
+        self._pruning["mask_gradients"] = _arguments.flag("mask_gradients", mask_gradients)
 
     def remove(self) -> None:
         """Prune no more and leave no hook behind; the model stays as it is."""

@@ -1,7 +1,7 @@
 """Layers with the masks of their zeros, which follow them to other devices, dtypes and memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TypeAlias, cast
 from weakref import WeakSet
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lampfast._engine import changes, packed_masks, stacks, views
 from lampfast._engine.stacks import Stack
 from lampfast._engine.views import View
+from lampfast._training.gradients import MaskedGradients
 from lampfast._training.trained import TrainedLayers
 
 
@@ -82,6 +83,7 @@ class KeptLayers:
         self.all_zero = [i for i, layer in enumerate(self.layers) if layer.is_all_zero()]
         self._optimizers = WeakSet(optimizers)
         self._trained = trained or TrainedLayers(layers)
+        self.gradients: MaskedGradients | None = None
         self._free: set[int] = set()  # positions of layers that are all zero and not held at it
         self._unpruned: set[str] = set()
         # By identity: layers with unrecorded zeros, and those that were all zero before already.
@@ -110,6 +112,20 @@ class KeptLayers:
         _set(copies)
         self._free.add(position)
 
+    def mask_gradients(self, optimizers: Iterable[Optimizer]) -> None:
+        """Set the gradients of pruned weights to zero as they come, and those that there are."""
+        self.gradients = MaskedGradients(self)
+        for optimizer in optimizers:
+            self.gradients.watch(self._trained.of(optimizer).tensors)
+
+    def dense_gradients(self) -> AbstractContextManager[None]:
+        """Leave the gradients that come meanwhile as they are."""
+        return nullcontext() if self.gradients is None else self.gradients.dense()
+
+    def positions_in(self, tensor: torch.Tensor) -> list[int]:
+        """Positions of the layers in the memory of what an optimizer trains."""
+        return self._trained.within(tensor)
+
     def update(self) -> None:
         """Record what is zero now in all layers."""
         layers = self._recorded([layer.now() for layer in self.layers])
@@ -118,6 +134,7 @@ class KeptLayers:
         _zero(copies)
         self._free.clear()
         self._behind.clear()
+        self._masks_have_changed()
 
     @contextmanager
     def leaving(self, names: Iterable[str]) -> Iterator[None]:
@@ -164,6 +181,7 @@ class KeptLayers:
         _zero(copies)
         for each in noted:
             self._behind.pop(each, None)  # another thread may have done the same
+        self._masks_have_changed()
 
     def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
         """Take bool masks over, by name, and zero what they do not keep."""
@@ -184,6 +202,8 @@ class KeptLayers:
         layers = [self.layers[i] for i in trained.positions]
         copies = self._copies_at(trained.positions)
         _restore([*layers, *copies], [*changed, *(copy.weight for copy in copies)])
+        if self.gradients is not None:
+            self.gradients.watch(trained.tensors)  # some may be trained only since now
         if self._free:
             self._free -= {i for i in self._free if not is_zero(self.layers[i].weight)}
 
@@ -248,6 +268,11 @@ class KeptLayers:
         _zero(copies)
         self._free.clear()
         self._behind.clear()
+        self._masks_have_changed()
+
+    def _masks_have_changed(self) -> None:
+        if self.gradients is not None:
+            self.gradients.mask_all()
 
 
 def is_zero(weight: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from math import isclose
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -74,6 +75,8 @@ class Pruner:
         exclude: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`.
         copies: As for `lampfast.keep_zeros`: averages of the model, which are pruned with it.
+        masks: As for `keep_zeros`: which weights are kept from the beginning. See `update`.
+        mask_gradients: As for `keep_zeros`.
         process_group: The ranks that hold replicas of the model; None for all ranks. A rank with a
             model of its own passes a group of itself alone.
 
@@ -95,6 +98,8 @@ class Pruner:
         exclude: Patterns = None,
         stacked: Patterns = None,
         copies: Copies = None,
+        masks: Mapping[str, torch.Tensor] | None = None,
+        mask_gradients: bool = False,
         process_group: replicas.Group = None,
     ) -> None:
         self._schedule = _arguments.schedule(schedule)
@@ -109,12 +114,12 @@ class Pruner:
         self._layers: dict[str, Any] = found.wholes
         self._step = 0
         self._history: list[tuple[int, float]] = []
-        self._empty = _all_zero(self.report)
+        empty = _all_zero(self.report)
+        self._empty = empty if masks is None else []  # masks tell what is free to train
         self._shapes = {name: layer.shape for name, layer in self._layers.items()}
-        self._zeros = zeros.held(found, optimizers, copies)
+        self._zeros = zeros.held(found, optimizers, masks, copies, mask_gradients=mask_gradients)
         self._is_accumulating = hooks.accumulation(optimizers)
         self._removed = False
-        self._zeros._kept.restore_copies()
 
     @property
     def report(self) -> Report:
@@ -177,6 +182,64 @@ class Pruner:
             if sparsity is not None:
                 self._prune(step, sparsity)
         self._step = step
+
+    def update(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Keep other weights from now on, as `KeptZeros.update` does: some may grow again.
+
+        The schedule goes on, and prunes first what is still zero when it rises: grow weights
+        after such a step, not before it.
+
+        Example:
+            >>> import lampfast, torch
+            >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0, 2.0]))
+            >>> optimizer = torch.optim.SGD([weight])
+            >>> pruner = lampfast.Pruner([weight], optimizer, lampfast.schedules.constant(1 / 3))
+            >>> pruner.update({"0": torch.tensor([True, True, False])})
+            >>> weight.tolist()
+            [3.0, 0.0, 0.0]
+
+        Args:
+            masks: By parameter name a bool tensor of its shape, True where the weight may be other
+                than zero. Where there are several ranks, the same on all of them.
+
+        Raises:
+            TypeError: The masks are not a mapping of names to bool tensors, or a layer is no longer
+                one that can be pruned.
+            ValueError: The names or shapes are not those of the layers.
+            RuntimeError: Ranks have other masks than the rest, or another rank could not take its
+                own: no rank has changed a weight. Or this Pruner was removed.
+        """
+        if self._removed:
+            raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
+        if replicas.exist(self._group):
+            replicas.agree(
+                f"by update() after step {self._step}",
+                lambda: self._zeros._checked_masks(masks),
+                self._layers,
+                self._group,
+            )
+        self._zeros.update(self._zeros._checked_masks(masks))
+
+    def dense_gradients(self) -> AbstractContextManager[None]:
+        """Leave the gradients that come meanwhile whole, as `KeptZeros.dense_gradients` does.
+
+        Example:
+            >>> import lampfast, torch
+            >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0]))
+            >>> optimizer = torch.optim.SGD([weight])
+            >>> schedule = lampfast.schedules.constant(0.5)
+            >>> pruner = lampfast.Pruner([weight], optimizer, schedule, mask_gradients=True)
+            >>> with pruner.dense_gradients():
+            ...     weight.sum().backward()
+            >>> weight.grad
+            tensor([1., 1.])
+
+        Raises:
+            RuntimeError: This Pruner was removed.
+        """
+        if self._removed:
+            raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
+        return self._zeros.dense_gradients()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides the model's and the optimizers' states.

@@ -1,5 +1,6 @@
 """Whether all replicas of a model would prune alike, asked before any of them is changed.
 
+Where all answer alike, which they find out by a few bytes, nothing else is exchanged.
 Every rank answers whenever a step is one at which its Pruner looks at the schedule, be it that it
 would prune nothing or that it has failed: the others wait for it.
 """
@@ -21,7 +22,7 @@ class _Answer(NamedTuple):
     """What one rank would do.
 
     Attributes:
-        when: To which sparsity, at which step.
+        when: To which sparsity or by what, and after which step.
         masks: Their digests, by layer name.
         error: Why it cannot, if so.
     """
@@ -66,7 +67,7 @@ def agreed(
     layers: Mapping[str, torch.Tensor],
     group: Group,
 ) -> float | None:
-    """Compare what the ranks would do at a step, by digests of masks in one small exchange.
+    """Compare what the ranks would do at a step.
 
     Args:
         step: The step, by this rank's count.
@@ -87,12 +88,44 @@ def agreed(
     try:
         sparsity = scheduled(step)
         when = f"{'nothing' if sparsity is None else f'to sparsity {sparsity}'} {when}"
-        wanted = {} if sparsity is None else masks(sparsity)
-        digests = {name: _digest(np.packbits(_array(mask))) for name, mask in wanted.items()}
-        own = _Answer(when, digests, None)
     except Exception as raised:  # the others wait for this rank's answer, whatever it is
+        error = raised
+
+    def wanted() -> Mapping[str, torch.Tensor]:
+        if error is not None:
+            raise error
+        return {} if sparsity is None else masks(sparsity)
+
+    agree(when, wanted, layers, group)
+    return sparsity
+
+
+def agree(
+    when: str,
+    masks: Callable[[], Mapping[str, torch.Tensor]],
+    layers: Mapping[str, torch.Tensor],
+    group: Group,
+) -> None:
+    """Compare masks of the ranks by digests: by one number of each, and by layer if they differ.
+
+    Args:
+        when: What the masks are for: to which sparsity or by what, and after which step.
+        masks: Gives those of this rank, none for no pruning; may raise.
+        layers: What the masks are of.
+        group: The ranks that call this, None for all.
+
+    Raises:
+        RuntimeError: On all ranks, if their answers differ; on the others, if one rank raised.
+        Exception: What `masks` raised.
+    """
+    error: Exception | None = None
+    try:
+        digests = {name: _digest(np.packbits(_array(mask))) for name, mask in masks().items()}
+        own = _Answer(when, digests, None)
+    except Exception as raised:
         error, own = raised, _Answer(when, {}, f"{type(raised).__name__}: {raised}")
-    answers = _exchanged(own, layers, group)
+    is_same = _are_equal(own, layers, group)
+    answers = {} if is_same else _exchanged(own, layers, group)
     if error:
         raise error
     for rank, answer in answers.items():
@@ -103,7 +136,20 @@ def agreed(
     if any(answer != own for answer in answers.values()):
         weights = {name: _digest(_array(layer)) for name, layer in layers.items()}
         raise RuntimeError(_difference(answers, _exchanged(weights, layers, group)))
-    return sparsity
+
+
+def _are_equal(own: _Answer, layers: Mapping[str, torch.Tensor], group: Group) -> bool:
+    """Whether all ranks have one answer, by 64 bits of it: far less to wait for than the answers.
+
+    The largest number of all ranks is this rank's, and so is the smallest.
+    """
+    number = int.from_bytes(_digest(np.frombuffer(repr(own).encode(), np.uint8))[:8], "little") >> 1
+    backends = distributed.get_backend_config(group)  # such as "cpu:gloo,cuda:nccl"
+    device = "cpu" if "cpu:" in backends else backends.partition(":")[0]
+    with torch.cuda.device_of(next(iter(layers.values()))):
+        numbers = torch.tensor([number, -number], device=device)
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX, group)
+    return bool(numbers.tolist() == [number, -number])
 
 
 def _exchanged(own: T, layers: Mapping[str, torch.Tensor], group: Group) -> dict[int, T]:
@@ -137,7 +183,7 @@ def _difference(answers: Mapping[int, _Answer], weights: Mapping[int, dict[str, 
     elif differing:
         where = f"{answers[usual].when}, layer {differing[0]!r} is the first whose weights differ"
     else:
-        where = f"{answers[usual].when}, by another method, for their weights are the same"
+        where = f"{answers[usual].when}, by other masks, though their weights are the same"
     more = ", …" if len(odd) > 8 else ""
     return (
         f"replicas have diverged: rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd[:8]))}{more} "

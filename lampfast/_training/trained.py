@@ -46,6 +46,11 @@ class TrainedLayers:
         """What each optimizer trains, while the layers are where they were a moment ago."""
         return [self._of(optimizer, self._index) for optimizer in optimizers]
 
+    def within(self, tensor: torch.Tensor) -> list[int]:
+        """Positions of the layers in the memory of a parameter."""
+        self._index = self._index.now()
+        return sorted(self._index.sharing(tensor))
+
     def of(self, optimizer: Optimizer) -> Trained:
         """What an optimizer trains, by the parameters that are in its groups now.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from types import TracebackType
 from typing import NoReturn, TypeGuard, cast
@@ -15,12 +16,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from lampfast import parameters
+from lampfast import _arguments, parameters
 from lampfast._engine import changes, tracing, views
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
-from lampfast._training import averages, hooks, known
+from lampfast._training import averages, hooks, known, regrowth
 from lampfast._training.averages import Copies
 from lampfast._training.kept_layers import KeptLayers, is_zero
 from lampfast._training.trained import TrainedLayers
@@ -44,6 +45,8 @@ def keep_zeros(
     exclude: Patterns = None,
     stacked: Patterns = None,
     copies: Copies = None,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    mask_gradients: bool = False,
 ) -> KeptZeros:
     """Keep the weights that are zero now at zero through every step of the optimizers.
 
@@ -92,6 +95,15 @@ def keep_zeros(
             takes to average it. It makes no difference when they are updated: an average of zeros
             is zero. Layers are found by their names behind those of wrappers. For any other copy
             pass a mapping of names to tensors, which may have some of the layers only.
+        masks: Which weights are kept, as for `KeptZeros.update`, in the place of those that are not
+            zero now; the others are set to zero. Weights may grow again by `KeptZeros.update`.
+        mask_gradients: Whether gradients of pruned weights are set to zero too, where a backward
+            pass accumulates them. Needed where one number is computed of many gradients: the norm
+            by which they are clipped, the updates of Adafactor, Muon, LAMB and the like, and the
+            logged norm. SGD, Adam and others that treat each weight by itself need it not. What is
+            first trained later is masked from its first step on. Under DistributedDataParallel
+            the averages are masked as the masks of all ranks are, unless a communication hook only
+            approximates them, as that of PowerSGD.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
@@ -100,36 +112,55 @@ def keep_zeros(
 
     Raises:
         TypeError: An optimizer is not a torch.optim.Optimizer nor used as one, a layer is a numpy
-            array, or the model or a layer has a type, dtype or layout that is not pruned.
+            array, the model or a layer has a type, dtype or layout that is not pruned, or the masks
+            are no mapping of names to bool tensors.
         ValueError: The optimizers have none of the layers, unless all are frozen parameters; a
             layer that requires a gradient is in none of them, a pattern matches nothing, a layer
-            cannot be written; or a copy lacks a layer, has it in another shape, or is no copy, as
-            it shares memory with the model.
+            cannot be written; a copy lacks a layer, has it in another shape, or is no copy, as it
+            shares memory with the model; or the masks have other names or shapes, or gradients are
+            to be masked and a parameter has part of a layer only.
+
+    Source:
+        Evci, Gale, Menick, Castro, Elsen: Rigging the Lottery, ICML 2020, arXiv 1911.11134, for
+        masks that change while a model trains.
     """
     found = parameters.find(model, include, exclude, stacked).layers
     averages.warn_of_those_inside(model, found.wholes, copies)
-    kept = held(found, optimizers, copies)
-    try:
-        _judge_all_zero(kept._kept, found)
-        kept._kept.restore_copies()
-    except BaseException:  # a warning that is made an error, say
-        kept.remove()
-        raise
-    return kept
+    judge = _judge_all_zero if masks is None else None  # masks tell what is free to train
+    return held(found, optimizers, masks, copies, mask_gradients=mask_gradients, judge=judge)
 
 
 def held(
-    found: Layers, optimizers: Optimizer | Sequence[Optimizer], copies: Copies = None
+    found: Layers,
+    optimizers: Optimizer | Sequence[Optimizer],
+    masks: Mapping[str, torch.Tensor] | None = None,
+    copies: Copies = None,
+    *,
+    mask_gradients: bool = False,
+    judge: Callable[[KeptLayers, Layers], None] | None = None,
 ) -> KeptZeros:
-    """What `keep_zeros` returns, for a model's layers; what is all zero is held without a word.
-
-    The copies get their zeros with the next change, or by `restore_copies`.
-    """
+    """What `keep_zeros` returns, for a model's layers; what is all zero is left to `judge`."""
+    _arguments.flag("mask_gradients", mask_gradients)
     given = _checked(optimizers)
     layers = views.layers(found.wholes, write=True)
     trained = _checked_trained(layers, given)
     of_copies = averages.layers(copies, layers, found.wholes)
-    return KeptZeros(layers, given, trained, found.partial(), of_copies)
+    if masks is not None:
+        _check_masks(masks, layers)
+    kept = KeptZeros(layers, given, trained, found.partial(), of_copies)
+    try:
+        if judge is not None:
+            judge(kept._kept, found)
+        if mask_gradients:
+            kept._kept.mask_gradients(given)
+        with Deferred():
+            if masks is not None:
+                kept._kept.set_masks(masks)
+            kept._kept.restore_copies()
+    except BaseException:  # a warning that is made an error, say
+        kept.remove()
+        raise
+    return kept
 
 
 def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
@@ -151,13 +182,13 @@ def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
         else:
             frozen.append(name)
     if frozen:
-        warnings.warn(f"{listed(frozen)} zero throughout, and {FROZEN}", stacklevel=3)
+        warnings.warn(f"{listed(frozen)} zero throughout, and {FROZEN}", stacklevel=4)
     if free:
         warnings.warn(
             f"{listed(free)} zero throughout without having been pruned, as the others have been "
             "in this process, so these zeros are not kept; where they should be, call update() on "
             "the handle",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -215,6 +246,7 @@ class KeptZeros:
         copies: Sequence[Sequence[View]] = (),
     ) -> None:
         self._kept = KeptLayers(layers, optimizers, trained, partly, copies)
+        self._optimizers = list(optimizers)
         self._hooks = [
             undo
             for optimizer in optimizers
@@ -225,6 +257,9 @@ class KeptZeros:
 
     def update(self, masks: Mapping[str, torch.Tensor] | None = None) -> None:
         """Record anew: what is zero now, or what masks say, is kept at zero from now on.
+
+        By masks, weights may grow that were pruned before. What the optimizers given to
+        `keep_zeros` hold for them, one value a weight as momentum is, starts at zero then.
 
         Example:
             >>> import lampfast, torch
@@ -237,8 +272,8 @@ class KeptZeros:
         Args:
             masks: By parameter name a bool tensor of its shape, True where the weight may be
                 other than zero, as from `lampfast.masks`; the others are set to zero. A weight
-                that grows from zero, as in RigL, is told from a pruned one only by these. None
-                for the weights that are not zero now.
+                that grows, as in RigL and SET, is zero until the next step, so that only these
+                tell it from a pruned one. None for the weights that are not zero now.
 
         Raises:
             TypeError: The masks are not a mapping of names to bool tensors, or a layer is no
@@ -251,9 +286,40 @@ class KeptZeros:
         if masks is None:
             self._kept.update()
         else:
-            _check_masks(masks, [layer.now() for layer in self._kept.layers])
+            masks = self._checked_masks(masks)
+            stale = regrowth.stale(self._kept.layers, masks, self._optimizers)
             with Deferred():
                 self._kept.set_masks(masks)
+                regrowth.forget(stale)
+
+    def _checked_masks(self, masks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        _check_masks(masks, [layer.now() for layer in self._kept.layers])
+        return masks
+
+    def dense_gradients(self) -> AbstractContextManager[None]:
+        """Leave the gradients that come meanwhile whole, those of pruned weights too.
+
+        Of use with mask_gradients=True, where RigL and others choose by gradients what grows. The
+        next `update` masks them by the new masks, and the next backward pass those of its own.
+
+        Example:
+            >>> import lampfast, torch
+            >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0]))
+            >>> optimizer = torch.optim.SGD([weight])
+            >>> kept = lampfast.keep_zeros([weight], optimizer, mask_gradients=True)
+            >>> with kept.dense_gradients():
+            ...     weight.sum().backward()
+            >>> weight.grad
+            tensor([1., 1.])
+            >>> kept.update({"0": torch.tensor([False, True])})
+            >>> weight.grad
+            tensor([0., 1.])
+
+        Raises:
+            RuntimeError: The handle was removed.
+        """
+        self._check_in_use()
+        return self._kept.dense_gradients()
 
     def restore(self) -> None:
         """Restore the zeros now, after something other than an optimizer's step has written.
@@ -285,7 +351,9 @@ class KeptZeros:
         for undo in reversed(self._hooks):
             undo()
         changes.stop_listening(self._kept)
-        self._hooks, self._kept = [], KeptLayers([])
+        if self._kept.gradients is not None:
+            self._kept.gradients.remove()
+        self._hooks, self._optimizers, self._kept = [], [], KeptLayers([])
 
     def __enter__(self) -> KeptZeros:
         """Nothing to do: the zeros are kept already."""

@@ -181,7 +181,13 @@ CALLS: dict[str, Callable[[], Call]] = {
         **_CHOICE,
     ),
     "keep_zeros": _call(
-        _plain(lampfast.keep_zeros), model=_model, optimizers=_optimizer, copies=None, **_CHOICE
+        _plain(lampfast.keep_zeros),
+        model=_model,
+        optimizers=_optimizer,
+        copies=None,
+        masks=_masks,
+        mask_gradients=True,
+        **_CHOICE,
     ),
     "KeptZeros.update": _call(lambda net, o: lampfast.keep_zeros(net, o).update, masks=_masks),
     "KeptZeros.load_state_dict": _call(
@@ -196,9 +202,12 @@ CALLS: dict[str, Callable[[], Call]] = {
         every=1,
         method="lamp",
         copies=None,
+        masks=_masks,
+        mask_gradients=True,
         process_group=None,
         **_CHOICE,
     ),
+    "Pruner.update": _call(lambda net, o: _pruner(net, o).update, masks=_masks),
     "Pruner.load_state_dict": _call(
         lambda net, o: _pruner(net, o).load_state_dict,
         state=lambda net, o: _pruner(net, o).state_dict(),
@@ -220,6 +229,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "global_unstructured": _call(
         _plain(torch_prune.global_unstructured),
         parameters=_pair,
+        pruning_method=torch_prune.LAMPUnstructured,
         amount=0.5,
         importance_scores=lambda net, _: {(net.fc, "weight"): torch.ones(3, 4)},
     ),
@@ -265,6 +275,8 @@ GOOD: dict[str, list[str]] = {
     "importance_scores": ["None", "{}"],
     "out": ["None"],
     "masks": ["None"],
+    "Pruner.update, masks": [],
+    "mask_gradients": ["True"],
     "amount": FRACTIONS,
     "fraction": FRACTIONS,
     "final": FRACTIONS,
