@@ -1,7 +1,8 @@
-"""Keeping zeros beside the bytes that must move and AdamW's step; applying masks beside a copy."""
+"""Keeping zeros and masking gradients beside training steps; applying masks beside a copy."""
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import contenders
@@ -78,6 +79,24 @@ def share(run: Run) -> Outcome:
     return Outcome(lines)
 
 
+def gradients(run: Run) -> Outcome:
+    """What masking gradients adds to training steps that keep zeros, with and without in turns."""
+    lines: list[Line] = []
+    rows: list[tuple[Cell, ...]] = []
+    for name, (model, inputs, goal) in _trained(run).items():
+        run.progress(f"gradients: {name}")
+        lampfast.prune(model, USUAL)
+        plain, masked = run.medians(*_training_steps(model, inputs))
+        weights = sum(layer.numel for layer in lampfast.report(model).layers)
+        added = (masked - plain) / weights * 1e9
+        rows.append((name, weights, plain * 1e3, masked * 1e3, added))
+        what, beside = f"mask gradients, added to {name}", f"step {plain * 1e3:,.2f} ms"
+        lines.append(Line(what, masked / plain - 1, goal, masked, beside))
+    columns = {"step of": "", "weights": ",", "plain ms": ",.3f", "masked ms": ",.3f"}
+    title = "masking gradients: forward, backward and AdamW's step, zeros kept in both"
+    return Outcome(lines, [Grid(title, {**columns, "added ns/weight": ".3f"}, rows)])
+
+
 def apply(run: Run) -> Outcome:
     """Applies the masks of resnet50, of 90 %, beside copying its weights."""
     lines = []
@@ -97,6 +116,69 @@ def apply(run: Run) -> Outcome:
         what, beside = f"apply masks, resnet50, {name}", f"copy {floor * 1e3:,.2f} ms"
         lines.append(Line(what, ours / floor, Goal(2.0), ours, beside))
     return Outcome(lines)
+
+
+class _Residual(torch.nn.Module):
+    """A basic block of ResNet-18 (He et al., 2015)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        step = 1 if channels == width else 2
+        convolution = partial(torch.nn.Conv2d, kernel_size=3, padding=1, bias=False)
+        self.first, self.last = convolution(channels, width, stride=step), convolution(width, width)
+        self.before, self.after = torch.nn.BatchNorm2d(width), torch.nn.BatchNorm2d(width)
+        self.shortcut = (
+            torch.nn.Conv2d(channels, width, 1, step) if step == 2 else torch.nn.Identity()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two convolutions beside a shortcut."""
+        inner = self.after(self.last(self.before(self.first(x)).relu()))
+        return (inner + self.shortcut(x)).relu()  # type: ignore[no-any-return]
+
+
+def _trained(run: Run) -> dict[str, tuple[torch.nn.Module, torch.Tensor, Goal]]:
+    """Models with a batch each: a small one, where calls count, and one where weights do."""
+    linear = torch.nn.Linear
+    small = torch.nn.Sequential(
+        linear(784, 300), torch.nn.ReLU(), linear(300, 100), torch.nn.ReLU(), linear(100, 10)
+    )
+    widths = [8, 8, 16] if run.quick else [64, 64, 64, 128, 128, 256, 256, 512, 512]
+    residual = torch.nn.Sequential(
+        torch.nn.Conv2d(3, widths[0], 3, padding=1),
+        *(_Residual(*pair) for pair in pairwise(widths)),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        linear(widths[-1], 10),
+    )
+    images = torch.randn(2 if run.quick else 16, 3, 32, 32)
+    return {
+        "a small MLP, batch 128": (small, torch.randn(128, 784), Goal(0.1, form="{:.1%}")),
+        "ResNet-18, 16 CIFAR images": (residual, images, Goal(0.03, form="{:.1%}")),
+    }
+
+
+def _training_steps(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[Prepare, Prepare]:
+    """Whole steps without and with masked gradients, zeros kept in both."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    handles: list[KeptZeros] = []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+    def prepared(*, mask_gradients: bool) -> Callable[[], object]:
+        while handles:
+            handles.pop().remove()
+        handles.append(keep_zeros(model, optimizer, mask_gradients=mask_gradients))
+        return step
+
+    prepared(mask_gradients=True)()
+    for weight in model.parameters():
+        assert weight.grad is not None
+        assert weight.ndim < 2 or not weight.grad[weight == 0].any(), "a gradient was not masked"
+    return partial(prepared, mask_gradients=False), partial(prepared, mask_gradients=True)
 
 
 def _after_restoring(weights: Weights, targets: Weights, call: Call) -> Prepare:

@@ -43,6 +43,7 @@ ROWS: dict[str, Row] = {
     "apply": rows_zeros.apply,
     "keep": rows_zeros.keep,
     "keep-share": rows_zeros.share,
+    "gradients": rows_zeros.gradients,
 }
 _ROUNDS, _SLOW_ROUNDS, _QUICK_ROUNDS = 21, 2, 2
 _BIG, _QUICK_BIG = 2**27, 2**20  # elements whose reading and copying is timed
