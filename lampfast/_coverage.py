@@ -1,7 +1,7 @@
-"""Tells how much of a model its layers are: what a report says, and what `prune` warns of once."""
+"""Tells how much of a model its layers are: what a report says, and what `prune` warns of."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from weakref import WeakSet
 
@@ -21,19 +21,23 @@ def left_out(found: Found) -> list[LeftOut]:
     if not found.others:
         return []
     distinct = {id(it): (name, it, reason) for name, it, reason in reversed(found.others)}
-    return [
-        LeftOut(name, tuple(it.shape), prod(it.shape), reason)
+    shapes = [
+        (name, tuple(_modules.shape_of(it)), reason)
         for name, it, reason in reversed(distinct.values())
         if _modules.is_matrix(it, reason)
     ]
+    return [LeftOut(name, shape, prod(shape), reason) for name, shape, reason in shapes]
 
 
 def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[View]) -> None:
     """Warn of a model of which more than half, embeddings and adapters aside, is left out.
 
     Layers that are computed from others are told of in a warning of their own, however few they
-    are. Each model is warned of once.
+    are. Each model is warned of once. A mapping of matrices and vectors, all of which are layers,
+    is warned of wherever one is passed.
     """
+    if isinstance(model, Mapping) and found.is_default and (problem := _vectors(layers)):
+        warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
     if not (left or found.unfit) or not found.is_default or not isinstance(model, nn.Module):
         return
     if model in _warned:
@@ -41,6 +45,19 @@ def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[
     for problem in _problems(model, found, left, layers):
         _warned.add(model)
         warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
+
+
+def _vectors(layers: Sequence[View]) -> str | None:
+    """What to say of the vectors of a mapping, if it has matrices too."""
+    vectors = [layer.name for layer in layers if len(layer.weight.shape) < 2]
+    if not vectors or len(vectors) == len(layers):
+        return None
+    shown = ", ".join(map(repr, vectors[:3])) + ", ..." * (len(vectors) > 3)
+    return (
+        f"every entry of a mapping is a layer, so {len(vectors)} vectors, as biases and norms are, "
+        f"are pruned with the {len(layers) - len(vectors)} matrices: {shown}; leave them out with "
+        "exclude=, choose the matrices with include=, or pass the module"
+    )
 
 
 def _problems(

@@ -5,7 +5,7 @@ import: transformers for mixtures of experts, PEFT for adapters, others for quan
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeAlias, cast
 
@@ -41,8 +41,10 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _ADAPTER: Reason = "adapter"
 _ROUTER: Reason = "router"
 COMPUTED: Reason = "computed"
-_QUANTISED: Reason = "quantised"
+QUANTISED: Reason = "quantised"
 NOT_TOLD: tuple[Reason, ...] = ("embedding", "position table", _ADAPTER)  # nobody expects them
+
+_COMPILED = "_orig_mod"  # what torch.compile wraps
 
 _ATTENTION = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_weight")
 _CELL = ("weight_ih", "weight_hh")
@@ -58,8 +60,28 @@ _COUNTS = (  # what modules call the number of their experts
     "n_shared_experts",
     "moe_num_experts",
 )
-_NO_EXPERT = re.compile(r"scale|pos|embed|token|norm")
-_QUANTISED_CLASS = re.compile(r"Params4bit|Int8Params")
+_NO_EXPERT = re.compile(r"scale|pos|embed|token|norm|A_log")
+_POSITIONS = re.compile(r"pos_emb|position|rel_pos|_pos$")
+
+# Classes of transformers and timm whose matrices are bare parameters: which of these are layers,
+# or how the parameters hold several.
+_BARE_MATRICES: dict[str, tuple[str, ...]] = {
+    "XLNetRelativeAttention": ("q", "k", "v", "o", "r"),
+    "FunnelRelMultiheadAttention": ("r_kernel",),
+    "Gemma3MultiModalProjector": ("mm_input_projection_weight",),
+    "T5Gemma2MultiModalProjector": ("mm_input_projection_weight",),
+    "QuantLinear": ("weight",),  # I-BERT's, which rounds them as it goes
+}
+_BARE_STACKS: dict[str, Literal["stacked", "blocks"]] = {
+    "CsmCodebooksHead": "stacked",  # a head for each codebook
+    "RecurrentGemmaRglru": "stacked",  # the blocks of a block-diagonal matrix
+    "ZambaMambaMixer": "stacked",  # a projection for each head
+    "DbrxExpertGLU": "blocks",
+    "CondConv2d": "blocks",  # a kernel for each expert, as one row
+}
+_QUANTISED_CLASS = re.compile(r"Params4bit|Int8Params")  # bitsandbytes'
+_QUANTISED_PACKAGES = ("torchao.", "optimum.quanto.")
+_QUANTISED_BUFFERS = ("qweight", "weight_packed", "W_q")  # of GPTQ and AWQ, of vLLM, of HQQ
 
 DIRECTION_PROBLEM = (
     "holds the directions of a weight-normed weight, which are divided by the lengths of their "
@@ -107,6 +129,7 @@ class _Kind(NamedTuple):
             that have one slice for each expert that the module counts, or as blocks of rows.
         role: What all below it are, if that is told by the class.
         adapters: The names of what adapts it.
+        is_packed: Whether torch has quantised its weight and packed it away.
     """
 
     matrices: tuple[str, ...] = ()
@@ -115,6 +138,32 @@ class _Kind(NamedTuple):
     experts: Literal["", "stacked", "counted", "blocks"] = ""
     role: Reason | None = None
     adapters: tuple[str, ...] = ()
+    is_packed: bool = False
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that others only wrap, and what they put before the names in its state.
+
+    Example:
+        >>> linear = nn.Linear(2, 2)
+        >>> inner, prefix = unwrapped(torch.compile(nn.DataParallel(linear)))
+        >>> inner is linear, prefix
+        (True, '_orig_mod.module.')
+    """
+    prefix = ""
+    while True:
+        if _COMPILED in model._modules:
+            attribute = _COMPILED
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            attribute = "module"
+        else:
+            return model, prefix
+        model, prefix = cast(nn.Module, model._modules[attribute]), f"{prefix}{attribute}."
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without those of compiled modules on the way to it."""
+    return name.replace(f"{_COMPILED}.", "")
 
 
 def survey(model: nn.Module) -> Survey:
@@ -145,6 +194,8 @@ def _visit(
             _sort(module, attribute, prefix, role, found)
     if module._parameters and not kind.are_all:
         _sort_others(module, kind, prefix, role, parent, found)
+    if kind.is_packed or module._buffers:
+        found.others.extend(_packed(module, kind, prefix))
     for name, child in module._modules.items():
         if child is None or child in seen:
             continue
@@ -153,12 +204,13 @@ def _visit(
         if role is not _ADAPTER:
             if name in kind.adapters:
                 of_child = _ADAPTER
-            elif "router" in name or "gat" in name or name == "wg":
+            elif "rout" in name or "gat" in name or name == "wg":
                 of_child = role or (_ROUTER if _chooses_experts(name, module) else None)
             elif "expert" in name:
                 of_child = None  # though it may lie in a router
             of_child = of_child or _kind(type(child)).role
-        _visit(child, f"{prefix}{name}.", of_child, module, found, seen)
+        below = prefix if name == _COMPILED else f"{prefix}{name}."
+        _visit(child, below, of_child, module, found, seen)
 
 
 def _sort(
@@ -174,7 +226,7 @@ def _sort(
         return
     if isinstance(layer, torch.Tensor):
         if role is None and _is_quantised(layer):
-            role = _QUANTISED
+            role = QUANTISED
         if role is not None:
             found.others.append((name, layer, role))
             return
@@ -200,9 +252,9 @@ def _sort_others(
         if parameter is None or attribute in kind.matrices:
             continue
         name = prefix + attribute
+        if "bias" in attribute:
+            continue  # of two dimensions where each expert or head has its own
         if kind.experts and role is None:
-            if "bias" in attribute:
-                continue  # one vector for each expert
             stack = _stack(module, kind, attribute, parameter, prefix, parent)
             if stack is not None:
                 found.layers[name] = parameter
@@ -212,6 +264,16 @@ def _sort_others(
             found.others.append((name, parameter, _ADAPTER))
         else:
             found.others.append((name, parameter, role or _reason(module, attribute, prefix)))
+
+
+def _packed(module: nn.Module, kind: _Kind, prefix: str) -> Iterator[Other]:
+    """The quantised weights of a module that are no parameters."""
+    if kind.is_packed:
+        yield f"{prefix}weight", cast(Callable[[], torch.Tensor], module.weight)(), QUANTISED
+    for name in _QUANTISED_BUFFERS:
+        codes = module._buffers.get(name)
+        if codes is not None and not codes.is_floating_point():
+            yield prefix + name, codes, QUANTISED
 
 
 def _stack(
@@ -226,7 +288,7 @@ def _stack(
     if not parameter.is_floating_point() or _NO_EXPERT.search(attribute):
         return None
     if kind.experts == "blocks":
-        count = getattr(module, "moe_num_experts", 0)
+        count = getattr(module, "moe_num_experts", 0) or getattr(module, "num_experts", 0)
         is_whole = parameter.ndim == 2 and count > 0 and parameter.shape[0] % count == 0
         return Stack(count) if is_whole else None
     if parameter.ndim != 3:
@@ -278,7 +340,7 @@ def _halves(
 
 def _chooses_experts(name: str, parent: nn.Module) -> bool:
     """Whether a module with a router's or a gate's name is one that chooses experts."""
-    if "router" in name or "expert" in name:
+    if "router" in name or "routing" in name or "expert" in name:
         return True
     if name not in _GATES:
         return False
@@ -289,11 +351,13 @@ def _chooses_experts(name: str, parent: nn.Module) -> bool:
 def _classify(cls: type[nn.Module]) -> _Kind:
     names = [base.__name__ for base in cls.__mro__]
     role = _ROUTER if any(map(_ROUTER_CLASS.search, names)) else None
-    adapters = (
-        *getattr(cls, "adapter_layer_names", ()),
-        *getattr(cls, "other_param_names", ()),
-        *(("prompt_encoder",) if cls.__module__.startswith("peft.") else ()),
-    )
+    adapters = (*getattr(cls, "adapter_layer_names", ()), *getattr(cls, "other_param_names", ()))
+    if cls.__module__.startswith("peft."):
+        adapters += ("prompt_encoder",)
+        if "ModulesToSaveWrapper" in names:  # whose copy is trained and called in its place
+            adapters += ("original_module",)
+    if cls.__module__.startswith("torch.ao.nn.quantized") and hasattr(cls, "weight"):
+        return _Kind(is_packed=True)
     if issubclass(cls, ONE_WEIGHT) or _is_conv1d(cls):
         return _Kind(("weight",), True, role=role, adapters=adapters)
     if issubclass(cls, nn.MultiheadAttention):
@@ -302,8 +366,11 @@ def _classify(cls: type[nn.Module]) -> _Kind:
         return _Kind(_CELL, True, role=role, adapters=adapters)
     if issubclass(cls, nn.RNNBase):
         return _Kind((), True, True, role=role, adapters=adapters)
-    if "DbrxExpertGLU" in names:
-        return _Kind(experts="blocks", adapters=adapters)
+    for name in names:
+        if name in _BARE_MATRICES:
+            return _Kind(_BARE_MATRICES[name], adapters=adapters)
+        if name in _BARE_STACKS:
+            return _Kind(experts=_BARE_STACKS[name], adapters=adapters)
     if any(name.endswith("Experts") for name in names) or hasattr(cls, "_apply_gate"):
         return _Kind(experts="stacked", adapters=adapters)
     if any(map(_MIXTURE_CLASS.search, names)):
@@ -343,7 +410,7 @@ def _reason(module: nn.Module, attribute: str, prefix: str) -> Reason:
     name, cls = f"{prefix}{attribute}".lower(), type(module)
     if isinstance(module, ParametrizationList):
         return COMPUTED
-    if "pos_emb" in name or "position" in name:
+    if _POSITIONS.search(name):
         return "position table"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "embed" in cls.__name__.lower():
         return "embedding"
@@ -358,9 +425,15 @@ def is_matrix(parameter: Weight, reason: Reason = "") -> bool:
         shape = parameter.shape
     except (RuntimeError, ValueError):  # not initialised yet
         return False
-    if reason in (_ROUTER, _ADAPTER):
+    if reason in (_ROUTER, _ADAPTER, QUANTISED):  # codes may lie in one long row
         return len(shape) >= 2
     return len([n for n in shape if n > 1]) >= 2
+
+
+def shape_of(parameter: Weight) -> Sequence[int]:
+    """The shape of a matrix, which 4-bit codes are packed from."""
+    of_codes = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return cast(Sequence[int], of_codes or parameter.shape)
 
 
 def _is_quantised(parameter: torch.Tensor) -> bool:
@@ -368,8 +441,11 @@ def _is_quantised(parameter: torch.Tensor) -> bool:
     if cls is Parameter and parameter.is_floating_point():
         return False
     is_integer = not (parameter.is_floating_point() or parameter.is_complex())
-    by_class = _QUANTISED_CLASS.match(cls.__name__) or cls.__module__.startswith("torchao")
-    return is_integer or bool(by_class)
+    return (
+        is_integer
+        or _QUANTISED_CLASS.match(cls.__name__) is not None
+        or f"{cls.__module__}.".startswith(_QUANTISED_PACKAGES)
+    )
 
 
 def matrix(module: nn.Module, attribute: str) -> Weight | Unfit | None:

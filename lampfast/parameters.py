@@ -4,6 +4,7 @@
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
@@ -58,7 +59,8 @@ def named(
 
     Args:
         model: A module, a mapping of names to weights, or a sequence of weights or of (module,
-            parameter name) pairs, which are named by position: "0" or "0.weight".
+            parameter name) pairs, which are named by position: "0" or "0.weight". The names of a
+            module that torch.compile, DataParallel or DistributedDataParallel wraps are its own.
         include: Glob pattern or patterns that choose the layers among all parameters of a module,
             or all entries of a mapping or sequence. One that equals a name chooses just that.
         exclude: Glob pattern or patterns over the same names of layers to leave out. A parameter
@@ -84,6 +86,7 @@ def find(
     """What `named` names, as parameters and how they are cut; and what else there is."""
     unfit: dict[str, Unfit] = {}
     if isinstance(model, nn.Module):
+        model, _ = _modules.unwrapped(model)
         layers, stacks, others = _modules.survey(model)
         unfit = {name: layer for name, layer in layers.items() if type(layer) is Unfit}
     else:  # whoever lists layers means each of them
@@ -126,14 +129,25 @@ def _no_layer(model: nn.Module, others: Sequence[Other]) -> str:
     )
     matrices = [(name, reason) for name, it, reason in others if _modules.is_matrix(it, reason)]
     if matrices:
-        (name, reason), *more = matrices
+        (name, reason), *more = [it for it in matrices if it[1] != _modules.QUANTISED] or matrices
+        there = f"{problem}; it has the {reason} {name!r}{f' and {len(more)} more' * bool(more)}"
+        if reason == _modules.QUANTISED:
+            return f"{there}: prune the model before it is quantised, codes are not pruned"
+        pattern = _pattern(name, model, {name for name, _ in matrices}) if more else name
         return (
-            f"{problem}; it has the {reason} {name!r}{f' and {len(more)} more' * bool(more)}: "
-            f"choose among its parameters with include=, for example include={name!r}"
+            f"{there}: choose among its parameters with include=, for example include={pattern!r}"
         )
     if next(model.parameters(), None) is None:
         return f"{problem} and no other parameter; pass a model whose weights are parameters"
     return f"{problem}; choose among its parameters with include=, for example include='*weight'"
+
+
+def _pattern(name: str, model: nn.Module, matrices: Set[str]) -> str:
+    """A pattern for a matrix and all that are numbered like it, if it means nothing else."""
+    pattern = re.sub(r"\d+", "*", name)
+    every = (_modules.plain_name(it) for it, _ in model.named_parameters(remove_duplicate=False))
+    is_apt = all(it in matrices for it in every if fnmatchcase(it, pattern))
+    return pattern if is_apt else name
 
 
 def _entries(model: object) -> dict[str, Weight | Unfit]:
@@ -186,7 +200,10 @@ def _chosen(
     """The layers that patterns ask for, with their stacks, and what else there is."""
     every: dict[str, Weight | Unfit] = layers
     if isinstance(model, nn.Module):
-        every = dict(model.named_parameters(remove_duplicate=False))
+        every = {
+            _modules.plain_name(name): parameter
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
         every |= {name: layer for name, layer in unfit.items() if name in every}
     stacks = _stacks(every, layers, stacks, stacked)
     if include is not None:

@@ -47,12 +47,15 @@ def prune(
         {'a': tensor([ 3.,  0., -2.]), 'b': tensor([[ 0., -8.]])}
 
     Args:
-        model: A module; a mapping of names to torch tensors or numpy arrays, such as a state_dict,
-            where every entry is a layer; a sequence of tensors or arrays; or a sequence of
-            (module, "weight") pairs, as torch.nn.utils.prune takes it. Layers may have any shape,
-            memory format and mix of float32, float16, bfloat16, float64, float8_e4m3fn and
-            float8_e5m2 (of arrays, in the dtypes of ml_dtypes), on any device or several (those on
-            devices without an engine are copied to host memory and back). Tied weights count once.
+        model: A module, of which names are its own where torch.compile, DataParallel or
+            DistributedDataParallel wraps it; a mapping of names to torch tensors or numpy arrays,
+            such as a state_dict, where every entry is a layer, vectors such as biases too (beside
+            matrices with a warning; leave them out with `exclude`); a sequence of tensors or
+            arrays; or a sequence of (module, "weight") pairs, as torch.nn.utils.prune takes it.
+            Layers may have any shape, memory format and mix of float32, float16, bfloat16, float64,
+            float8_e4m3fn and float8_e5m2 (of arrays, in the dtypes of ml_dtypes), on any device or
+            several (those on devices without an engine are copied to host memory and back). Tied
+            weights count once.
         sparsity: That of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count; a model
             that is sparser already stays as it is.
@@ -93,7 +96,8 @@ def prune(
             like them (parameters of three dimensions in a module whose class name ends in
             "Experts", or that have a slice for each expert that a mixture's module counts), are
             stacks without being named: one layer for each expert, gate and up apart, as
-            "parameter[3].gate" and "parameter[3].up", where they lie in one parameter.
+            "parameter[3].gate" and "parameter[3].up", where they lie in one parameter. How they lie
+            in it only a module's class says: of a mapping's entries a slice is one layer.
         importance: For the name of every layer a tensor of its shape whose magnitude takes the
             place of the weight's in the score; of a stack, also by the parameter's name.
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -301,3 +302,73 @@ def test_the_recurrent_kernel_sees_the_zeros() -> None:
             if "bias" in name:
                 parameter.zero_()
     assert not torch.count_nonzero(model(model.example()))
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():  # of torch's own imports
+        warnings.simplefilter("ignore")
+        return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compile": _compiled,
+    "parallel": nn.DataParallel,
+    "both": lambda model: _compiled(nn.DataParallel(model)),
+}
+wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+
+
+@wrappers
+def test_a_wrapped_model_has_the_names_of_its_own(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    model, twin = make_seeded(_ResNet), make_seeded(_ResNet)
+    wrapped = wrap(model)
+    names = MODELS["resnet"][1]
+    masks = lampfast.masks(wrapped, 0.7)
+    assert list(masks) == names
+    assert [layer.name for layer in lampfast.report(wrapped).layers] == names
+    chosen = lampfast.report(wrapped, include="2.*.weight", exclude="*.conv2.weight")
+    names = ["2.conv1.weight", "2.bn1.weight", "2.bn2.weight"]
+    assert [layer.name for layer in chosen.layers] == names
+    lampfast.apply(twin, masks)
+    lampfast.prune(wrapped, 0.7)
+    assert lampfast.report(model) == lampfast.report(twin)
+    lampfast.apply(wrapped, lampfast.masks(twin, 0.9))
+    lampfast.prune(twin, 0.9)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name])
+
+
+@wrappers
+def test_states_go_between_a_wrapped_model_and_a_plain_one(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    plain = make_seeded(_ResNet)
+    start = copy.deepcopy(plain.state_dict())
+    for first, second in [(plain, wrap(make_seeded(_ResNet))), (wrap(plain), make_seeded(_ResNet))]:
+        schedule = lampfast.schedules.constant(0.8)
+        pruners = [
+            lampfast.Pruner(model, torch.optim.SGD(model.parameters()), schedule)
+            for model in (first, second)
+        ]
+        pruners[0].step()
+        pruners[1].load_state_dict(pruners[0].state_dict())
+        assert lampfast.report(first) == lampfast.report(second)
+        for saved in (start, copy.deepcopy(wrap(make_seeded(_ResNet)).state_dict())):
+            report = lampfast.rewind(first, saved if first is not plain else start)
+            assert report.sparsity == pytest.approx(0.8, abs=1e-3)
+        for pruner in pruners:
+            pruner.remove()
+    saved = copy.deepcopy(_compiled(make_seeded(_ResNet)).state_dict())
+    lampfast.rewind(plain, saved)
+
+
+def test_a_compiled_part_of_a_model_has_no_name() -> None:
+    model, twin = make_seeded(_ResNet), make_seeded(_ResNet)
+    model.add_module("2", _compiled(model.get_submodule("2")))
+    assert list(lampfast.masks(model, 0.5)) == MODELS["resnet"][1]
+    for include in ("2.conv1.weight", "*conv1.weight"):
+        assert lampfast.report(model, include=include) == lampfast.report(twin, include=include)
+    assert lampfast.prune(model, 0.7) == lampfast.prune(twin, 0.7)
+    assert torch.equal(model.get_parameter("2.conv2.weight"), twin.get_parameter("2.conv2.weight"))

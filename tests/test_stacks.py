@@ -467,3 +467,23 @@ def test_a_fake_tensor_mode_is_refused(model: TinyMixture) -> None:
 
     with FakeTensorMode(), pytest.raises(TypeError, match="FakeTensorMode is active"):
         lampfast.masks(model, 0.5)
+
+
+def test_slices_of_a_mapping_are_whole() -> None:
+    """Whether gate and up lie one after the other or interleaved is not to be seen in a shape."""
+    experts = TinyExperts()
+    state = {name: it for name, it in experts.state_dict().items() if "bias" not in name}
+    layers = [f"{name}[{i}]" for name in state for i in range(3)]
+    report = lampfast.report(state, stacked="*_proj")
+    assert [layer.name for layer in report.layers] == layers
+    assert len(lampfast.report(experts).layers) == 9
+    halves = {
+        name: part
+        for layer, weight in named(state, stacked="*_proj").items()
+        for name, part in (
+            zip((f"{layer}.gate", f"{layer}.up"), weight.chunk(2), strict=True)  # type: ignore[union-attr]
+            if "gate_up" in layer
+            else [(layer, weight)]
+        )
+    }
+    _assert_equal(_by_layer(lampfast.masks(experts, 0.5), experts), lampfast.masks(halves, 0.5))

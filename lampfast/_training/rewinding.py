@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from lampfast import parameters
+from lampfast import _modules, parameters
 from lampfast._engine import changes, copies, memory, protection, stacks, views
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Stack
@@ -60,7 +60,8 @@ def rewind(
 
     Args:
         model: A module.
-        saved_state: A copy of its state_dict, from any device and in any dtypes, which are
+        saved_state: A copy of its state_dict, or of the module's that it wraps, as
+            torch.compile does, from any device and in any dtypes, which are
             converted to the model's.
         include: As for `lampfast.prune`: the layers, whose zeros stay.
         exclude: As for `lampfast.prune`; these are put back whole.
@@ -85,6 +86,8 @@ def rewind(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    model, prefix = _modules.unwrapped(model)
+    saved_state = _of_the_wrapped(saved_state, prefix or "_orig_mod.")
     found = parameters.find(model, include, exclude, stacked).layers
     layers, partial = views.layers(found.wholes, write=True), found.partial()
     state = model.state_dict(keep_vars=True)
@@ -121,6 +124,15 @@ def rewind(
         for weight, remaining in emptied.values():
             known.layers.rewound_to_zero(weight, remaining)
     return report(model, include=include, exclude=exclude, stacked=stacked)
+
+
+def _of_the_wrapped(saved_state: Any, prefix: str) -> Any:
+    """A state by the names of a wrapped module, where it has those of its wrapper."""
+    if not isinstance(saved_state, Mapping) or not all(
+        isinstance(name, str) and name.startswith(prefix) for name in saved_state
+    ):
+        return saved_state
+    return {name.removeprefix(prefix): value for name, value in saved_state.items()}
 
 
 def _not_held(emptied: Mapping[str, _Emptied]) -> dict[str, _Emptied]:
