@@ -81,7 +81,7 @@ _BARE_STACKS: dict[str, Literal["stacked", "blocks"]] = {
 }
 _QUANTISED_CLASS = re.compile(r"Params4bit|Int8Params")  # bitsandbytes'
 _QUANTISED_PACKAGES = ("torchao.", "optimum.quanto.")
-_QUANTISED_BUFFERS = ("qweight", "weight_packed", "W_q")  # of GPTQ and AWQ, of vLLM, of HQQ
+_QUANTISED_NAMES = frozenset({"qweight", "weight_packed", "W_q"})  # GPTQ's and others'
 
 DIRECTION_PROBLEM = (
     "holds the directions of a weight-normed weight, which are divided by the lengths of their "
@@ -192,10 +192,11 @@ def _visit(
     if kind.matrices or kind.is_recurrent:
         for attribute in _recurrent(module) if kind.is_recurrent else kind.matrices:
             _sort(module, attribute, prefix, role, found)
-    if module._parameters and not kind.are_all:
-        _sort_others(module, kind, prefix, role, parent, found)
-    if kind.is_packed or module._buffers:
-        found.others.extend(_packed(module, kind, prefix))
+    if not kind.are_all:
+        if module._parameters:
+            _sort_others(module, kind, prefix, role, parent, found)
+        if module._buffers or kind.is_packed:
+            found.others.extend(_packed(module, prefix))
     for name, child in module._modules.items():
         if child is None or child in seen:
             continue
@@ -223,6 +224,7 @@ def _sort(
         return
     layer = matrix(module, attribute)
     if layer is None:
+        found.others.extend(_packed(module, prefix))
         return
     if isinstance(layer, torch.Tensor):
         if role is None and _is_quantised(layer):
@@ -266,13 +268,12 @@ def _sort_others(
             found.others.append((name, parameter, role or _reason(module, attribute, prefix)))
 
 
-def _packed(module: nn.Module, kind: _Kind, prefix: str) -> Iterator[Other]:
-    """The quantised weights of a module that are no parameters."""
-    if kind.is_packed:
+def _packed(module: nn.Module, prefix: str) -> Iterator[Other]:
+    """The quantised weights of a module that are not its parameter `weight`."""
+    if _kind(type(module)).is_packed:
         yield f"{prefix}weight", cast(Callable[[], torch.Tensor], module.weight)(), QUANTISED
-    for name in _QUANTISED_BUFFERS:
-        codes = module._buffers.get(name)
-        if codes is not None and not codes.is_floating_point():
+    for name, codes in (*module._buffers.items(), *module._parameters.items()):
+        if name in _QUANTISED_NAMES and codes is not None and not codes.is_floating_point():
             yield prefix + name, codes, QUANTISED
 
 

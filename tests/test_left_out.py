@@ -335,10 +335,15 @@ def _quantised(kind: str) -> tuple[nn.Module, LeftOut]:
         linear.weight = packed
     elif kind == "torchao":
         linear.weight = nn.Parameter(_Codes(codes))
-    elif kind == "GPTQ":
+    elif kind == "compressed":
         del linear.weight
-        linear.register_buffer("qweight", torch.ones(1, 4, dtype=torch.int32))
-        shape, name = (1, 4), "0.qweight"
+        packed = nn.Parameter(torch.ones(4, 1, dtype=torch.int32), requires_grad=False)
+        linear.register_parameter("weight_packed", packed)
+        shape, name = (4, 1), "0.weight_packed"
+    elif kind == "GPTQ":
+        bare = nn.Module()
+        bare.register_buffer("qweight", torch.ones(1, 4, dtype=torch.int32))
+        model, shape, name = nn.Sequential(bare, model[1]), (1, 4), "0.qweight"
     else:
         model = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             model, {"0"}
@@ -346,7 +351,15 @@ def _quantised(kind: str) -> tuple[nn.Module, LeftOut]:
     return model, LeftOut(name, shape, prod(shape), "quantised")
 
 
-QUANTISED = ["int8", "bitsandbytes 8 bit", "bitsandbytes 4 bit", "torchao", "GPTQ", "dynamic"]
+QUANTISED = [
+    "int8",
+    "bitsandbytes 8 bit",
+    "bitsandbytes 4 bit",
+    "torchao",
+    "GPTQ",
+    "compressed",
+    "dynamic",
+]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
