@@ -487,3 +487,46 @@ def test_slices_of_a_mapping_are_whole() -> None:
         )
     }
     _assert_equal(_by_layer(lampfast.masks(experts, 0.5), experts), lampfast.masks(halves, 0.5))
+
+
+def test_matrices_that_are_bare_parameters_of_known_classes() -> None:
+    class CondConv2d(nn.Module):
+        """A convolution that is mixed of several, each of which is a row."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_experts = 3
+            self.weight = nn.Parameter(torch.randn(3, 18))
+            self.bias = nn.Parameter(torch.randn(3, 2))
+
+    class ZambaMambaMixer(nn.Module):
+        """A projection for each head, and the states' decay."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.x_proj_weight = nn.Parameter(torch.randn(2, 3, 4))
+            self.A_log = nn.Parameter(torch.randn(2, 4, 4))
+
+    class XLNetRelativeAttention(nn.Module):
+        """Projections to heads, and biases of each head."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            for name in "qkvor":
+                self.register_parameter(name, nn.Parameter(torch.randn(4, 2, 2)))
+            self.r_w_bias = nn.Parameter(torch.randn(2, 2))
+
+    block = nn.ModuleDict({"routing_fn": nn.Linear(4, 3), "conv": CondConv2d()})
+    model = nn.ModuleList([block, ZambaMambaMixer(), XLNetRelativeAttention()])
+    assert {name: tuple(layer.shape) for name, layer in named(model).items()} == {
+        **{f"0.conv.weight[{i}]": (18,) for i in range(3)},
+        **{f"1.x_proj_weight[{i}]": (3, 4) for i in range(2)},
+        **{f"2.{name}": (4, 2, 2) for name in "qkvor"},
+    }
+    expected = lampfast.masks(_apart(model), 0.5)
+    _assert_equal(_by_layer(lampfast.masks(model, 0.5), model), expected)
+    report = lampfast.prune(model, 0.5)
+    assert [(left.name, left.reason) for left in report.left_out] == [
+        ("0.routing_fn.weight", "router"),
+        ("1.A_log", "bare parameter"),
+    ]
