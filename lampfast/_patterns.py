@@ -91,7 +91,11 @@ def input_dims(model: object, found: Layers, layers: Sequence[View], dim: int | 
 def _first_dims(model: object, found: Layers) -> dict[str, int]:
     """The names of layers that have their inputs in the first dimension, with that."""
     if isinstance(model, nn.Module):
-        modules = dict(model.named_modules(remove_duplicate=False))
+        model, _ = _modules.unwrapped(model)
+        modules = {
+            _modules.plain_name(f"{name}.").removesuffix("."): module
+            for name, module in model.named_modules(remove_duplicate=False)
+        }
     elif isinstance(model, Sequence):
         modules = {str(i): entry[0] for i, entry in enumerate(model) if isinstance(entry, tuple)}
     else:

@@ -364,6 +364,18 @@ def test_states_go_between_a_wrapped_model_and_a_plain_one(
     lampfast.rewind(plain, saved)
 
 
+@wrappers
+def test_groups_of_a_wrapped_model_lie_along_its_inputs(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = nn.Sequential(nn.ConvTranspose1d(8, 4, 2), nn.Sequential(nn.ConvTranspose1d(4, 8, 2)))
+    expected = lampfast.masks(model, pattern="2:4")
+    assert (expected["0.weight"].reshape(2, 4, 4, 2).sum(1) == 2).all()
+    assert_same_masks(lampfast.masks(wrap(model), pattern="2:4"), expected)
+    model.add_module("1", _compiled(model[1]))
+    assert_same_masks(lampfast.masks(model, pattern="2:4"), expected)
+
+
 def test_a_compiled_part_of_a_model_has_no_name() -> None:
     model, twin = make_seeded(_ResNet), make_seeded(_ResNet)
     model.add_module("2", _compiled(model.get_submodule("2")))
