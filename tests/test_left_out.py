@@ -337,8 +337,8 @@ def _quantised(kind: str) -> tuple[nn.Module, LeftOut]:
         linear.weight = nn.Parameter(_Codes(codes))
     elif kind == "compressed":
         del linear.weight
-        packed = nn.Parameter(torch.ones(4, 1, dtype=torch.int32), requires_grad=False)
-        linear.register_parameter("weight_packed", packed)
+        column = nn.Parameter(torch.ones(4, 1, dtype=torch.int32), requires_grad=False)
+        linear.register_parameter("weight_packed", column)
         shape, name = (4, 1), "0.weight_packed"
     elif kind == "GPTQ":
         bare = nn.Module()
