@@ -146,9 +146,9 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
 
     Example:
         >>> linear = nn.Linear(2, 2)
-        >>> inner, prefix = unwrapped(torch.compile(nn.DataParallel(linear)))
+        >>> inner, prefix = unwrapped(nn.DataParallel(linear))
         >>> inner is linear, prefix
-        (True, '_orig_mod.module.')
+        (True, 'module.')
     """
     prefix = ""
     while True:
