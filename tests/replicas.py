@@ -210,9 +210,7 @@ def update(rank: int) -> dict[str, object]:
     """The masks that a Pruner is given: the same on all ranks, others, and what is none."""
     run = _Run(rank)
     run.train(3)
-    masks = {
-        name: weight != 0 for name, weight in run.replica.named_parameters() if weight.ndim > 1
-    }
+    masks = {name: weight != 0 for name, weight in run.model.named_parameters() if weight.ndim > 1}
     name = next(iter(masks))
     grown, other = {**masks, name: ~masks[name]}, {**masks}
     results = {"same": run.attempt(lambda: run.pruner.update(grown))}
