@@ -1,11 +1,12 @@
-"""Names the extra to install where an optional package is missing."""
+"""Names the extra to install where optional packages are missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class MissingExtraError(ModuleNotFoundError):
-    """Which package is missing, and which extra brings it."""
+    """Which packages are missing, and which extra brings them."""
 
 
 @contextmanager
@@ -23,11 +24,13 @@ def needed(what: str, extra: str, *packages: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in packages:
+        first = (error.name or "").partition(".")[0]
+        if first not in packages:
             raise
+        missing = [name for name in packages if name == first or find_spec(name) is None]
+        which = "which is" if len(missing) == 1 else "which are"
         raise MissingExtraError(
-            f"{what} needs {missing}, which is not installed. Install lampfast with its extra "
-            f"'{extra}'; in its source folder: pip install '.[{extra}]'",
-            name=missing,
+            f"{what} needs {' and '.join(missing)}, {which} not installed. Install lampfast with "
+            f"its extra '{extra}'; in its source folder: pip install '.[{extra}]'",
+            name=first,
         ) from None

@@ -64,14 +64,15 @@ def test_demo_says_when_its_weights_are_missing(monkeypatch: pytest.MonkeyPatch)
         app(["demo"], standalone_mode=False)
 
 
-@pytest.mark.parametrize("missing", ["rich", "typer"])
+@pytest.mark.parametrize("missing", [["rich"], ["typer"], ["rich", "typer"]])
 def test_main_says_when_the_command_line_is_missing(
-    missing: str, monkeypatch: pytest.MonkeyPatch
+    missing: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "lampfast._cli.app")
     monkeypatch.delattr(lampfast._cli, "app")
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(SystemExit, match=rf"needs {missing}.*'cli'"):
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit, match=rf"needs {' and '.join(missing)}, which .*'cli'"):
         main()
 
 

@@ -93,6 +93,9 @@ def test_modes_that_only_watch() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know")
+@pytest.mark.skipif(
+    torch.__version__ < "2.5", reason="torch 2.4's compiler fails at Python's match statement"
+)
 def test_compiled_functions_call_it_as_it_is() -> None:
     weight = torch.tensor([1.0, 2.0])
     compiled = torch.compile(lambda: lampfast.masks([weight], 1)["0"] * 2, backend="eager")

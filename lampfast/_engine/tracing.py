@@ -3,10 +3,17 @@
 from collections.abc import Callable
 
 import torch
-from torch._C import _functorch, _get_tracing_state, _len_torch_dispatch_stack
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch._C import (
+    _functorch,
+    _get_dispatch_mode,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _TorchDispatchModeKey,
+)
+from torch._ops import _get_dispatch_mode_pre_dispatch, _len_torch_dispatch_stack_pre_dispatch
 
 _before_dispatch: Callable[[], int] = _len_torch_dispatch_stack_pre_dispatch
+_mode_before_dispatch: Callable[[_TorchDispatchModeKey], object] = _get_dispatch_mode_pre_dispatch
 _WAY_OUT = "lampfast reads and writes memory, which no trace can record; call it outside of that"
 
 
@@ -29,10 +36,8 @@ def refuse() -> None:
 
 def _refuse_modes() -> None:
     """Check the modes that see every operation of torch; most of them only watch."""
-    # Known here, as importing it takes long and only a program that traces has done so.
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    if get_proxy_mode() is not None:
+    proxy = _TorchDispatchModeKey.PROXY
+    if _get_dispatch_mode(proxy) is not None or _mode_before_dispatch(proxy) is not None:
         raise RuntimeError(f"make_fx is tracing this call; {_WAY_OUT}")
     if type(torch.empty(0)) is not torch.Tensor:
         raise TypeError(
