@@ -1,7 +1,9 @@
 """|W|·‖x‖: the norms of what each weight is multiplied with, and Wanda as a recipe."""
 
+import re
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -422,3 +424,25 @@ def test_wanda(sparsity: float) -> None:
         expected = plain_wanda(layer, met[name], sparsity)
         assert torch.equal(masks[name].sum(1), expected.sum(1))
         assert torch.equal(masks[name], expected)
+
+
+def test_the_recipe_of_the_docs() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    page = Path(__file__).parents[1] / "docs" / "language-models.md"
+    (recipe,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    tokens = {"input_ids": torch.randint(3, 40, (1, 20))}
+    exec(recipe, {"model": model, "texts": ["", ""], "tokenizer": lambda *_, **__: tokens})
+    for name, weight in model.named_parameters():
+        pruned = (weight == 0).sum(-1) * 2
+        assert (pruned == (weight.shape[-1] if "_proj" in name else 0)).all()
