@@ -32,7 +32,6 @@ _PRODUCTS = {  # by operation, the position of the left one of what it multiplie
     "aten._addmm_activation": 1,
 }
 _GROUPED = {"aten._grouped_mm", "transformers.grouped_mm_fallback"}
-_COMPOSITE = {"aten.linear", "aten.matmul"}  # of the above; only inference mode shows them whole
 
 
 def wanda(
@@ -192,9 +191,11 @@ class _Inputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation, and note the input of a weight."""
         name, keywords = str(getattr(func, "overloadpacket", func)), kwargs or {}
-        if name in _COMPOSITE:
-            with self:
-                return func.decompose(*args, **keywords)
+        if torch.is_inference_mode_enabled() and hasattr(func, "decompose"):
+            with self:  # only there linear(), einsum() and others come whole
+                parts = func.decompose(*args, **keywords)
+            if parts is not NotImplemented:
+                return parts
         output = func(*args, **keywords)
         if (left := _PRODUCTS.get(name)) is not None:
             self.note_product(args[left], args[left + 1])

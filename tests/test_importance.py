@@ -81,6 +81,7 @@ CALLS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "in parts": lambda x, w: torch.cat([F.linear(x, part) for part in (w[:2], w[2:])], -1),
     "inference": lambda x, w: torch.inference_mode()(F.linear)(x, w),
     "inference, matmul": lambda x, w: torch.inference_mode()(torch.matmul)(x, w.T),
+    "inference, einsum": lambda x, w: torch.inference_mode()(torch.einsum)("bti,oi->bto", x, w),
 }
 
 
@@ -130,6 +131,16 @@ def test_convolutions(layer: nn.Module, shape: tuple[int, ...]) -> None:
             weight.zero_().view(-1)[place] = 1.0
             expected = layer(inputs).norm()
         torch.testing.assert_close(found.view(-1)[place], expected)
+
+
+def test_inference_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.LSTM(16, 5))
+    inputs = torch.randn(2, 3, 6, 6)
+    expected = wanda(model, [inputs])
+    with torch.inference_mode():
+        found = wanda(model, [inputs])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_channels_last() -> None:
