@@ -130,13 +130,9 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
         ]
         if complete:
             said.append(_without_retraining(rows, importance, words, complete))
-    best = [_best(rows, each) for each in sparsities]
-    for importance, method in dict.fromkeys(best):
-        at = [
-            each
-            for each, found in zip(sparsities, best, strict=True)
-            if found == (importance, method)
-        ]
+    best = {each: found for each in sparsities if (found := _best(rows, each))}
+    for importance, method in dict.fromkeys(best.values()):
+        at = [each for each, found in best.items() if found == (importance, method)]
         said.append(
             f"**The best without retraining** at {_percents(at)}: `{method}` by `{importance}`."
         )
@@ -155,11 +151,11 @@ def _without_retraining(
     ]
     ratios = [line["lamp"] / min(line.values()) for line in lines]
     to_uniform = [line["lamp"] / line["uniform"] for line in lines]
-    is_best = f"the best of the five at {_percents(wins)}" if wins else "never the best of the five"
+    wins_at = f"at {_percents(wins)}" if wins else "at none"
     return (
-        f"**Without retraining, {words}**, LAMP is {is_best} (of {_percents(sparsities)}). Its "
-        f"perplexity is {_listed(ratios)} times that of the best, and {_listed(to_uniform)} times "
-        "that of `uniform`."
+        f"**Without retraining, {words}**, LAMP is the best of the five {wins_at} of "
+        f"{_percents(sparsities)}. There its perplexity is {_listed(ratios)} times that of the "
+        f"best, and {_listed(to_uniform)} times that of `uniform`."
     )
 
 
@@ -271,7 +267,10 @@ def _line(rows: Sequence[Row], importance: str, sparsity: float) -> dict[str, fl
     return {method: value for method, value in found.items() if value is not None}
 
 
-def _best(rows: Sequence[Row], sparsity: float) -> tuple[str, str]:
+def _best(rows: Sequence[Row], sparsity: float) -> tuple[str, str] | None:
+    """Importance and method, where all are there."""
     found = [row for row in rows if row.sparsity == sparsity and not row.is_trained]
+    if len(found) < len(IMPORTANCES) * len(METHODS):
+        return None
     best = min(found, key=lambda row: row.perplexity)
     return best.importance, best.method
