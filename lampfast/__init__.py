@@ -21,7 +21,7 @@ if find_spec("lampfast._core") is None:
         "another folder to import the installed lampfast, or install it with pip install -e ."
     )
 
-from lampfast import methods, reference, schedules, textbook, torch_prune
+from lampfast import importance, methods, reference, schedules, textbook, torch_prune
 from lampfast._engine.build_info import config
 from lampfast._training.pruner import Pruner
 from lampfast._training.rewinding import rewind
@@ -38,6 +38,7 @@ __all__ = [
     "__version__",
     "apply",
     "config",
+    "importance",
     "keep_zeros",
     "layerwise_sparsity",
     "load_masks",
