@@ -19,6 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lampfast import _sharding
 from lampfast._engine.stacks import Halves, Stack
 from lampfast._engine.views import Weight
+from lampfast._scales import SCALE, is_scale
 
 Reason: TypeAlias = str
 Other: TypeAlias = tuple[str, Weight, Reason]  # a parameter that is no layer: its name, and why
@@ -41,7 +42,7 @@ _ADAPTER: Reason = "adapter"
 _ROUTER: Reason = "router"
 COMPUTED: Reason = "computed"
 _QUANTISED: Reason = "quantised"
-NOT_TOLD: tuple[Reason, ...] = ("embedding", "position table", _ADAPTER)  # nobody expects them
+NOT_TOLD: tuple[Reason, ...] = ("embedding", "position table", _ADAPTER, SCALE)  # as expected
 
 _ATTENTION = ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_weight")
 _CELL = ("weight_ih", "weight_hh")
@@ -340,6 +341,8 @@ def _recurrent(module: nn.Module) -> Iterable[str]:
 def _reason(module: nn.Module, attribute: str, prefix: str) -> Reason:
     """Why a parameter that no kind of module explains is no layer."""
     name, cls = f"{prefix}{attribute}".lower(), type(module)
+    if is_scale(attribute):
+        return SCALE
     if isinstance(module, ParametrizationList):
         return COMPUTED
     if "pos_emb" in name or "position" in name:
@@ -352,7 +355,12 @@ def _reason(module: nn.Module, attribute: str, prefix: str) -> Reason:
 
 
 def is_matrix(parameter: Weight, reason: Reason = "") -> bool:
-    """Whether a parameter is a matrix, and not a vector, a bias or a bare table of one row."""
+    """Whether a parameter is a matrix, and not a vector, a bias or a bare table of one row.
+
+    Scales of all shapes are taken for matrices: they are a part of these.
+    """
+    if reason == SCALE:
+        return True
     try:
         shape = parameter.shape
     except (RuntimeError, ValueError):  # not initialised yet
