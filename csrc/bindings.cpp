@@ -124,14 +124,16 @@ struct py::detail::type_caster<SelectionSpec> {
   }
 };
 
-// Python passes a layer as a tuple (address, dtype, shape, strides, device). Every call passes many
-// of them, and instances of a bound class would take several times as long to create.
+// Python passes a layer as a tuple (address, dtype, shape, strides, device), to which one with
+// scales adds (address, block, strides). Every call passes many of them, and instances of a bound
+// class would take several times as long to create.
 template <>
 struct py::detail::type_caster<Layer> {
   PYBIND11_TYPE_CASTER(Layer, const_name("Layer"));
 
   bool load(handle source, bool) {
-    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 5) return false;
+    const Py_ssize_t size = PyTuple_Check(source.ptr()) ? PyTuple_GET_SIZE(source.ptr()) : 0;
+    if (size != 5 && size != 6) return false;
     const auto item = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(source.ptr(), i); };
     value.data = reinterpret_cast<std::byte*>(py::cast<std::uintptr_t>(handle(item(0))));
     value.dtype = py::cast<Dtype>(handle(item(1)));
@@ -139,12 +141,25 @@ struct py::detail::type_caster<Layer> {
     load_integers(item(3), value.strides);
     value.device = py::cast<int>(handle(item(4)));
     value.size = element_count(value.shape);
-    return true;
+    return size == 5 || load_scales(item(5));
   }
 
  private:
+  bool load_scales(PyObject* tuple) {
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) return false;
+    BlockScales scales{};
+    const handle address = PyTuple_GET_ITEM(tuple, 0);
+    scales.data = reinterpret_cast<const float*>(py::cast<std::uintptr_t>(address));
+    scales.codes = std::exchange(value.dtype, Dtype::float64);
+    load_integers(PyTuple_GET_ITEM(tuple, 1), scales.block);
+    load_integers(PyTuple_GET_ITEM(tuple, 2), scales.strides);
+    value.scales = std::move(scales);
+    return true;
+  }
+
   static void load_integers(PyObject* tuple, std::vector<std::int64_t>& integers) {
-    if (!PyTuple_Check(tuple)) throw py::type_error("a layer's shape and strides are tuples");
+    if (!PyTuple_Check(tuple))
+      throw py::type_error("a layer's shape, strides and block are tuples");
     integers.clear();
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
       integers.push_back(py::cast<std::int64_t>(handle(PyTuple_GET_ITEM(tuple, i))));

@@ -115,7 +115,14 @@ std::vector<LayerThreshold> count_pruned(Backends& backends,
   return counts;
 }
 
-void check_mask_count(const std::vector<Layer>& layers, const PackedMasks& masks) {
+void refuse_scales(const std::vector<Layer>& layers) {
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].scales) refuse("layer", i, "scales", "none, as what is stored is looked at");
+  }
+}
+
+void check_packed(const std::vector<Layer>& layers, const PackedMasks& masks) {
+  refuse_scales(layers);
   if (masks.size() == layers.size()) return;
   throw std::invalid_argument(std::to_string(layers.size()) + " layers need as many masks, not " +
                               std::to_string(masks.size()));
@@ -154,6 +161,7 @@ void masks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
 std::vector<LayerThreshold> group_thresholds(const std::vector<Layer>& layers,
                                              const std::vector<GroupPattern>& patterns,
                                              const Machine& machine) {
+  refuse_scales(layers);
   check_patterns(layers, patterns);
   Backends backends({layers, no_targets}, machine);
   return count_pruned(backends, patterns);
@@ -163,6 +171,7 @@ void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& ta
                   const std::vector<GroupPattern>& patterns, const Machine& machine,
                   const ResultSink& sink) {
   check_targets(layers, targets, Written::weights);
+  refuse_scales(layers);
   check_patterns(layers, patterns);
   Backends backends({layers, targets}, machine);
   const std::vector<LayerThreshold> counts = count_pruned(backends, patterns);
@@ -174,6 +183,7 @@ void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& ta
 void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                  const std::vector<GroupPattern>& patterns, const Machine& machine) {
   check_targets(layers, masks, Written::masks);
+  refuse_scales(layers);
   check_patterns(layers, patterns);
   Backends backends({layers, masks}, machine);
   naming_not_finite(backends, [&] { backends.mask_groups(patterns); });
@@ -215,13 +225,13 @@ std::optional<ElementIndex> first_not_finite(const std::vector<Layer>& layers,
 }
 
 void pack(const std::vector<Layer>& layers, const PackedMasks& masks, const Machine& machine) {
-  check_mask_count(layers, masks);
+  check_packed(layers, masks);
   Backends({layers, no_targets}, machine).pack(masks);
 }
 
 void apply_packed_masks(const std::vector<Layer>& layers, const PackedMasks& masks,
                         const Machine& machine) {
-  check_mask_count(layers, masks);
+  check_packed(layers, masks);
   Backends({layers, no_targets}, machine).apply_packed_masks(masks);
 }
 

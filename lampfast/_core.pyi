@@ -20,9 +20,16 @@ class Dtype:
     @property
     def name(self) -> str: ...
 
+# The float32 scales of a layer of float8 codes, one for each block: address, extents of a block,
+# and in every dimension the stride from one scale to the next, 0 where they do not depend on it.
+Scales: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
+
 # A strided tensor: address, dtype, shape, strides in elements, and the index of its GPU, or -1 in
-# host memory. The caller keeps it alive.
-Layer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
+# host memory. One with scales lies there and is ranked by the products. The caller keeps it alive.
+Layer: TypeAlias = (
+    tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
+    | tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int, Scales]
+)
 
 # Device, stream, address and size of memory there, address and size of page-locked host memory.
 Gpu: TypeAlias = tuple[int, int, int, int, int, int]

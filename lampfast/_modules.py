@@ -20,6 +20,7 @@ from lampfast import _sharding
 from lampfast._engine import ways_out
 from lampfast._engine.stacks import Halves, Stack
 from lampfast._engine.views import Weight
+from lampfast._scales import SCALE, is_scale
 
 Reason: TypeAlias = str
 Other: TypeAlias = tuple[str, Weight, Reason]  # a parameter that is no layer: its name, and why
@@ -42,7 +43,7 @@ _ADAPTER: Reason = "adapter"
 _ROUTER: Reason = "router"
 COMPUTED: Reason = "computed"
 QUANTISED: Reason = "quantised"
-NOT_TOLD: tuple[Reason, ...] = ("embedding", "position table", _ADAPTER)  # nobody expects them
+NOT_TOLD: tuple[Reason, ...] = ("embedding", "position table", _ADAPTER, SCALE)  # as expected
 
 _COMPILED = "_orig_mod"  # what torch.compile wraps
 
@@ -409,6 +410,8 @@ def _recurrent(module: nn.Module) -> Iterable[str]:
 def _reason(module: nn.Module, attribute: str, prefix: str) -> Reason:
     """Why a parameter that no kind of module explains is no layer."""
     name, cls = f"{prefix}{attribute}".lower(), type(module)
+    if is_scale(attribute):
+        return SCALE
     if isinstance(module, ParametrizationList):
         return COMPUTED
     if _POSITIONS.search(name):
@@ -421,7 +424,12 @@ def _reason(module: nn.Module, attribute: str, prefix: str) -> Reason:
 
 
 def is_matrix(parameter: Weight, reason: Reason = "") -> bool:
-    """Whether a parameter is a matrix, and not a vector, a bias or a bare table of one row."""
+    """Whether a parameter is a matrix, and not a vector, a bias or a bare table of one row.
+
+    Scales of all shapes are taken for matrices: they are a part of these.
+    """
+    if reason == SCALE:
+        return True
     try:
         shape = parameter.shape
     except (RuntimeError, ValueError):  # not initialised yet

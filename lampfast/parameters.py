@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lampfast import _modules, _sharding
+from lampfast import _modules, _scales, _sharding
+from lampfast._engine.scales import Quantised
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import Weight
 from lampfast._modules import DIRECTION_PROBLEM, ONE_WEIGHT, Other, Unfit
+from lampfast._scales import SCALE
 
 __all__ = ["Model", "Patterns", "Weight"]
 
@@ -43,6 +45,10 @@ class Found(NamedTuple):
     others: list[Other]
     unfit: dict[str, Unfit]
     is_default: bool
+
+    def ranked(self, importance: object) -> "Found":
+        """The same with the layers' scales, unless importances are ranked in their place."""
+        return self._replace(layers=self.layers.ranked(importance))
 
 
 def named(
@@ -105,11 +111,35 @@ def find(
         if type(layer) is Unfit:
             raise ValueError(f"layer {name!r} {layer.problem()}")
     weights = cast(dict[str, Weight], layers)
+    quantised = _scales.beside(model, weights)
+    weights, scales = _without_scales(weights, quantised)
+    stacks = {name: stack for name, stack in stacks.items() if name in weights}
     _sharding.refuse(model, weights)
     if others:
         chosen = {id(weight) for weight in weights.values()}
         others = [other for other in others if id(other[1]) not in chosen]
-    return Found(Layers(weights, stacks), others, unfit, is_default)
+    return Found(Layers(weights, stacks, quantised), [*scales, *others], unfit, is_default)
+
+
+def _without_scales(
+    layers: dict[str, Weight], quantised: Mapping[str, Quantised]
+) -> tuple[dict[str, Weight], list[Other]]:
+    """The layers of which none is a scale, and the scales."""
+    scales = {name: scale for it in quantised.values() for name, scale in it.scales.items()}
+    known = {id(scale) for scale in scales.values()}
+    unknown = {name for it in quantised.values() for name in it.unknown}
+    for name, layer in layers.items():
+        if id(layer) in known or name in unknown or _scales.is_scale(name.rpartition(".")[2]):
+            scales[name] = layer
+    if not scales:
+        return layers, []
+    left = {name: layer for name, layer in layers.items() if name not in scales}
+    if not left:
+        raise ValueError(
+            f"model has no layers but scales of weights, as {next(iter(scales))!r}, which are not "
+            "pruned; choose the weights"
+        )
+    return left, [(name, scale, SCALE) for name, scale in scales.items()]
 
 
 def _fit(layers: dict[str, Weight | Unfit]) -> dict[str, Weight | Unfit]:
@@ -128,6 +158,7 @@ def _no_layer(model: nn.Module, others: Sequence[Other]) -> str:
         f"{type(model).__name__} has no linear, convolution, bilinear, attention or recurrent layer"
     )
     matrices = [(name, reason) for name, it, reason in others if _modules.is_matrix(it, reason)]
+    matrices = [(name, reason) for name, reason in matrices if reason != SCALE]
     if matrices:
         (name, reason), *more = [it for it in matrices if it[1] != _modules.QUANTISED] or matrices
         there = f"{problem}; it has the {reason} {name!r}{f' and {len(more)} more' * bool(more)}"

@@ -55,7 +55,10 @@ def prune(
             Layers may have any shape, memory format and mix of float32, float16, bfloat16, float64,
             float8_e4m3fn and float8_e5m2 (of arrays, in the dtypes of ml_dtypes), on any device or
             several (those on devices without an engine are copied to host memory and back). Tied
-            weights count once.
+            weights count once. float8 weights with scales beside them ("X_scale_inv" or "X_scale"
+            for "X", of a tensor, a row or a block) are ranked by the exact product of value and
+            scale, without a copy of the model (on a GPU through host memory, with a warning); a
+            scale is never a layer.
         sparsity: That of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count; a model
             that is sparser already stays as it is.
@@ -110,8 +113,8 @@ def prune(
             pruned; or there is no sparsity, or one beside an allocation.
         ValueError: A sparsity is out of range, a value is NaN or infinite, a pattern matches
             nothing, layers share memory in part, or a layer cannot be written, is computed from
-            others, holds the directions of weight_norm, or is part of a sharded one; the method is
-            unknown, or "uniform+" has to keep more.
+            others, holds the directions of weight_norm, is scaled in a way that is not known, or is
+            part of a sharded one; the method is unknown, or "uniform+" has to keep more.
         RuntimeError: torch is tracing or transforming the call.
 
     Source:
@@ -149,7 +152,7 @@ def pruned(
 ) -> Report:
     """What `prune` does; `record` is called last of all that may keep the weights from changing."""
     asked = _asked(sparsity, method, pattern, dim)
-    found = parameters.find(model, include, exclude, stacked)
+    found = parameters.find(model, include, exclude, stacked).ranked(importance)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     importances = _sources(found.layers, layers, importance, write=True)
@@ -230,7 +233,7 @@ def masks(
         As for `prune`.
     """
     asked = _asked(sparsity, method, pattern, dim)
-    found = parameters.find(model, include, exclude, stacked).layers
+    found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
     layers = found.checked()
     wholes = found.views(layers)
     scored = _sources(found, layers, importance)
@@ -286,7 +289,7 @@ def scores(
     Source:
         As for `prune`. Equal magnitudes are ordered by their position in the layer, row-major.
     """
-    found = parameters.find(model, include, exclude, stacked).layers
+    found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
     layers = found.checked()
     wholes = found.views(layers)
     importances = _sources(found, layers, importance)
@@ -353,7 +356,7 @@ def report(
                 "method and importance say which weights are pruned, but no sparsity says how "
                 "many; pass one for what prune would do, or leave them out for what there is now"
             )
-    found = parameters.find(model, include, exclude, stacked)
+    found = parameters.find(model, include, exclude, stacked).ranked(importance)
     layers, left = found.layers.checked(), _coverage.left_out(found)
     if asked is None:
         targets = views.local(layers)
@@ -473,6 +476,11 @@ def _plan(
         count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
         spec = methods.selection_spec(asked.method, count, targets, scored)
     if asked.pattern is not None:
+        if scaled := [source.name for source in scored if source.scales is not None]:
+            raise ValueError(
+                f"layer {scaled[0]!r} has scales, whose products are not ranked by an n:m pattern; "
+                "pass importance= for all layers, or leave it out with exclude="
+            )
         dims = _patterns.input_dims(model, found, layers, asked.pattern.dim)
         pruned = None
         if spec is not None:

@@ -119,3 +119,34 @@ def test_empty_layers_have_neither_address_nor_order() -> None:
     assert _core.prune([empty], [target], spec, MACHINE)[0].pruned == 0
     scores = _layer(SCORES, data=0, shape=(0, 6), strides=(1, 1))
     _core.score([empty], [scores], MACHINE)
+
+
+CODES, BLOCK_SCALES = np.ones((4, 6), np.uint8), np.ones((2, 3), np.float32)
+GOOD_SCALES = (BLOCK_SCALES.ctypes.data, (2, 2), (3, 1))
+BAD_SCALES: dict[str, tuple[dict[str, Any], tuple[int, tuple[int, ...], tuple[int, ...]], str]] = {
+    "dtype": ({"dtype": _core.Dtype.float32}, GOOD_SCALES, "needs a float8 dtype in host memory"),
+    "block missing": ({}, (GOOD_SCALES[0], (2,), (3, 1)), "as many of both as its shape"),
+    "strides missing": ({}, (GOOD_SCALES[0], (2, 2), (3,)), "as many of both as its shape"),
+    "empty block": ({}, (GOOD_SCALES[0], (2, 0), (3, 1)), "extents of at least 1"),
+    "no address": ({}, (0, (2, 2), (3, 1)), "scales at the address 0"),
+}
+
+
+def _scaled(changes: dict[str, Any], scales: object) -> Any:
+    dtype = changes.get("dtype", _core.Dtype.float8_e4m3fn)
+    return CODES.ctypes.data, dtype, CODES.shape, (6, 1), -1, scales
+
+
+@pytest.mark.parametrize("bad", BAD_SCALES)
+def test_bad_scales_are_refused(bad: str) -> None:
+    changes, scales, problem = BAD_SCALES[bad]
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        _core.thresholds([_scaled(changes, scales)], SPEC, MACHINE)
+
+
+def test_packed_masks_are_of_codes() -> None:
+    layer = _scaled({}, GOOD_SCALES)
+    assert _core.thresholds([layer], SPEC, MACHINE)[0].pruned == 7
+    for call in (_core.pack, _core.apply_packed_masks):
+        with pytest.raises(ValueError, match="layer 0 has scales"):
+            call([layer], [0], MACHINE)

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/block_scales.h"
 #include "core/key_format.h"
 #include "core/layer.h"
 #include "core/strided_walk.h"
@@ -100,9 +101,39 @@ inline void check_tensor(const char* what, std::size_t position, const Layer& la
   }
 }
 
+// How far the scales reach is not known here.
+inline void check_scales(std::size_t position, const Layer& layer) {
+  const BlockScales& scales = *layer.scales;
+  const bool is_coded = scales.codes == Dtype::float8_e4m3fn || scales.codes == Dtype::float8_e5m2;
+  if (!is_coded || layer.device != Layer::in_host_memory) {
+    refuse("layer", position,
+           "scales, the dtype " + name_of(scales.codes) + " and the device " +
+               std::to_string(layer.device),
+           "a float8 dtype in host memory");
+  }
+  const std::size_t dimensions = layer.shape.size();
+  if (scales.block.size() != dimensions || scales.strides.size() != dimensions ||
+      dimensions > most_scaled_dimensions) {
+    refuse("layer", position,
+           "scales with the block " + to_string(scales.block) + " and the strides " +
+               to_string(scales.strides),
+           "as many of both as its shape " + to_string(layer.shape) + " has dimensions, at most " +
+               std::to_string(most_scaled_dimensions));
+  }
+  const auto is_empty = [](std::int64_t extent) { return extent < 1; };
+  if (std::any_of(scales.block.begin(), scales.block.end(), is_empty)) {
+    refuse("layer", position, "scales with the block " + to_string(scales.block),
+           "extents of at least 1");
+  }
+  if (scales.data == nullptr && layer.size > 0) {
+    refuse("layer", position, "scales at the address 0", "that of the first one");
+  }
+}
+
 inline void check_layers(const std::vector<Layer>& layers) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     check_tensor("layer", i, layers[i]);
+    if (layers[i].scales) check_scales(i, layers[i]);
     if (layers[i].dtype == Dtype::boolean) {
       refuse("layer", i, "the dtype boolean", "a floating dtype");
     }
@@ -125,8 +156,8 @@ inline void check_target(std::size_t position, const Layer& layer, const Layer& 
   switch (written) {
     case Written::weights:
       check_dtype(target.dtype != Dtype::boolean, "a floating dtype");
-      check_dtype(target.data != layer.data || target.dtype == layer.dtype || layer.size == 0,
-                  "that of its layer, which lies at the same address, " + name_of(layer.dtype));
+      check_dtype(target.data != layer.data || target.dtype == layer.stored() || layer.size == 0,
+                  "that of its layer, which lies at the same address, " + name_of(layer.stored()));
       break;
     case Written::masks:
       check_dtype(target.dtype == Dtype::boolean, "boolean");

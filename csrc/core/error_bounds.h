@@ -35,7 +35,9 @@ constexpr std::int64_t most_compensated_terms = std::int64_t{1} << 32;
 
 // The relative error of a CompensatedSum of squares. It has four sources:
 // - the uncompensated sums that are its terms: most_plain_terms * u;
-// - the rounding of float64's squares, u, and of high + low at the end, u;
+// - the rounding of float64's squares, u, and of high + low at the end, u (of codes and scales,
+// whose
+//   blocks have half as many terms, that of the squared scale and its product too);
 // - the compensation itself: the errors of n additions are added up in `low`, with an error that is
 //   (n * u)^2 relative to the sum (Ogita, Rump, Oishi, Accurate Sum and Dot Product, 2005, theorem
 //   4.1, for terms that are all non-negative).
@@ -87,12 +89,16 @@ static_assert(covers(score_from_bins, score_margin(bin_sum + compensated_sum)));
 // least 2^-298, and a sum of up to 2^34 squares is below 2^(2 * 128 + 34). A float64 layer is
 // scaled so that its largest weight is near 1 and the sum of its squares at least 1/4; a square
 // with this score is then far from underflow.
+// Products of codes and scales (core/block_scales.h) are not scaled: their squares are from 2^-330
+// to 2^288.
 constexpr double least_score = 0x1p-800;
 static_assert(least_score < 0x1p-298 / 0x1p290);
+static_assert(least_score < 0x1p-330 / 0x1p322);
 
 // A square times a sum is compared with another in doubles only if the squares and the products are
 // all larger than this: so far above 2^-1022 that underflow takes none of their digits.
 constexpr double least_product = 0x1p-900;
+static_assert(least_product < 0x1p-330 * 0x1p-330);  // of codes and scales
 static_assert(least_product > 0x1p-1022 / unit_roundoff);
 
 }  // namespace lampfast::error_bounds

@@ -12,6 +12,7 @@
 #include "core/layer.h"
 #include "core/strided_walk.h"
 #include "core/test_sizes.h"
+#include "cpu/elements.h"
 #include "cpu/thread_pool.h"
 
 namespace lampfast::cpu {
@@ -66,16 +67,76 @@ inline void for_each_chunk(const std::vector<Chunk>& wholes, ThreadPool& pool,
                 });
 }
 
+// The most elements that are gathered at a time, and the runs that are not worth it.
+constexpr std::int64_t long_run = test_sizes ? 4 : 256;
+constexpr std::int64_t most_gathered = 4 * long_run;
+
+// Calls body(elements, count) for copies of the products that make up the chunk of a layer with
+// scales, in the order of positions.
+template <class Body>
+void for_each_product_stretch(const Layer& layer, const Chunk& chunk, Body&& body) {
+  alignas(64) std::array<std::uint64_t, most_gathered> products;
+  std::int64_t count = 0;
+  const Strides indices = row_major_strides(layer.shape);
+  const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+  const auto& step = walk.step();
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+    const ElementRun run{at[0], step[0], at[1], step[1]};
+    for (std::int64_t done = 0; done < length;) {
+      const std::int64_t taken = std::min(length - done, most_gathered - count);
+      load_products(layer, run.from(done), taken, products.data() + count);
+      done += taken;
+      count += taken;
+      if (count < most_gathered) continue;
+      body(products.data(), count);
+      count = 0;
+    }
+  });
+  if (count > 0) body(products.data(), count);
+}
+
+// Whether a layer has scales and so many elements share one that it is worth while to compare their
+// codes, with bounds that the scale makes of those of the products. `indices` are row-major
+// strides.
+inline bool compares_codes(const Layer& layer, const Strides& indices) noexcept {
+  constexpr std::int64_t worth_while = test_sizes ? 2 : 16;
+  if (!layer.scales || layer.size == 0) return false;
+  const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+  return BlockPosition(layer, 0, walk.step()[1]).longest_shared() >= worth_while;
+}
+
+inline bool compares_codes(const Layer& layer) {
+  return layer.scales && compares_codes(layer, row_major_strides(layer.shape));
+}
+
+// Calls body(codes, count, scale) for contiguous codes, or copies that gather them, that make up
+// the chunk of a layer with scales, in the order of positions.
+template <class Body>
+void for_each_code_stretch(const Layer& layer, const Chunk& chunk, Body&& body) {
+  const Strides indices = row_major_strides(layer.shape);
+  const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+  const auto& step = walk.step();
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+    for_each_scale(layer, {at[0], step[0], at[1], step[1]}, length,
+                   [&](auto, const std::uint8_t* codes, std::int64_t count, double scale) {
+                     body(codes, count, scale);
+                   });
+  });
+}
+
 // Calls body(elements, count) for contiguous stretches that make up the chunk, in the order of
 // positions: its own memory where runs are long and dense, else copies that gather many runs.
 template <class Element, class Body>
-void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chunk, Body&& body) {
+void for_each_stretch(const Layer& layer, const Chunk& chunk, Body&& body) {
+  if constexpr (sizeof(Element) == sizeof(std::uint64_t)) {
+    if (layer.scales) return for_each_product_stretch(layer, chunk, body);
+  }
+  const auto* data = reinterpret_cast<const Element*>(layer.data);
   if (is_row_major(layer.shape, layer.strides)) {  // spares small layers the walk
     body(data + chunk.begin, chunk.end - chunk.begin);
     return;
   }
-  constexpr std::int64_t long_run = test_sizes ? 4 : 256;
-  std::array<Element, 4 * long_run> gathered;
+  std::array<Element, most_gathered> gathered;
   std::int64_t count = 0;
   const auto flush = [&] {
     if (count > 0) body(gathered.data(), count);
@@ -91,7 +152,7 @@ void for_each_stretch(const Layer& layer, const Element* data, const Chunk& chun
       return;
     }
     while (length > 0) {
-      const auto room = static_cast<std::int64_t>(gathered.size()) - count;
+      const std::int64_t room = most_gathered - count;
       const std::int64_t taken = std::min(length, room);
       Element* to = gathered.data() + count;
       for (std::int64_t i = 0; i < taken; ++i) to[i] = run[i * step];

@@ -24,30 +24,35 @@ namespace {
 
 // A run of a layer and of its target, evenly spaced in each.
 struct PairedRun {
-  std::int64_t from;
-  std::int64_t from_step;
+  ElementRun from;
   std::int64_t to;
   std::int64_t to_step;
   std::int64_t length;
 
-  bool is_dense() const { return from_step == 1 && to_step == 1; }
+  bool is_dense() const { return from.step == 1 && to_step == 1; }
 
   PairedRun part(std::int64_t begin, std::int64_t end) const {
-    return {from + begin * from_step, from_step, to + begin * to_step, to_step, end - begin};
+    return {from.from(begin), to + begin * to_step, to_step, end - begin};
   }
 };
 
+// Whether a commit has to know row-major indices: which ties are pruned depends on them, and the
+// scale that an element has.
+bool needs_indices(const Layer& source, const LayerThreshold& threshold) {
+  return threshold.ties > 0 || source.scales;
+}
+
 // Calls body(run, bound) for runs that make up the chunk, in each of which exactly the elements
-// with keys below `bound` are pruned. `indices` are row-major strides, where there are ties.
+// with keys below `bound` are pruned. `indices` are row-major strides, where they are needed.
 template <class Body>
 void for_each_run(const Layer& source, const Layer& target, const LayerThreshold& threshold,
                   std::int64_t first_kept, const Strides& indices, const Chunk& chunk,
                   Body&& body) noexcept {
-  if (threshold.ties == 0) {
+  if (!needs_indices(source, threshold)) {
     const StridedWalk<2, 0> walk(source.shape, {&source.strides, &target.strides}, Order::memory);
     const auto& step = walk.step();
     walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
-      body(PairedRun{at[0], step[0], at[1], step[1], length}, threshold.key);
+      body(PairedRun{{at[0], step[0]}, at[1], step[1], length}, threshold.key);
     });
     return;
   }
@@ -59,38 +64,65 @@ void for_each_run(const Layer& source, const Layer& target, const LayerThreshold
   walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
     const std::int64_t split =
         std::clamp<std::int64_t>((first_kept - at[2] + step[2] - 1) / step[2], 0, length);
-    const PairedRun run{at[0], step[0], at[1], step[1], length};
+    const PairedRun run{{at[0], step[0], at[2], step[2]}, at[1], step[1], length};
     if (split > 0) body(run.part(0, split), threshold.key + 1);
     if (split < length) body(run.part(split, length), threshold.key);
   });
 }
 
+// Writes the mask of a run of a layer that compares codes (chunks.h).
+void mask_codes(const Layer& source, std::uint8_t* target, const PairedRun& run,
+                std::uint64_t bound) {
+  const Kernels& kernels = kernels_for(source.scales->codes);
+  for_each_scale(
+      source, run.from, run.length,
+      [&](std::int64_t first, const std::uint8_t* codes, std::int64_t length, double scale) {
+        const std::uint64_t least = least_code(source.scales->codes, scale, bound);
+        kernels.mask(codes, length, least, target + run.to + first);
+      });
+}
+
+// Zeroes the codes of a run of such a layer.
+void zero_codes(const Layer& source, std::uint8_t* codes, const PairedRun& run,
+                std::uint64_t bound) {
+  const Kernels& kernels = kernels_for(source.scales->codes);
+  for_each_scale(source, run.from, run.length,
+                 [&](std::int64_t first, const std::uint8_t*, std::int64_t length, double scale) {
+                   const std::uint64_t least = least_code(source.scales->codes, scale, bound);
+                   kernels.zero(codes + run.to + first, length, least);
+                 });
+}
+
+constexpr std::int64_t piece = test_sizes ? 8 : 1024;
+
 // Zeroes the weights whose importances have a key below the bound. Weights may be their own
 // importances.
 template <class Format, class Element>
-void zero_run(const typename Format::Storage* importance, Element* weights, const PairedRun& run,
+void zero_run(const Layer& importance, Element* weights, const PairedRun& run,
               std::uint64_t bound) {
-  const auto least_kept = static_cast<typename Format::Storage>(bound);
-  for (std::int64_t i = 0; i < run.length; ++i) {
-    Element& weight = weights[run.to + i * run.to_step];
-    weight =
-        Format::key(importance[run.from + i * run.from_step]) < least_kept ? Element{0} : weight;
+  using Key = typename Format::Storage;
+  const auto least_kept = static_cast<Key>(bound);
+  std::array<Key, piece> buffer;
+  for (std::int64_t begin = 0; begin < run.length; begin += piece) {
+    const PairedRun part = run.part(begin, std::min(begin + piece, run.length));
+    const Key* keys = load(importance, part.from, part.length, buffer.data());
+    for (std::int64_t i = 0; i < part.length; ++i) {
+      Element& weight = weights[part.to + i * part.to_step];
+      weight = Format::key(keys[i]) < least_kept ? Element{0} : weight;
+    }
   }
 }
 
-// Writes the mask of a run that is not dense, by way of dense copies.
+// Writes the mask of a run, by way of dense copies of what is not dense.
 template <class Key>
-void mask_run(const Kernels& kernels, const Key* source, std::uint8_t* target, const PairedRun& run,
-              std::uint64_t bound) {
-  constexpr std::int64_t piece = test_sizes ? 8 : 1024;
-  std::array<Key, piece> keys;
+void mask_run(const Kernels& kernels, const Layer& source, std::uint8_t* target,
+              const PairedRun& run, std::uint64_t bound) {
+  std::array<Key, piece> buffer;
   std::array<std::uint8_t, piece> kept;
   for (std::int64_t begin = 0; begin < run.length; begin += piece) {
     const PairedRun part = run.part(begin, std::min(begin + piece, run.length));
-    for (std::int64_t i = 0; i < part.length; ++i) {
-      keys[static_cast<std::size_t>(i)] = source[part.from + i * part.from_step];
-    }
-    kernels.mask(keys.data(), part.length, bound, kept.data());
+    const Key* keys = load(source, part.from, part.length, buffer.data());
+    kernels.mask(keys, part.length, bound, kept.data());
     for (std::int64_t i = 0; i < part.length; ++i) {
       target[part.to + i * part.to_step] = kept[static_cast<std::size_t>(i)];
     }
@@ -101,14 +133,18 @@ void mask_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
                 std::int64_t first_kept, const Strides& indices, const Chunk& chunk) noexcept {
   const Kernels& kernels = kernels_for(source.dtype);
   auto* kept = reinterpret_cast<std::uint8_t*>(target.data);
+  const bool by_codes = compares_codes(source, indices);
   with_format(source.dtype, [&](auto format) {
-    const auto* data = reinterpret_cast<const typename decltype(format)::Storage*>(source.data);
+    using Key = typename decltype(format)::Storage;
+    const auto* data = reinterpret_cast<const Key*>(source.data);
     for_each_run(source, target, threshold, first_kept, indices, chunk,
                  [&](const PairedRun& run, std::uint64_t bound) {
-                   if (run.is_dense()) {
-                     kernels.mask(data + run.from, run.length, bound, kept + run.to);
+                   if (by_codes && run.to_step == 1) {
+                     mask_codes(source, kept, run, bound);
+                   } else if (run.is_dense() && !source.scales) {
+                     kernels.mask(data + run.from.offset, run.length, bound, kept + run.to);
                    } else {
-                     mask_run(kernels, data, kept, run, bound);
+                     mask_run<Key>(kernels, source, kept, run, bound);
                    }
                  });
   });
@@ -203,13 +239,16 @@ void zero_chunk(const Layer& source, const Layer& target, const LayerThreshold& 
     auto* weights = reinterpret_cast<typename decltype(target_format)::Storage*>(target.data);
     with_format(source.dtype, [&](auto format) {
       using Format = decltype(format);
-      const auto* importance = reinterpret_cast<const typename Format::Storage*>(source.data);
+      const bool is_own = source.data == target.data;
+      const bool by_codes = is_own && compares_codes(source, indices);
       for_each_run(source, target, threshold, first_kept, indices, chunk,
                    [&](const PairedRun& run, std::uint64_t bound) {
-                     if (source.data == target.data && run.is_dense()) {
+                     if (by_codes && run.is_dense()) {
+                       zero_codes(source, reinterpret_cast<std::uint8_t*>(target.data), run, bound);
+                     } else if (is_own && run.is_dense() && !source.scales) {
                        kernels.zero(weights + run.to, run.length, bound);
                      } else {
-                       zero_run<Format>(importance, weights, run, bound);
+                       zero_run<Format>(source, weights, run, bound);
                      }
                    });
     });
@@ -245,7 +284,7 @@ void HostBackend::prepare(const LayerIds& ids, const std::vector<LayerThreshold>
     const auto* candidates = read == nullptr ? nullptr : &read->candidates;
     pending.first_kept = first_kept_tie(layer, thresholds[id], candidates, pool_);
     const bool has_ties = thresholds[id].ties > 0;
-    if (has_ties) pending.indices = row_major_strides(layer.shape);
+    if (needs_indices(layer, thresholds[id])) pending.indices = row_major_strides(layer.shape);
     // Unless positions are row-major indices, they do not tell which ties are pruned.
     const bool positions_tell = !has_ties || positions_are_indices(layer.shape, layer.strides);
     const bool is_mask_written = read != nullptr && read->stored.is_mask_written;

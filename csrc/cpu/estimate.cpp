@@ -38,10 +38,49 @@ struct PieceRange {
   std::int64_t last;
 };
 
+// Asks early for the elements of a piece, as a draw waits for the memory.
+template <class Element>
+void prefetch(const DrawnPieces& pieces, std::int64_t piece, const Element* data,
+              std::int64_t step) {
+  const std::int64_t begin = pieces.begin(piece);
+  for (std::int64_t i = begin; i < pieces.end(begin); i += 64 / std::int64_t{sizeof(Element)}) {
+    __builtin_prefetch(data + i * step);
+  }
+}
+
+constexpr std::int64_t prefetched_ahead = 16;
+
+// Calls body(piece, products, count) for the pieces of a layer with scales.
+template <class Body>
+void for_each_drawn_product(const Layer& layer, const PieceRange& range, Body&& body) {
+  const DrawnPieces& pieces = range.pieces;
+  const Strides indices = row_major_strides(layer.shape);
+  const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+  const auto& step = walk.step();
+  alignas(64) std::array<std::uint64_t, most_gathered> products;
+  for (std::int64_t piece = range.first; piece < range.last; ++piece) {
+    if (walk.is_one_run() && piece + prefetched_ahead < range.last) {
+      prefetch(pieces, piece + prefetched_ahead, layer.data, step[0]);
+    }
+    const std::int64_t begin = pieces.begin(piece);
+    walk.runs(begin, pieces.end(begin), [&](auto, const auto& at, std::int64_t length) {
+      const ElementRun run{at[0], step[0], at[1], step[1]};
+      for (std::int64_t first = 0; first < length; first += most_gathered) {
+        const std::int64_t count = std::min(most_gathered, length - first);
+        load_products(layer, run.from(first), count, products.data());
+        body(piece, products.data(), count);
+      }
+    });
+  }
+}
+
 // Calls body(piece, elements, count) for contiguous elements that make up the pieces, or for copies
 // that gather them.
 template <class Element, class Body>
 void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
+  if constexpr (sizeof(Element) == sizeof(std::uint64_t)) {
+    if (layer.scales) return for_each_drawn_product(layer, range, body);
+  }
   const DrawnPieces& pieces = range.pieces;
   const auto* data = reinterpret_cast<const Element*>(layer.data);
   if (pieces.count() == 1 && is_row_major(layer.shape, layer.strides)) {
@@ -50,15 +89,10 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   }
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
   const std::int64_t step = walk.step()[0];
-  constexpr std::int64_t ahead = 16;  // a draw waits for the memory, so ask early
-  constexpr std::int64_t most_gathered = test_sizes ? 4 : 1 << 10;
   alignas(64) Element gathered[most_gathered];
   for (std::int64_t piece = range.first; piece < range.last; ++piece) {
-    if (walk.is_one_run() && piece + ahead < range.last) {
-      const std::int64_t soon = pieces.begin(piece + ahead);
-      for (std::int64_t i = soon; i < pieces.end(soon); i += 64 / std::int64_t{sizeof(Element)}) {
-        __builtin_prefetch(data + i * step);
-      }
+    if (walk.is_one_run() && piece + prefetched_ahead < range.last) {
+      prefetch(pieces, piece + prefetched_ahead, data, step);
     }
     const std::int64_t begin = pieces.begin(piece);
     walk.runs(begin, pieces.end(begin), [&](auto, const auto& offsets, std::int64_t length) {
@@ -191,6 +225,29 @@ GroupTallies tally_range(const Layer& layer, const PieceRange& range, const Tall
   return tallies;
 }
 
+// Tallies a chunk, for a probe.
+template <class Format>
+Tally tally_chunk(const Layer& layer, const Chunk& chunk, const TallyRequest& request) {
+  Tally tally;
+  if (compares_codes(layer)) {
+    const Dtype dtype = layer.scales->codes;
+    const Kernels& kernels = kernels_for(dtype);
+    for_each_code_stretch(
+        layer, chunk, [&](const std::uint8_t* codes, std::int64_t count, double scale) {
+          Tally found = kernels.tally(codes, count, least_code(dtype, scale, request.key), 1.0);
+          found.above *= scale * scale;
+          tally.add(found);
+        });
+    return tally;
+  }
+  using Key = typename Format::Storage;
+  const Kernels& kernels = kernels_for(layer.dtype);
+  for_each_stretch<Key>(layer, chunk, [&](const Key* elements, std::int64_t length) {
+    tally.add(kernels.tally(elements, length, request.key, request.scale));
+  });
+  return tally;
+}
+
 // Adds up what look(range, worker) finds in the parts of every layer's draw.
 template <class Result, class Look>
 std::vector<Result> add_up_draws(const std::vector<Layer>& layers, const LayerIds& ids,
@@ -233,10 +290,9 @@ std::vector<std::uint64_t> HostBackend::largest_keys(const LayerIds& ids) {
     const std::uint64_t most = with_format(layer.dtype, [&](auto format) {
       using Key = typename decltype(format)::Storage;
       std::uint64_t key = 0;
-      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
-                       [&](const Key* elements, std::int64_t length) {
-                         key = std::max(key, kernels.largest(elements, length));
-                       });
+      for_each_stretch<Key>(layer, chunk, [&](const Key* elements, std::int64_t length) {
+        key = std::max(key, kernels.largest(elements, length));
+      });
       return key;
     });
     const std::lock_guard<std::mutex> lock(mutex);
@@ -271,15 +327,8 @@ std::vector<Tally> HostBackend::probe(const LayerIds& ids,
   std::mutex mutex;
   for_each_chunk(whole(layers_, ids), pool_, [&](const Chunk& chunk, int) {
     const Layer& layer = layers_[chunk.layer];
-    const Kernels& kernels = kernels_for(layer.dtype);
-    const TallyRequest& request = requests[chunk.position];
-    Tally tally;
-    with_format(layer.dtype, [&](auto format) {
-      using Key = typename decltype(format)::Storage;
-      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
-                       [&](const Key* elements, std::int64_t length) {
-                         tally.add(kernels.tally(elements, length, request.key, request.scale));
-                       });
+    const Tally tally = with_format(layer.dtype, [&](auto format) {
+      return tally_chunk<decltype(format)>(layer, chunk, requests[chunk.position]);
     });
     const std::lock_guard<std::mutex> lock(mutex);
     tallies[chunk.position].add(tally);

@@ -12,7 +12,7 @@ std::int64_t bytes_for_candidates(const std::vector<Layer>& layers) {
   constexpr std::int64_t least = test_sizes ? 256 : 1 << 19;
   std::int64_t bytes = 0;
   for (const Layer& layer : layers) {
-    if (layer.device == Layer::in_host_memory) bytes += layer.size * item_size(layer.dtype);
+    if (layer.device == Layer::in_host_memory) bytes += layer.size * item_size(layer.stored());
   }
   return least + candidate_bytes(bytes);
 }

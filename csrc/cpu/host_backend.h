@@ -70,7 +70,7 @@ class HostBackend : public Backend {
     std::int64_t first_kept = 0;  // see tie_boundary.h
     // The candidates, if a partition has written the mask of all other elements; else null.
     const std::vector<CandidateSegment>* to_settle = nullptr;
-    Strides indices;  // row-major, where there are ties
+    Strides indices;  // row-major, where commit needs them
   };
   struct Pending {
     std::vector<Chunk> chunks;

@@ -22,22 +22,28 @@ LayerStats stats_of(const Layer& layer, const Chunk& chunk) {
     if (found.largest >= Format::not_finite) throw NotFinite();
     stats.merge({found.zeros, found.smallest});
   };
-  for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk, add);
+  for_each_stretch<Key>(layer, chunk, add);
   return stats;
 }
 
 // The first element in row-major order that is not finite, if there is one.
 template <class Format>
 std::optional<std::int64_t> first_not_finite_of(const Layer& layer, const Chunk& chunk) {
-  const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
   const Strides indices = row_major_strides(layer.shape);
-  const StridedWalk<2, 1> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+  const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &indices}, Order::memory);
+  const auto& step = walk.step();
   std::optional<std::int64_t> first;
-  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-    for (std::int64_t i = 0; i < length; ++i) {
-      if (Format::key(data[offsets[0] + i]) < Format::not_finite) continue;
-      const std::int64_t index = offsets[1] + i * walk.step()[1];
-      first = std::min(first.value_or(index), index);
+  typename Format::Storage loaded[most_gathered];
+  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+    const ElementRun run{at[0], step[0], at[1], step[1]};
+    for (std::int64_t begin = 0; begin < length; begin += most_gathered) {
+      const std::int64_t count = std::min(most_gathered, length - begin);
+      const auto* elements = load(layer, run.from(begin), count, loaded);
+      for (std::int64_t i = 0; i < count; ++i) {
+        if (Format::key(elements[i]) < Format::not_finite) continue;
+        const std::int64_t index = at[1] + (begin + i) * step[1];
+        first = std::min(first.value_or(index), index);
+      }
     }
   });
   return first;

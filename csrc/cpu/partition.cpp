@@ -29,7 +29,7 @@ constexpr std::int64_t most_bins = test_sizes ? 8 : 512;
 constexpr std::int64_t least_bins_of_candidates = test_sizes ? 4 : 64;
 
 std::int64_t bin_count(const Layer& layer, std::int64_t least) {
-  return std::clamp(layer.size * item_size(layer.dtype) / bytes_per_bin, least, most_bins);
+  return std::clamp(layer.size * item_size(layer.stored()) / bytes_per_bin, least, most_bins);
 }
 
 // What one task finds.
@@ -57,17 +57,25 @@ class TaskPartition {
             std::uint8_t* kept, Sink&& sink) {
     using Key = typename Format::Storage;
     classify(dtype, data, length, request_.interval, request_.scale, kept,
-             [&](const Classified& block, const Key* inside) {
-               sides_.below += block.below;
-               sides_.above += block.above;
-               sides_.above_sum.add(block.above_sum);
-               if (block.inside == 0) return;
-               if (bin_bits_ == 0) {
-                 count_keys(inside, block.inside);
-               } else {
-                 fill_bins<Format>(inside, block.inside);
+             [&](const Classified& block, const Key* inside) { add<Format>(block, inside, sink); });
+  }
+
+  // The same for codes that share a scale.
+  template <class Sink>
+  void read_codes(Dtype dtype, const std::uint8_t* codes, std::int64_t length, double scale,
+                  std::uint8_t* kept, Sink&& sink) {
+    const Kernels& kernels = kernels_for(dtype);
+    const KeyInterval interval{least_code(dtype, scale, request_.interval.low),
+                               least_code(dtype, scale, request_.interval.high)};
+    alignas(64) std::uint64_t products[classify_block];
+    classify(dtype, codes, length, interval, 1.0, kept,
+             [&](Classified block, const std::uint8_t* inside) {
+               block.above_sum *= scale * scale;
+               kernels.magnitudes(inside, block.inside, products);
+               for (int i = 0; i < block.inside; ++i) {
+                 products[i] = bit_cast<std::uint64_t>(bit_cast<double>(products[i]) * scale);
                }
-               sink(inside, static_cast<std::int64_t>(block.inside));
+               add<Float64>(block, products, sink);
              });
   }
 
@@ -95,6 +103,20 @@ class TaskPartition {
       largest = std::max(largest, key);
     }
   };
+
+  template <class Format, class Sink>
+  void add(const Classified& block, const typename Format::Storage* inside, Sink&& sink) {
+    sides_.below += block.below;
+    sides_.above += block.above;
+    sides_.above_sum.add(block.above_sum);
+    if (block.inside == 0) return;
+    if (bin_bits_ == 0) {
+      count_keys(inside, block.inside);
+    } else {
+      fill_bins<Format>(inside, block.inside);
+    }
+    sink(inside, static_cast<std::int64_t>(block.inside));
+  }
 
   template <class Key>
   void count_keys(const Key* keys, int count) {
@@ -267,11 +289,22 @@ class WeightsReader {
       inside += count;
       is_complete = is_complete && writer.append(keys, count, chunk.begin, segments);
     };
-    for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
-                     [&](const Key* elements, std::int64_t length) {
-                       found_here.read<Format>(layer.dtype, elements, length, to, store_keys);
-                       if (to != nullptr) to += length;
-                     });
+    const auto advance = [&](std::int64_t length) { to = to == nullptr ? nullptr : to + length; };
+    if constexpr (std::is_same_v<Format, Float64>) {
+      if (compares_codes(layer)) {
+        for_each_code_stretch(
+            layer, chunk, [&](const std::uint8_t* codes, std::int64_t length, double scale) {
+              found_here.read_codes(layer.scales->codes, codes, length, scale, to, store_keys);
+              advance(length);
+            });
+        inside_[chunk.position] += inside;
+        return is_complete;
+      }
+    }
+    for_each_stretch<Key>(layer, chunk, [&](const Key* elements, std::int64_t length) {
+      found_here.read<Format>(layer.dtype, elements, length, to, store_keys);
+      advance(length);
+    });
     inside_[chunk.position] += inside;
     return is_complete;
   }

@@ -21,12 +21,16 @@ namespace {
 // Calls visit(index, key) for the elements with row-major indices in [begin, end).
 template <class Format, class Visit>
 void for_each_key(const Layer& layer, std::int64_t begin, std::int64_t end, Visit&& visit) {
-  const auto* data = reinterpret_cast<const typename Format::Storage*>(layer.data);
+  using Key = typename Format::Storage;
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::row_major);
   const std::int64_t step = walk.step()[0];
+  Key loaded[most_gathered];
   walk.runs(begin, end, [&](std::int64_t index, const auto& offsets, std::int64_t length) {
-    for (std::int64_t i = 0; i < length; ++i) {
-      visit(index + i, Format::key(data[offsets[0] + i * step]));
+    const ElementRun run{offsets[0], step, index, 1};
+    for (std::int64_t done = 0; done < length; done += most_gathered) {
+      const std::int64_t count = std::min(most_gathered, length - done);
+      const Key* elements = load(layer, run.from(done), count, loaded);
+      for (std::int64_t i = 0; i < count; ++i) visit(index + done + i, Format::key(elements[i]));
     }
   });
 }

@@ -21,6 +21,21 @@ struct Ties {
   ThreadPool& pool;
 };
 
+std::int64_t count_equal_products(const Layer& layer, const Chunk& chunk, std::uint64_t product) {
+  const Dtype dtype = layer.scales->codes;
+  const Kernels& kernels = kernels_for(dtype);
+  std::int64_t count = 0;
+  for_each_code_stretch(
+      layer, chunk, [&](const std::uint8_t* codes, std::int64_t length, double scale) {
+        // Several codes if the scale is 0, else at most one.
+        const std::uint64_t end = least_code(dtype, scale, product + 1);
+        for (std::uint64_t code = least_code(dtype, scale, product); code < end; ++code) {
+          count += kernels.count_equal(codes, length, code);
+        }
+      });
+  return count;
+}
+
 // How many ties each chunk of a layer has, from its candidates or else from the weights.
 std::vector<std::int64_t> count_by_chunk(const Ties& ties,
                                          const std::vector<CandidateSegment>* candidates) {
@@ -37,14 +52,18 @@ std::vector<std::int64_t> count_by_chunk(const Ties& ties,
     }
     return counts;
   }
+  if (compares_codes(layer)) {
+    for_each_chunk(whole(layer), ties.pool, [&](const Chunk& chunk, int) {
+      count_of(chunk.begin) += count_equal_products(layer, chunk, ties.threshold.key);
+    });
+    return counts;
+  }
   with_format(layer.dtype, [&](auto format) {
     using Key = typename decltype(format)::Storage;
     for_each_chunk(whole(layer), ties.pool, [&](const Chunk& chunk, int) {
-      for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
-                       [&](const Key* elements, std::int64_t length) {
-                         count_of(chunk.begin) +=
-                             kernels.count_equal(elements, length, ties.threshold.key);
-                       });
+      for_each_stretch<Key>(layer, chunk, [&](const Key* elements, std::int64_t length) {
+        count_of(chunk.begin) += kernels.count_equal(elements, length, ties.threshold.key);
+      });
     });
   });
   return counts;
@@ -59,14 +78,13 @@ std::int64_t find_from(const Ties& ties, std::int64_t begin, std::int64_t wanted
   std::int64_t found = layer.size;
   std::int64_t position = begin;
   const Chunk chunk{0, 0, begin, std::min(begin + chunk_size, layer.size)};
-  for_each_stretch(layer, reinterpret_cast<const Key*>(layer.data), chunk,
-                   [&](const Key* elements, std::int64_t length) {
-                     for (std::int64_t i = 0; i < length && found == layer.size; ++i) {
-                       const bool is_tie = Format::key(elements[i]) == ties.threshold.key;
-                       if (is_tie && wanted-- == 0) found = position + i;
-                     }
-                     position += length;
-                   });
+  for_each_stretch<Key>(layer, chunk, [&](const Key* elements, std::int64_t length) {
+    for (std::int64_t i = 0; i < length && found == layer.size; ++i) {
+      const bool is_tie = Format::key(elements[i]) == ties.threshold.key;
+      if (is_tie && wanted-- == 0) found = position + i;
+    }
+    position += length;
+  });
   return found;
 }
 
@@ -120,23 +138,25 @@ class DigitSearch {
     const auto digits = std::size_t{1} << digit_bits;
     std::vector<std::int64_t> counts(digits, 0);
     std::mutex mutex;
-    const StridedWalk<2, 1> walk(layer.shape, {&layer.strides, &indices_}, Order::memory);
-    const std::int64_t step = walk.step()[1];
+    const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &indices_}, Order::memory);
+    const auto& step = walk.step();
     for_each_chunk(whole(layer), ties_.pool, [&](const Chunk& chunk, int) {
       std::vector<std::int64_t> chunk_counts(digits, 0);
       with_format(layer.dtype, [&](auto format) {
         using Format = decltype(format);
         using Key = typename Format::Storage;
-        const auto* data = reinterpret_cast<const Key*>(layer.data);
         const auto key = static_cast<Key>(ties_.threshold.key);
-        walk.runs(chunk.begin, chunk.end, [&](auto, const auto& offsets, std::int64_t length) {
-          const Key* run = data + offsets[0];
+        Key loaded[piece];
+        walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
+          const ElementRun run{at[0], step[0], at[1], step[1]};
           for (std::int64_t begin = 0; begin < length; begin += piece) {
-            const std::int64_t end = std::min(begin + piece, length);
-            if (kernels.count_equal(run + begin, end - begin, key) == 0) continue;
-            for (std::int64_t i = begin; i < end; ++i) {
-              const std::int64_t index = offsets[1] + i * step;
-              if (Format::key(run[i]) != key || index >> (bits + digit_bits) != prefix) continue;
+            const std::int64_t count = std::min(piece, length - begin);
+            const Key* elements = load(layer, run.from(begin), count, loaded);
+            if (kernels.count_equal(elements, count, key) == 0) continue;
+            for (std::int64_t i = 0; i < count; ++i) {
+              const std::int64_t index = at[1] + (begin + i) * step[1];
+              if (Format::key(elements[i]) != key) continue;
+              if (index >> (bits + digit_bits) != prefix) continue;
               ++chunk_counts[static_cast<std::size_t>(index >> bits) & (digits - 1)];
             }
           }

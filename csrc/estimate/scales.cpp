@@ -27,7 +27,9 @@ std::vector<double> find_scales(Backends& backends) {
   const std::vector<Layer>& layers = backends.layers();
   LayerIds float64_ids;
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].dtype == Dtype::float64) float64_ids.push_back(i);
+    // Products of codes and scales are in range as they are (core/block_scales.h).
+    const bool is_wide = layers[i].dtype == Dtype::float64 && !layers[i].scales;
+    if (is_wide) float64_ids.push_back(i);
   }
   std::vector<double> scales(layers.size(), 1.0);
   const std::vector<std::uint64_t> largest = backends.largest_keys(float64_ids);

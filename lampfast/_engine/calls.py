@@ -4,6 +4,8 @@
 layers' importances, or, as the very same list, the layers themselves.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
@@ -34,7 +36,7 @@ def thresholds(
 ) -> list[_core.LayerThreshold]:
     """The thresholds by which `prune` would prune."""
     with _naming_not_finite(layers, sources):
-        pointers = _pointers(sources)
+        pointers = _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             if isinstance(spec, Groups):
                 return _core.group_thresholds(pointers, spec.patterns, machine)
@@ -53,8 +55,7 @@ def prune(
     thresholds. Where it raises, or something before it, nothing is written.
     """
     with _naming_not_finite(layers, sources):
-        targets = _pointers(layers)
-        pointers = targets if sources is layers else _pointers(sources)
+        targets, pointers = _pointers(layers), _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             if isinstance(spec, Groups):
                 _core.prune_groups(pointers, targets, spec.patterns, machine, before_writing)
@@ -70,7 +71,7 @@ def masks(
 ) -> None:
     """Write False to `outputs` for the weights that the spec selects, else True."""
     with _naming_not_finite(layers, sources):
-        pointers = _pointers(sources)
+        pointers = _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             if isinstance(spec, Groups):
                 _core.mask_groups(pointers, _pointers(outputs), spec.patterns, machine)
@@ -81,7 +82,7 @@ def masks(
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:
     """Write the score of every weight to `outputs`."""
     with _naming_not_finite(layers, sources):
-        pointers = _pointers(sources)
+        pointers = _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs_of_scores) as machine:
             _core.score(pointers, _pointers(outputs), machine)
 
@@ -89,7 +90,7 @@ def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[Vi
 def zero_thresholds(layers: Sequence[View], sources: Sequence[View]) -> list[_core.LayerThreshold]:
     """The thresholds that prune what is zero already, with the number of these zeros."""
     with _naming_not_finite(layers, sources):
-        pointers = _pointers(sources)
+        pointers = _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             return _core.zero_thresholds(pointers, machine)
 
@@ -165,3 +166,11 @@ def _not_finite(what: str, views: Sequence[View], element: _core.ElementIndex) -
 
 def _pointers(views: Sequence[View]) -> list[Pointer]:
     return [view.pointer for view in views]
+
+
+def _ranked(views: Sequence[View]) -> list[_core.Layer]:
+    """Pointers of what is ranked: with scales, where a view has them."""
+    return [
+        view.pointer if view.scales is None else (*view.pointer, view.scales.pointer())
+        for view in views
+    ]

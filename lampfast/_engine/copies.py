@@ -27,7 +27,7 @@ _HINTS = {  # for types of devices that another build could prune on
 
 _PACKAGE = __name__.partition(".")[0]
 
-_warned: set[str] = set()  # types of devices
+_warned: set[str] = set()  # types of devices, and of those of layers with scales
 
 
 def is_local(tensor: torch.Tensor) -> bool:
@@ -43,13 +43,17 @@ def has_address(tensor: torch.Tensor) -> bool:
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in host memory; warns once for each type of device that it is made."""
     kind = tensor.device.type
+    what, why = f"layers on {tensor.device}", f"this build has no engine for {kind} devices"
+    hint = _HINTS.get(kind, "")
     if tensor.is_cuda:
         gpus.refuse_capture(tensor.device.index)
+    if is_local(tensor):  # a layer with scales
+        kind, hint = f"{kind} with scales", ""
+        what, why = f"float8 {what} with scales", "the engine for GPUs does not multiply by them"
     if kind not in _warned:
         warnings.warn(
-            f"layers on {tensor.device} are copied to host memory and back, since this build "
-            f"has no engine for {kind} devices; the result is the same, but it takes longer, and "
-            f"host memory for the copies{_HINTS.get(kind, '')}",
+            f"{what} are copied to host memory and back, since {why}; the result is the same, but "
+            f"it takes longer, and host memory for the copies{hint}",
             stacklevel=frames_to_the_caller(),
         )
         _warned.add(kind)

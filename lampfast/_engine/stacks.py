@@ -4,6 +4,8 @@ A *stack* is cut along its first dimension. Its slices are views of it, so the e
 layers that lie apart in one memory; whoever asks by parameter gets one answer of its shape.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,6 +14,7 @@ import torch
 
 from lampfast._core import Dtype
 from lampfast._engine import tracing, views
+from lampfast._engine.scales import Quantised, Scales
 from lampfast._engine.views import View, Weight
 
 _HALVES = ".gate", ".up"
@@ -93,10 +96,34 @@ class Layers(NamedTuple):
     Attributes:
         wholes: The parameters that they are, or are slices of, by name.
         stacks: Those of them that hold several layers.
+        quantised: Those of them that have scales, or what may be scales, beside them.
+        scales: By layer name, once `ranked` has looked at them.
     """
 
     wholes: dict[str, Weight]
     stacks: dict[str, Stack]
+    quantised: Mapping[str, Quantised] = {}
+    scales: Mapping[str, Scales] = {}
+
+    def ranked(self, importance: object) -> Layers:
+        """The layers with their scales, unless importances are ranked.
+
+        Raises:
+            TypeError: As `Quantised.resolved`.
+            ValueError: As `Quantised.resolved`.
+        """
+        if not self.quantised or importance is not None:
+            return self
+        found: dict[str, Scales] = {}
+        for name, quantised in self.quantised.items():
+            if (scales := quantised.resolved()) is None:
+                continue
+            if (stack := self.stacks.get(name)) is None:
+                found[name] = scales
+            else:
+                cut = scales.cut(stack, quantised.weight.shape)
+                found.update((name + suffix, part) for suffix, part in cut)
+        return self._replace(scales=found)
 
     def named(self) -> dict[str, Weight]:
         """The layers themselves, by name."""
@@ -113,9 +140,14 @@ class Layers(NamedTuple):
     def checked(self, *, write: bool = False) -> list[View]:
         """The distinct layers, checked as `views.layers` does."""
         if not self.stacks:
-            return views.layers(self.wholes, write=write)
-        tracing.refuse()  # before it records how the stacks are cut
-        return views.layers(self.named(), write=write, wholes=self.wholes)
+            found = views.layers(self.wholes, write=write)
+        else:
+            tracing.refuse()  # before it records how the stacks are cut
+            found = views.layers(self.named(), write=write, wholes=self.wholes)
+        if not self.scales:
+            return found
+        scales = self.scales
+        return [view.scaled(scales[view.name]) if view.name in scales else view for view in found]
 
     def names(self, name: str) -> list[str]:
         """The names of the layers of a parameter."""
@@ -149,7 +181,9 @@ class Layers(NamedTuple):
                     "leave one of them out with exclude="
                 )
             if not tied:
-                wholes.append(views.whole(name, whole))
+                view = views.whole(name, whole)
+                has_scales = any(layer in self.scales for layer in names[:1])
+                wholes.append(view.through_host() if has_scales else view)
         return wholes
 
     def importances(self, importance: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -191,9 +225,9 @@ class Layers(NamedTuple):
         found = []
         for whole in wholes:
             first, *others = [by_name[name] for name in self.names(whole.name)] or [whole]
-            is_double = first.dtype == Dtype.float64
+            is_double = first.ranked_dtype == Dtype.float64
             for other in others:
-                if (other.dtype == Dtype.float64) != is_double:
+                if (other.ranked_dtype == Dtype.float64) != is_double:
                     raise ValueError(
                         f"importances of {first.name!r} and {other.name!r}, slices of one "
                         "parameter, are float64 and not; pass both in one dtype"

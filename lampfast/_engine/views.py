@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from lampfast._core import Dtype
 from lampfast._engine import copies, gpus, memory, protection, tracing, ways_out
+
+if TYPE_CHECKING:
+    from lampfast._engine.scales import Scales
 
 Weight: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Pointer: TypeAlias = tuple[int, Dtype, tuple[int, ...], tuple[int, ...], int]
@@ -56,6 +59,7 @@ class View(NamedTuple):
         remote: The weight, if it is a tensor whose memory the engine cannot reach.
         storage: What a tensor's memory belongs to. Another thread may give the tensor new memory
             during a call, as `model.to(...)` does, and would free what the engine works on.
+        scales: Of float8 codes that are ranked by their products with scales.
     """
 
     name: str
@@ -67,15 +71,33 @@ class View(NamedTuple):
     dense: bool
     remote: torch.Tensor | None
     storage: torch.UntypedStorage | None
+    scales: Scales | None
 
     def holding(self, storage: torch.UntypedStorage | None) -> View:
         """The same view with another storage."""
-        return _new_view(View, (*self[:-1], storage))  # _replace takes four times as long
+        fields = (*self[:-2], storage, self.scales)
+        return _new_view(View, fields)  # _replace takes four times as long
+
+    def scaled(self, scales: Scales | None) -> View:
+        """The same view with scales, which the engine for GPUs does not know."""
+        return self.through_host()._replace(scales=scales)
+
+    def through_host(self) -> View:
+        """The same view, as of a weight that the engine cannot reach if it is on a GPU."""
+        if self.device == gpus.HOST:
+            return self
+        remote = cast(torch.Tensor, self.weight)
+        return self._replace(pointer=(*self.pointer[:-1], gpus.HOST), remote=remote)
 
     @property
     def dtype(self) -> Dtype:
         """How its elements are stored."""
         return self.pointer[1]
+
+    @property
+    def ranked_dtype(self) -> Dtype:
+        """How what is ranked is stored: its elements, or their products with scales."""
+        return self.dtype if self.scales is None else Dtype.float64
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -323,7 +345,7 @@ def empty_scores(layers: Sequence[View], sources: Sequence[View]) -> list[View]:
     """
     views = []
     for layer, source in zip(layers, sources, strict=True):
-        dtype = Dtype.float64 if source.dtype == Dtype.float64 else Dtype.float32
+        dtype = Dtype.float64 if source.ranked_dtype == Dtype.float64 else Dtype.float32
         like, shape = layer.weight, layer.weight.shape
         scores: Weight
         if isinstance(like, torch.Tensor):
@@ -364,7 +386,7 @@ def local(views: Sequence[View]) -> Sequence[View]:
     return [
         view
         if (remote := view.remote) is None
-        else _view(view.name, copies.to_host(remote), view.dtype)
+        else _view(view.name, copies.to_host(remote), view.dtype).scaled(view.scales)
         for view in views
     ]
 
@@ -415,7 +437,7 @@ def _some(names: Sequence[object]) -> str:
 
 
 def _empty_mask(layer: View) -> View:
-    name, weight, size, (_, _, shape, strides, device), _, _, dense, remote, _ = layer
+    name, weight, size, (_, _, shape, strides, device), _, _, dense, remote, _, _ = layer
     if isinstance(weight, np.ndarray):
         return _view(name, np.empty_like(weight, dtype=bool, subok=False), Dtype.boolean)
     if remote is not None:
@@ -429,7 +451,7 @@ def _empty_mask(layer: View) -> View:
     pointer = address, Dtype.boolean, shape, strides, device
     span = address, address + size
     # Nobody else has this tensor yet, so that it keeps its memory.
-    return _new_view(View, (name, mask, size, pointer, None, span, True, None, None))
+    return _new_view(View, (name, mask, size, pointer, None, span, True, None, None, None))
 
 
 def _device(view: View) -> torch.device:
@@ -497,7 +519,7 @@ def _checked_mask(layer: View, mask: Weight) -> View:
         )
     view = _in_memory("out of layer", name, mask, Dtype.boolean)
     _check_writable("out of layer", view, "pass a mask with memory of its own")
-    return view
+    return view if layer.remote is None else view.through_host()
 
 
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
@@ -526,7 +548,8 @@ def _view(name: str, weight: Weight, dtype: Dtype) -> View:
         first, last = memory.reach(shape, strides)
         span = address + first * itemsize, address + (last + 1) * itemsize
     pointer = address, dtype, shape, strides, device
-    return _new_view(View, (name, weight, size, pointer, space, span, dense, remote, storage))
+    fields = (name, weight, size, pointer, space, span, dense, remote, storage, None)
+    return _new_view(View, fields)
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:

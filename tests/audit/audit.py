@@ -84,7 +84,7 @@ def audit(model: nn.Module) -> Audit:
         ValueError: It has no layers.
     """
     found = parameters.find(model)
-    wholes, stacks = found.layers
+    wholes, stacks = found.layers.wholes, found.layers.stacks
     distinct = {id(whole): name for name, whole in reversed(wholes.items())}
     left: dict[str, dict[str, int]] = {}
     for it in _coverage.left_out(found):

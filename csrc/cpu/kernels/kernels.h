@@ -72,6 +72,8 @@ struct Kernels {
   // As Backend::pack and apply_packed_masks. The first element has the first bit of words[0].
   void (*pack)(const void* elements, std::int64_t count, MaskWord* words);
   void (*apply_packed_mask)(void* elements, std::int64_t count, const MaskWord* words);
+  // Writes the magnitudes as doubles.
+  void (*magnitudes)(const void* elements, std::int64_t count, void* doubles);
   // A tile holds group_tile groups: key i of group g is keys[i * group_tile + g]. Sets all bits of
   // what has the same place in `kept`, as wide as a key, for the elements that are kept, and none
   // for the `pruned` smallest of each group. Returns the largest key.

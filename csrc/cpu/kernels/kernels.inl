@@ -531,13 +531,38 @@ double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
 }
 
 template <class Format>
+void magnitudes(const void* elements, std::int64_t count, void* doubles) {
+  using Key = typename Format::Storage;
+  const auto* data = static_cast<const Key*>(elements);
+  auto* to = static_cast<double*>(doubles);
+  const auto write = [](const Key* from, double* there) {
+    Lanes<Key> keys;
+    std::memcpy(&keys, from, sizeof(keys));
+    keys &= Format::magnitude_mask;
+    Lanes<double> magnitudes;
+    values<Format>(magnitudes, keys);
+    std::memcpy(there, &magnitudes, sizeof(magnitudes));
+  };
+  std::int64_t i = 0;
+  for (; i + lane_count <= count; i += lane_count) write(data + i, to + i);
+  if (i == count) return;
+  const auto rest = static_cast<std::size_t>(count - i);
+  Key last[lane_count] = {};
+  double widened[lane_count];
+  std::memcpy(last, data + i, rest * sizeof(Key));
+  write(last, widened);
+  std::memcpy(to + i, widened, rest * sizeof(double));
+}
+
+template <class Format>
 constexpr Kernels kernels_of() {
   return {classify<Format>,    tally<Format>,
           mask<Format>,        settle<Format>,
           zero<Format>,        largest<Format>,
           stats<Format>,       count_equal<Format>,
           pack<Format>,        apply_packed_mask<Format>,
-          rank_groups<Format>, dense_groups<Format>};
+          magnitudes<Format>,  rank_groups<Format>,
+          dense_groups<Format>};
 }
 
 }  // namespace
