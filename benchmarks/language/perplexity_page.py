@@ -8,7 +8,7 @@ from typing import Any
 import perplexity_records as records
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from perplexity_records import Row
 
 METHODS = ("lamp", "global", "uniform", "rows", "erk")
@@ -92,11 +92,12 @@ def figure(rows: Sequence[Row]) -> Figure:
         _draw(right, {0: before, **_by_step(rows, method, sparsity)}, method)
     right.set_title("retrained, by |w|", fontsize="medium")
     right.set_xlabel("step of training")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set_xticks(sorted({0, *(row.step for row in rows)}))
     left[0].set_ylabel("perplexity")
     handles = {}
     for panel in (*left, right):
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.grid(color="0.9")
@@ -179,9 +180,18 @@ def _after_retraining(rows: Sequence[Row]) -> list[str]:
             f"**Retrained for {step} steps at {sparsity:.0%}**, LAMP is {ranks[place]} of "
             f"{len(ends) + 1}: {_shown(lamp)} ({_shown(before)} before), {others}"
             + (f"; the dense model, trained too, {_shown(dense[1])}" if dense else "")
+            + _untrained(rows, sparsity)
             + "."
         )
     return said
+
+
+def _untrained(rows: Sequence[Row], sparsity: float) -> str:
+    """What the best does without training, to compare with."""
+    if (best := _best(rows, sparsity)) is None:
+        return ""
+    value = _found(rows, *best, sparsity)
+    return f". Without any training `{best[1]}` by `{best[0]}` has {_shown(value)} there"
 
 
 def _one_shot(rows: Sequence[Row]) -> str:
