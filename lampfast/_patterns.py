@@ -63,6 +63,21 @@ def parse(pattern: str | None, dim: int | None = None) -> Pattern | None:
     return Pattern(n, m, dim)
 
 
+def check_scheduled(pattern: str | None, dim: int | None) -> None:
+    """Check what is asked for where a schedule gives the sparsity.
+
+    Raises:
+        TypeError: As `parse`.
+        ValueError: As `parse`; or the pattern gives n itself.
+    """
+    parsed = parse(pattern, dim)
+    if parsed is not None and parsed.kept is not None:
+        raise ValueError(
+            f"pattern={pattern!r} says by itself how much is pruned, and here a schedule does; "
+            f"pass pattern=':{parsed.size}', or prune once by the pattern and call keep_zeros"
+        )
+
+
 def input_dims(model: object, found: Layers, layers: Sequence[View], dim: int | None) -> list[int]:
     """The dimension of each layer along which its groups lie.
 

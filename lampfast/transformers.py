@@ -43,6 +43,8 @@ class PruningCallback(PrunerCallback, TrainerCallback):
             where a gradient scaler skipped it.
         every: How many steps lie between one look at the schedule and the next.
         method: As for `lampfast.prune`.
+        pattern: As for `lampfast.Pruner`.
+        dim: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`. Several callbacks may each prune layers of their own.

@@ -238,6 +238,24 @@ def test_zeros_are_kept_through_training() -> None:
     kept.remove()
 
 
+def test_a_schedule_gives_the_sparsity_of_a_pattern() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = lampfast.schedules.cubic(0.75, 4)
+    pruner = lampfast.Pruner(model, optimizer, schedule, pattern=":8")
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+    assert abs(pruner.report.sparsity - 0.75) < 1 / 8
+    for linear in model:
+        counts = linear.weight.reshape(-1, 8).count_nonzero(1)
+        assert (counts == counts[0]).all()
+    with pytest.raises(ValueError, match=r"pass pattern=':4', or prune once"):
+        lampfast.Pruner(model, optimizer, schedule, pattern="2:4")
+
+
 def test_the_layout_that_torch_compresses() -> None:
     """Each group of 4 has at most 2 that are not zero, whatever was zero before."""
     weight = torch.randn(64, 128)

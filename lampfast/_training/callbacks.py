@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from lampfast import _arguments, methods
+from lampfast import _arguments, _patterns, methods
 from lampfast._training import averages, restarts
 from lampfast._training.averages import Copies, Copy
 from lampfast._training.pruner import Pruner
@@ -25,6 +25,8 @@ class PrunerCallback:
         *,
         every: int = 1,
         method: Method = "lamp",
+        pattern: str | None = None,
+        dim: int | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
         stacked: Patterns = None,
@@ -35,6 +37,7 @@ class PrunerCallback:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
         methods.check(method)
+        _patterns.check_scheduled(pattern, dim)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
         self._copies = copies
@@ -44,7 +47,8 @@ class PrunerCallback:
         self._restart: Restart | None = None
         self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
-        self._pruning: dict[str, Any] = {"every": every, "method": method, **self._choice}
+        how = {"method": method, "pattern": pattern, "dim": dim}
+        self._pruning: dict[str, Any] = {"every": every, **how, **self._choice}
         self._pruning["mask_gradients"] = _arguments.flag("mask_gradients", mask_gradients)
 
     def remove(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch.optim import Optimizer
 
-from lampfast import _arguments, methods, parameters
+from lampfast import _arguments, _patterns, methods, parameters
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers
 from lampfast._training import averages, hooks, replicas, zeros
@@ -71,6 +71,9 @@ class Pruner:
             pruned where the schedule rises, unless it is sparser already. What a schedule reaches
             between two looks waits for the next one, so let its last step be one of them.
         method: As for `lampfast.prune`.
+        pattern: ":m", as for `lampfast.prune`: each layer keeps n of m, with its own n, for the
+            sparsity that the schedule gives. (For n:m, prune once and call `keep_zeros`.)
+        dim: As for `lampfast.prune`.
         include: As for `lampfast.prune`.
         exclude: As for `lampfast.prune`.
         stacked: As for `lampfast.prune`.
@@ -94,6 +97,8 @@ class Pruner:
         *,
         every: int = 1,
         method: Method = "lamp",
+        pattern: str | None = None,
+        dim: int | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
         stacked: Patterns = None,
@@ -107,7 +112,8 @@ class Pruner:
         replicas.check_group(process_group)
         self._model, self._group = model, process_group
         methods.check(method)
-        self._method = method
+        _patterns.check_scheduled(pattern, dim)
+        self._how: dict[str, Any] = {"method": method, "pattern": pattern, "dim": dim}
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
         found = parameters.find(model, **self._choice).layers
         averages.warn_of_those_inside(model, found.wholes, copies)
@@ -337,11 +343,11 @@ class Pruner:
             self._step, self._history = step, history
 
         with self._zeros._kept.leaving(unpruned):
-            pruned(self._model, sparsity, method=self._method, record=record, **self._choice)
+            pruned(self._model, sparsity, record=record, **self._how, **self._choice)
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._checked_layers()
-        return masks(self._model, sparsity, method=self._method, **self._choice)
+        return masks(self._model, sparsity, **self._how, **self._choice)
 
     def _checked_layers(self) -> Layers:
         """The layers, if they are those that the optimizers train and whose zeros are kept."""
