@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lampfast import _files
-from lampfast.checkpoints import resuming, writing
+from lampfast.checkpoints import resuming, torch_files, writing
 from lampfast.checkpoints.deciding import Decision
 from lampfast.checkpoints.reading import Checkpoint, Identity, Source
 from lampfast.checkpoints.resuming import State
@@ -161,6 +161,8 @@ class Output:
         final.parent.mkdir(parents=True, exist_ok=True)
         with _files.replacing(final) as beside:
             writing.copy_zeroed(source.path, beside, plan, progress)
+            if source.path.suffix in torch_files.SUFFIXES:
+                torch_files.renew_checksums(beside)
             source.check_unchanged()
             # In this order: a file in its place is either the source's or one that is noted.
             state.finished[source.name] = Identity.of(beside)

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lampfast.checkpoints import headers
+from lampfast.checkpoints import headers, torch_files
 from lampfast.checkpoints.headers import Tensor
 
-INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_FILES = ("model.safetensors", "pytorch_model.bin")  # what Hugging Face calls a folder's weights
 _MOST_JSON_BYTES = 100_000_000
 _OURS = re.compile(r"\.lampfast-(tmp|state|lock)$")  # what a run that was killed has left
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot")
@@ -128,8 +127,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Find the files of a checkpoint and read their headers.
 
     Args:
-        path: Of a safetensors file, or of a folder with model.safetensors or with an index and its
-            shards.
+        path: Of a safetensors file, of a file of torch.save, or of a folder with such files under
+            the names that Hugging Face gives them, or with an index.
 
     Raises:
         OSError: It is not there, or cannot be read.
@@ -140,11 +139,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"{str(place)!r} is not there; pass a checkpoint's file or folder")
     if place.is_dir():
         return _open_folder(place)
-    if place.suffix in (".pt", ".pth", ".bin"):
-        from lampfast.checkpoints import torch_files
-
-        return torch_files.open_file(place)
-    if place.suffix != ".safetensors":
+    if place.suffix not in (".safetensors", *torch_files.SUFFIXES):
         raise ValueError(
             f"{str(place)!r} is no checkpoint that is read: pass a .safetensors, .pt, .pth or .bin "
             "file, or a folder with model.safetensors or its index"
@@ -172,14 +167,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _open_folder(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    index = INDEX if (folder / INDEX).is_file() else None
-    if index:
-        wanted = _weight_map(folder / index)
-        names = sorted(set(wanted.values()))
-    elif (folder / _SINGLE).is_file():
-        wanted, names = {}, [_SINGLE]
-    else:
+    there = (name for file in _FILES for name in (f"{file}.index.json", file))
+    first = next((name for name in there if (folder / name).is_file()), None)
+    if first is None:
         raise ValueError(_no_weights(folder))
+    index = first if first.endswith(".json") else None
+    wanted = _weight_map(folder / index) if index else {}
+    names = sorted(set(wanted.values())) if index else [first]
     sources: dict[str, Source] = {}
     tensors: dict[str, Tensor] = {}
     copies: list[Tensor] = []
@@ -206,7 +200,7 @@ def _no_weights(folder: Path) -> str:
     has = f"it has {', '.join(kinds[:5])}; pass one of these files" if kinds else "pass another"
     if any(name.endswith((".gguf",)) for name in kinds):
         has = f"it has {kinds[0]!r}, whose codes are packed and not pruned; pass the float weights"
-    return f"{str(folder)!r} has neither {_SINGLE} nor {INDEX}: {has}"
+    return f"{str(folder)!r} has neither {' nor '.join(_FILES)}, nor an index of such: {has}"
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -215,10 +209,11 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{str(path)!r} has no weight_map; download it once more")
     for tensor, name in found.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors") or _leads_out(name):
+        suffix = ".safetensors" if ".safetensors" in path.name else ".bin"
+        if not isinstance(name, str) or not name.endswith(suffix) or _leads_out(name):
             raise ValueError(
                 f"{str(path)!r} says that tensor {tensor!r} lies in {name!r}, which is no "
-                "safetensors file of its folder; repair the index"
+                f"{suffix} file of its folder; repair the index"
             )
         if not (path.parent / name).is_file():
             raise ValueError(f"{str(path)!r} names {name!r}, which is not there; download it")
@@ -233,7 +228,8 @@ def _read(path: Path, name: str) -> tuple[Source, tuple[Tensor, ...]]:
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{str(path)!r} is no regular file; pass a checkpoint's file or folder")
     identity = Identity.of(path)
-    header = headers.read(path, name)
+    read = torch_files.read if path.suffix in torch_files.SUFFIXES else headers.read
+    header = read(path, name)
     return Source(name, path, identity, header.digest), header.tensors
 
 
