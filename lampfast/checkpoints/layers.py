@@ -178,7 +178,7 @@ def _by_name(
 def _rest(checkpoint: Checkpoint, found: Found, reasons: Mapping[str, str]) -> list[LeftOut]:
     """The matrices of a checkpoint that names have not made layers."""
     return [
-        LeftOut(name, tensor.shape, tensor.numel, reasons[name] or "left out by a pattern")
+        LeftOut(name, tensor.shape, tensor.numel, reasons[name] or "left out by include= or exclude=")
         for name, tensor in checkpoint.tensors.items()
         if name not in found.layers.wholes and _is_matrix(tensor)
     ]

@@ -123,29 +123,51 @@ class Checkpoint:
         return view
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(argument: str, path: object) -> Checkpoint:
     """Find the files of a checkpoint and read their headers.
 
     Args:
+        argument: What the caller calls the path.
         path: Of a safetensors file, of a file of torch.save, or of a folder with such files under
             the names that Hugging Face gives them, or with an index.
 
     Raises:
+        TypeError: It is no path.
         OSError: It is not there, or cannot be read.
         ValueError: It is no checkpoint, not whole, or one that is not read.
     """
-    place = Path(path)
+    place = as_path(argument, path)
     if not place.exists():
-        raise FileNotFoundError(f"{str(place)!r} is not there; pass a checkpoint's file or folder")
+        raise FileNotFoundError(
+            f"{argument} {str(place)!r} is not there; pass a checkpoint's file or folder"
+        )
     if place.is_dir():
         return _open_folder(place)
     if place.suffix not in (".safetensors", *torch_files.SUFFIXES):
         raise ValueError(
-            f"{str(place)!r} is no checkpoint that is read: pass a .safetensors, .pt, .pth or .bin "
+            f"{argument} {str(place)!r} is no checkpoint that is read: pass a .safetensors, .pt, .pth or .bin "
             "file, or a folder with model.safetensors or its index"
         )
     source, tensors = _read(place, place.name)
     return Checkpoint(place, {source.name: source}, {tensor.name: tensor for tensor in tensors})
+
+
+def as_path(argument: str, path: Any) -> Path:
+    """A path as the system has it.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: It is empty, or has a zero byte.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(
+            f"{argument} is a {type(path).__name__}; pass the path of a file or folder"
+        ) from None
+    if not text or "\0" in text:
+        raise ValueError(f"{argument} is {text!r}; pass the path of a file or folder")
+    return Path(text)
 
 
 def read_json(path: Path) -> dict[str, Any]:

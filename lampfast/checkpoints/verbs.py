@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 import lampfast
-from lampfast import methods
+from lampfast import _arguments, methods
 from lampfast.checkpoints import deciding, layers, reading, warming
 from lampfast.checkpoints.deciding import Decision
 from lampfast.checkpoints.layers import Choice
@@ -203,7 +202,7 @@ def masks(
         OSError: A file cannot be read.
     """
     methods.check_choice(sparsity, method)
-    checkpoint = reading.open_checkpoint(_path("path", path))
+    checkpoint = reading.open_checkpoint("path", path)
     choice = layers.choose(checkpoint, include, exclude, stacked)
     given = _importances(importance)
     return deciding.masks(checkpoint, choice, sparsity, method, given)
@@ -218,7 +217,7 @@ def examine(path: PathLike, arguments: Arguments, progress: Progress | None = No
                 "method and importance say which weights are pruned, but no sparsity says how "
                 "many; pass one, or leave them out for what there is now"
             )
-    checkpoint = reading.open_checkpoint(_path("path", path))
+    checkpoint = reading.open_checkpoint("path", path)
     choice, report, _, notices = _decide(checkpoint, arguments, progress)
     fingerprint = _fingerprint(checkpoint, arguments)
     itemsizes = {name: place.itemsize for name, place in choice.places.items()}
@@ -236,16 +235,20 @@ def run(
 ) -> Outcome:
     """What `prune` does."""
     methods.check_choice(arguments.sparsity, arguments.method)
-    place = _path("path", path)
+    for name, flag in (("in_place", in_place), ("dry_run", dry_run)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a {type(flag).__name__}; pass True or False")
+    if arguments.sparsity is not None:
+        _arguments.amount("sparsity", arguments.sparsity)
     if dry_run:
-        return examine(place, arguments, progress)
+        return examine(path, arguments, progress)
     if (out is None) == (not in_place):
         raise TypeError(
             "in_place replaces the checkpoint's own files, and out names a new place; pass one of "
             "them"
         )
-    checkpoint = reading.open_checkpoint(place)
-    output = Output(checkpoint, None if in_place else _path("out", out))
+    checkpoint = reading.open_checkpoint("path", path)
+    output = Output(checkpoint, None if in_place else reading.as_path("out", out))
     fingerprint = _fingerprint(checkpoint, arguments)
     state = output.earlier(fingerprint)
     is_resumed, notices = state is not None, list[str]()
@@ -276,7 +279,7 @@ def _importances(path: PathLike | None) -> dict[str, torch.Tensor] | None:
     """The importances in a safetensors file, by the names of layers or parameters."""
     if path is None:
         return None
-    checkpoint = reading.open_checkpoint(_path("importance", path))
+    checkpoint = reading.open_checkpoint("importance", path)
     view = checkpoint.mapped()
     return {name: view(tensor) for name, tensor in checkpoint.tensors.items()}
 
@@ -294,7 +297,7 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
     """What the decision depends on, as JSON has it."""
     importance = None
     if arguments.importance is not None:
-        importance = _identities(reading.open_checkpoint(_path("importance", arguments.importance)))
+        importance = _identities(reading.open_checkpoint("importance", arguments.importance))
     config = checkpoint.path / "config.json"
     return {
         "lampfast": lampfast.__version__,
@@ -325,12 +328,3 @@ def _plain(argument: Any) -> Any:
     if isinstance(argument, Mapping):
         return {str(key): repr(value) for key, value in argument.items()}
     return [str(pattern) for pattern in argument]
-
-
-def _path(argument: str, path: Any) -> Path:
-    try:
-        return Path(os.fsdecode(path))
-    except TypeError:
-        raise TypeError(
-            f"{argument} is a {type(path).__name__}; pass the path of a file or folder"
-        ) from None
