@@ -181,7 +181,20 @@ def load(checkpoint: Checkpoint) -> Model:
                 f"transformers cannot load {names[0]} from {str(checkpoint.path)!r}: "
                 f"{_first_line(error)}; repair config.json, or remove it to choose layers by name"
             ) from None
+    _tie(checkpoint, module, origins)
     return Model(module, frozenset(info["missing_keys"]), origins)
+
+
+def _tie(checkpoint: Checkpoint, module: nn.Module, origins: Origins) -> None:
+    """Tie what is stored once for each name: transformers does so only if it sees equal values."""
+    for target, source in getattr(module, "all_tied_weights_keys", {}).items():
+        first, second = module.get_parameter(source), module.get_parameter(target)
+        ours, theirs = origins.place(first), origins.place(second)
+        if first is second or ours is None or theirs is None:
+            continue
+        if checkpoint.are_equal(ours.tensor, theirs.tensor):
+            parent, _, name = target.rpartition(".")
+            setattr(module.get_submodule(parent), name, first)
 
 
 class _Recording(TorchFunctionMode):

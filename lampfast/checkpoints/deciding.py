@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from lampfast import _core, methods, pruning
@@ -149,12 +148,11 @@ def _of_copies(
     """The same decisions for other places that hold the same layers."""
     by_name = {decision.layer: decision for decision in decisions}
     found, notices = [], []
-    view = checkpoint.mapped()
     for name, place in choice.copies:
         decision = by_name.get(name)
         if decision is None:
             continue
-        if _are_equal(view(place.tensor), view(decision.place.tensor)):
+        if checkpoint.are_equal(place.tensor, decision.place.tensor):
             found.append(decision._replace(place=place))
         else:
             notices.append(
@@ -162,15 +160,3 @@ def _of_copies(
                 f"loaded from {decision.place.tensor.file!r}, which has other values"
             )
     return found, notices
-
-
-def _are_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two tensors have the same bytes, of which only a part is looked at at a time."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    ours = left.reshape(-1).view(torch.uint8).numpy()
-    theirs = right.reshape(-1).view(torch.uint8).numpy()
-    step = 1 << 24
-    return all(
-        np.array_equal(ours[i : i + step], theirs[i : i + step]) for i in range(0, len(ours), step)
-    )

@@ -177,8 +177,9 @@ def _by_name(
 
 def _rest(checkpoint: Checkpoint, found: Found, reasons: Mapping[str, str]) -> list[LeftOut]:
     """The matrices of a checkpoint that names have not made layers."""
+    pattern = "left out by include= or exclude="
     return [
-        LeftOut(name, tensor.shape, tensor.numel, reasons[name] or "left out by include= or exclude=")
+        LeftOut(name, tensor.shape, tensor.numel, reasons[name] or pattern)
         for name, tensor in checkpoint.tensors.items()
         if name not in found.layers.wholes and _is_matrix(tensor)
     ]

@@ -54,6 +54,7 @@ class Output:
         self._place = checkpoint.path if out is None else out
         if out is not None:
             _check_apart(checkpoint, out)
+            _ = checkpoint.others  # finds links that lead out of it, before anything is written
         else:
             _check_no_links(checkpoint)
         self.state = self._private("state")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import lampfast
 from lampfast import checkpoints
-from lampfast.checkpoints import output, writing
+from lampfast.checkpoints import writing
 from lampfast.reports import Report
 
 
@@ -54,7 +54,8 @@ def test_a_folder_gets_the_zeros_and_nothing_else(
     for file in source.glob("*.safetensors"):
         ours, theirs = (out / file.name).read_bytes(), file.read_bytes()
         length = 8 + int.from_bytes(theirs[:8], "little")
-        assert ours[:length] == theirs[:length] and len(ours) == len(theirs)
+        assert ours[:length] == theirs[:length]
+        assert len(ours) == len(theirs)
         changed = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
         assert all(ours[i] == 0 for i in changed)
     assert (out / "tokenizer" / "vocab.txt").read_text() == "a\nb\n"
@@ -71,7 +72,7 @@ def test_methods_and_patterns(source: Path, tmp_path: Path, method: object) -> N
     sparsity = None if isinstance(method, dict) else 0.6
     arguments = {"method": method, "exclude": "*.1.*"}
     report = checkpoints.prune(source, sparsity, out=tmp_path / "o", **arguments)  # type: ignore[arg-type]
-    expected, planned = _expected(sparsity, **arguments)  # type: ignore[arg-type]
+    expected, planned = _expected(sparsity, **arguments)
     found = checkpoint_files.loaded(tmp_path / "o")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert report == planned
@@ -139,7 +140,8 @@ def test_a_tensor_in_two_files_is_zeroed_in_both(source: Path, tmp_path: Path) -
     save_file(load_file(first) | {"layers.0.up.weight": double["layers.0.up.weight"]}, first)
     checkpoints.prune(source, 0.6, out=tmp_path / "o")
     a, b = (load_file(tmp_path / "o" / it.name)["layers.0.up.weight"] for it in (first, second))
-    assert torch.equal(a, b) and (a == 0).any()
+    assert torch.equal(a, b)
+    assert (a == 0).any()
 
 
 def test_large_files_without_a_layer_are_linked(
@@ -171,7 +173,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match="1,000 bytes free"):
         checkpoints.prune(source, 0.5, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()
