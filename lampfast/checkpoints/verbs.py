@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -202,6 +202,7 @@ def masks(
         OSError: A file cannot be read.
     """
     methods.check_choice(sparsity, method)
+    _check_amount(sparsity)
     checkpoint = reading.open_checkpoint("path", path)
     choice = layers.choose(checkpoint, include, exclude, stacked)
     given = _importances(importance)
@@ -210,6 +211,7 @@ def masks(
 
 def examine(path: PathLike, arguments: Arguments, progress: Progress | None = None) -> Outcome:
     """What `report` and a dry run do."""
+    _check_amount(arguments.sparsity)
     if arguments.sparsity is None and not isinstance(arguments.method, Mapping):
         methods.check(arguments.method)
         if arguments.method != "lamp" or arguments.importance is not None:
@@ -238,8 +240,7 @@ def run(
     for name, flag in (("in_place", in_place), ("dry_run", dry_run)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is a {type(flag).__name__}; pass True or False")
-    if arguments.sparsity is not None:
-        _arguments.amount("sparsity", arguments.sparsity)
+    _check_amount(arguments.sparsity)
     if dry_run:
         return examine(path, arguments, progress)
     if (out is None) == (not in_place):
@@ -259,6 +260,12 @@ def run(
     written = output.write(state, _by_layer(checkpoint, arguments), progress)
     itemsizes = {it.layer: it.place.itemsize for it in state.decisions}
     return Outcome(state.reported(), fingerprint, notices, written, is_resumed, itemsizes)
+
+
+def _check_amount(sparsity: object) -> None:
+    """Check a sparsity before any file is looked at."""
+    if sparsity is not None:
+        _arguments.amount("sparsity", sparsity)
 
 
 def _decide(
@@ -327,4 +334,6 @@ def _plain(argument: Any) -> Any:
         return argument
     if isinstance(argument, Mapping):
         return {str(key): repr(value) for key, value in argument.items()}
-    return [str(pattern) for pattern in argument]
+    if isinstance(argument, Sequence | Set):
+        return [str(pattern) for pattern in argument]
+    return type(argument).__name__  # which the search for layers refuses
