@@ -43,9 +43,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path.cwd())
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--prune", type=Path, help=argparse.SUPPRESS)  # what the other process does
+    parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.prune:
-        print(json.dumps(_prune_here(options.prune, options.folder)))
+        print(json.dumps(_prune_here(options.prune, options.folder, options.watched)))
         return
     home = Path(tempfile.mkdtemp(dir=options.folder, prefix="checkpoint-"))
     try:
@@ -63,34 +64,33 @@ def _measure(home: Path, gigabytes: float, shard: float, rounds: int) -> None:
     print(f"{size / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards")
     for name, read in READS.items():
         print(f"read by {name}: {_rate(read, source, size):.2f} GB/s")
-    copying, pruning, peaks = [], [], []
+    copying, pruning = [], []
     for _ in range(rounds):
         _forget(source)
         copying.append(_seconds(lambda: _copy(source, copy)))
         shutil.rmtree(copy)
-        shutil.rmtree(out, ignore_errors=True)
-        _forget(source)
         found = _prune(source, out)
         pruning.append(found["seconds"])
-        peaks.append(found["peak"] - found["base"])
         print(
-            f"cp and sync {copying[-1]:.2f} s, prune {pruning[-1]:.2f} s, deciding in "
-            f"{found['decided']:.2f} s (ratio {pruning[-1] / copying[-1]:.2f}; {found['cpu']:.1f} s "
-            f"of processor time), +{peaks[-1] / 2**20:.0f} MiB; load {os.getloadavg()[0]:.1f}"
+            f"cp and sync {copying[-1]:.2f} s, prune {pruning[-1]:.2f} s "
+            f"(ratio {pruning[-1] / copying[-1]:.2f}), of it until the first block is written "
+            f"{found['decided']:.2f} s; {found['cpu']:.1f} s of processor time; "
+            f"load {os.getloadavg()[0]:.1f}"
         )
     ratio = statistics.median(p / c for p, c in zip(pruning, copying, strict=True))
     print(
-        f"medians: cp {statistics.median(copying):.2f}, prune {statistics.median(pruning):.2f} s, "
-        f"ratio {ratio:.2f}; peak of anonymous memory +{max(peaks) / 2**20:.0f} MiB"
+        f"medians: cp {statistics.median(copying):.2f} s, "
+        f"prune {statistics.median(pruning):.2f} s, ratio {ratio:.2f}"
     )
+    memory = _prune(source, out, watched=True)["memory"]
+    print(f"peak of anonymous memory +{memory / 2**20:.0f} MiB")
     print(f"layers that are exact by the plain call: {_check(source, out)}")
 
 
 def _make(folder: Path, gigabytes: float, shard: float) -> int:
-    """Layers of one shape and many scales, so that LAMP gives them many sparsities."""
+    """Layers of one shape, with rows of many scales, so that LAMP gives them many sparsities."""
     folder.mkdir()
     torch.manual_seed(0)
-    base = torch.randn(ROWS * COLUMNS).bfloat16()
     each = 2 * ROWS * COLUMNS
     shards, layers = round(gigabytes / shard), max(1, round(shard * 1e9 / each))
     place = {}
@@ -99,28 +99,33 @@ def _make(folder: Path, gigabytes: float, shard: float) -> int:
         part = {}
         for j in range(layers):
             k = i * layers + j
-            moved = base.roll(k * 1_234_567) * (0.01 * (1 + k * 37 % 11))
-            part[f"layers.{k}.weight"] = moved.view(ROWS, COLUMNS)
+            scales = torch.exp(0.1 * (k % 7) * torch.randn(ROWS, 1))
+            weight = torch.randn(ROWS, COLUMNS).mul_(0.02 * scales)
+            part[f"layers.{k}.weight"] = weight.bfloat16()
         save_file(part, folder / file, {"format": "pt"})
         place.update(dict.fromkeys(part, file))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _prune(source: Path, out: Path) -> dict[str, float]:
-    """Prune in a process of its own."""
+def _prune(source: Path, out: Path, *, watched: bool = False) -> dict[str, float]:
+    """Prune in a process of its own, timed, or watched for its memory."""
     command = [sys.executable, __file__, "--prune", str(source), "--folder", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    shutil.rmtree(out, ignore_errors=True)
+    _forget(source)
+    result = subprocess.run(
+        [*command, *["--watched"] * watched], capture_output=True, text=True, check=True
+    )
     found: dict[str, float] = json.loads(result.stdout)
     return found
 
 
-def _prune_here(source: Path, out: Path) -> dict[str, float]:
+def _prune_here(source: Path, out: Path, watched: bool) -> dict[str, float]:
     peak, decided, is_done = 0, 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not is_done.wait(0.01):
+        while not is_done.wait(0.005):
             peak = max(peak, _anonymous())
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -131,14 +136,16 @@ def _prune_here(source: Path, out: Path) -> dict[str, float]:
     lampfast.prune({"warm": torch.randn(1000, 1000)}, 0.5)
     base = _anonymous()
     thread = threading.Thread(target=watch)
-    thread.start()
+    if watched:
+        thread.start()
     start, cpu = time.perf_counter(), time.process_time()
     run(source, Arguments(SPARSITY), out=out, progress=progress)
     _sync(out)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     is_done.set()
-    thread.join()
-    return {"seconds": seconds, "base": base, "peak": peak, "decided": decided, "cpu": cpu}
+    if watched:
+        thread.join()
+    return {"seconds": seconds, "decided": decided, "cpu": cpu, "memory": peak - base}
 
 
 def _check(source: Path, out: Path) -> str:
@@ -193,9 +200,9 @@ def _forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _rate(read: Callable[[Path], None], folder: Path, size: int) -> float:
+def _rate(read: Callable[[Path], object], folder: Path, size: int) -> float:
     _forget(folder)
-    return size / 1e9 / _seconds(lambda: [read(path) for path in folder.iterdir()])
+    return size / 1e9 / _seconds(lambda: list(map(read, folder.iterdir())))
 
 
 def _dd(path: Path, *options: str) -> None:
@@ -217,7 +224,7 @@ def _mapped(path: Path) -> None:
             mapped[start]
 
 
-READS: dict[str, Callable[[Path], None]] = {
+READS: dict[str, Callable[[Path], object]] = {
     "dd": _dd,
     "dd iflag=direct": lambda path: _dd(path, "iflag=direct"),
     "pread": _pread,
