@@ -207,6 +207,11 @@ def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
             f"out is {str(out)!r}, and one of it and the checkpoint {str(checkpoint.path)!r} lies "
             "in the other; name a place outside"
         )
+    if not checkpoint.is_folder and out.suffix != checkpoint.path.suffix:
+        raise ValueError(
+            f"out is {str(out)!r}, and the file is written in the format of the checkpoint; name a "
+            f"file that ends in {checkpoint.path.suffix!r}"
+        )
     if checkpoint.is_folder and out.exists() and not out.is_dir():
         raise ValueError(f"out is {str(out)!r}, a file; a checkpoint's folder needs a new folder")
 

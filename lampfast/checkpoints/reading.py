@@ -229,6 +229,12 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 def _no_weights(folder: Path) -> str:
     found = sorted(entry.name for entry in folder.iterdir())
+    if ".metadata" in found:
+        return (
+            f"{str(folder)!r} is a folder of torch.distributed.checkpoint, which is not read; make "
+            "a file of it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save, or by "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        )
     kinds = [name for name in found if name.endswith((*_OTHER_WEIGHTS, ".safetensors"))]
     has = f"it has {', '.join(kinds[:5])}; pass one of these files" if kinds else "pass another"
     if any(name.endswith((".gguf",)) for name in kinds):

@@ -339,7 +339,6 @@ GOOD: dict[str, list[str]] = {
     "LAMPUnstructured, amount": [*FRACTIONS, "2**70"],  # what remains is not known yet
     "a schedule, step": ["0", "2**70"],
     "to_zeros, model": ["module", "lazy module"],
-    "checkpoints.prune, out": ["str", "bytes", "Path"],  # where it would be
     "checkpoints.prune, dry_run": ["True"],
     "Report, layers": ["[]", "()", "{}", "empty str"],
     "left_out": ["[]", "()", "{}", "empty str"],
