@@ -68,8 +68,7 @@ def decide(
     if sparsity is None and not isinstance(method, Mapping):
         thresholds = _naming_files(choice, lambda: calls.zero_thresholds(layers, layers))
     else:
-        sources = pruning._sources(choice.layers, layers, importance)
-        targets, scored, spec = pruning._plan(choice.layers, layers, sources, sparsity, method)
+        targets, scored, spec = _plan(choice, layers, sparsity, method, importance)
         thresholds = _naming_files(choice, lambda: calls.thresholds(targets, scored, spec))
     for source in checkpoint.sources.values():
         source.check_unchanged()
@@ -92,8 +91,7 @@ def masks(
 ) -> dict[str, torch.Tensor]:
     """The masks of a checkpoint's layers, by parameter."""
     layers = _layers(checkpoint, choice)
-    sources = pruning._sources(choice.layers, layers, importance)
-    targets, scored, spec = pruning._plan(choice.layers, layers, sources, sparsity, method)
+    targets, scored, spec = _plan(choice, layers, sparsity, method, importance)
     names = {layer.name for layer in layers}
     outputs: dict[str, torch.Tensor] = {}
     parts: dict[str, View] = {}
@@ -124,6 +122,19 @@ def _layers(checkpoint: Checkpoint, choice: Choice) -> list[View]:
         offset = int(whole.storage_offset()) + place.offset
         weights[name] = whole.as_strided(place.shape, place.strides, offset)
     return views.layers(weights)
+
+
+def _plan(
+    choice: Choice,
+    layers: list[View],
+    sparsity: float | None,
+    method: Method | Allocation,
+    importance: Mapping[str, torch.Tensor] | None,
+) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
+    """What is to be selected of what, as `lampfast.prune` has it."""
+    asked = pruning._asked(sparsity, method, None, None)
+    sources = pruning._sources(choice.layers, layers, importance)
+    return pruning._plan(choice.layers.wholes, choice.layers, layers, sources, asked)
 
 
 def _naming_files(choice: Choice, call: Any) -> Any:

@@ -41,7 +41,8 @@ class Threshold:
     def _zero(self, weights: Bits, compared: Bits) -> None:
         kind = _SIGNED[compared.itemsize]
         highest = np.iinfo(kind).max
-        magnitudes = np.bitwise_and(compared.view(kind), kind(highest))
+        # In row-major order whatever the strides, so that it can be flattened without a copy.
+        magnitudes = np.bitwise_and(compared.view(kind), kind(highest), order="C")
         key, ties = self._key, None
         if self._ties:
             equal = magnitudes == kind(key)
