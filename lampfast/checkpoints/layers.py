@@ -244,7 +244,8 @@ def _refuse_scaled(checkpoint: Checkpoint, choice: Choice) -> None:
                 raise ValueError(
                     f"layer {name!r} is stored as {tensor.dtype} codes with scales in "
                     f"{tensor.name + suffix!r}, and its codes alone do not tell its magnitudes; "
-                    "prune the checkpoint that it was made of"
+                    "load the tensors and pass them to lampfast.prune, which ranks value times "
+                    "scale, or prune the checkpoint that it was made of"
                 )
 
 
