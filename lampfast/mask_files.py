@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lampfast import _extras, parameters
+from lampfast import _extras, _files, parameters
 from lampfast._engine import collector, tracing, views
 from lampfast._engine.views import View, Weight
 from lampfast.parameters import Model, Patterns
@@ -202,17 +202,7 @@ def _replace(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Non
         with suppress(OSError):
             beside.unlink()
         raise
-    _keep_entry(place.parent)
-
-
-def _keep_entry(folder: Path) -> None:
-    """Have a folder's entries on the disk too, where the system can open folders."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    _files.keep_entries(place.parent)
 
 
 def _shapes(path: str | os.PathLike[str], file: BinaryIO) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import lampfast
 from lampfast import _extras
-from lampfast._cli import demo
+from lampfast._cli import checkpoints, demo
 
 app = typer.Typer(
     name="lampfast",
@@ -22,6 +22,9 @@ app = typer.Typer(
 )
 
 _BAR = 7  # columns
+
+app.command("prune")(checkpoints.prune)
+app.command("report")(checkpoints.report)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,6 +7,7 @@ an error of ours, whose message names the argument or the layer, and change no w
 
 import inspect
 import re
+import tempfile
 import traceback
 from collections.abc import Callable
 from decimal import Decimal
@@ -16,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.optim import SGD
 
 import lampfast
-from lampfast import methods, schedules, torch_prune
+from lampfast import checkpoints, methods, schedules, torch_prune
 
 PACKAGE = str(Path(lampfast.__file__).parent)
 
@@ -161,6 +163,17 @@ _PLAN: dict[str, Any] = {
 }
 
 
+CHECKPOINT = Path(tempfile.mkdtemp()) / "model.safetensors"
+IMPORTANCE = CHECKPOINT.with_name("importance.safetensors")
+
+
+def _checkpoint(net: Net, optimizer: SGD) -> Any:
+    if not CHECKPOINT.exists():
+        safetensors.torch.save_file(net.state_dict(), CHECKPOINT)
+        safetensors.torch.save_file({"fc.weight": torch.ones(3, 4)}, IMPORTANCE)
+    return CHECKPOINT
+
+
 def _pruner(net: Net, optimizer: SGD) -> lampfast.Pruner:
     return lampfast.Pruner(net, optimizer, schedules.constant(0.5))
 
@@ -255,6 +268,33 @@ CALLS: dict[str, Callable[[], Call]] = {
         default_mask=lambda *_: torch.ones(5),
     ),
     "to_zeros": _call(_plain(torch_prune.to_zeros), model=_model),
+    "checkpoints.prune": _call(
+        _plain(checkpoints.prune),
+        path=_checkpoint,
+        sparsity=0.5,
+        out=lambda *_: tempfile.mkdtemp(dir=CHECKPOINT.parent) + "/out.safetensors",
+        in_place=False,
+        method="lamp",
+        importance=lambda *_: str(IMPORTANCE),
+        dry_run=False,
+        **_CHOICE,
+    ),
+    "checkpoints.report": _call(
+        _plain(checkpoints.report),
+        path=_checkpoint,
+        sparsity=0.5,
+        method="lamp",
+        importance=lambda *_: str(IMPORTANCE),
+        **_CHOICE,
+    ),
+    "checkpoints.masks": _call(
+        _plain(checkpoints.masks),
+        path=_checkpoint,
+        sparsity=0.5,
+        method="lamp",
+        importance=lambda *_: str(IMPORTANCE),
+        **_CHOICE,
+    ),
     "Report": _call(
         _plain(lampfast.Report),
         layers=lambda net, _: lampfast.report(net).layers,
@@ -301,6 +341,7 @@ GOOD: dict[str, list[str]] = {
     "LAMPUnstructured, amount": [*FRACTIONS, "2**70"],  # what remains is not known yet
     "a schedule, step": ["0", "2**70"],
     "to_zeros, model": ["module", "lazy module"],
+    "checkpoints.prune, dry_run": ["True"],
     "Report, layers": ["[]", "()", "{}", "empty str"],
     "left_out": ["[]", "()", "{}", "empty str"],
 }
@@ -319,7 +360,7 @@ def test_misuse(call: str, argument: str) -> None:
         before = {key: one.clone() for key, one in made.net.state_dict().items()}
         try:
             made.function(**{**made.arguments, argument: value()})
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, FileNotFoundError) as error:
             problem = _problem(argument, error)
         except Exception as error:
             problem = f"raised {type(error).__name__}: {error}"

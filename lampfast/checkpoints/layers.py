@@ -1,0 +1,254 @@
+"""Which tensors of a checkpoint are layers: those of its architecture, or else by their names."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+
+from lampfast import _coverage, parameters
+from lampfast._engine.stacks import Layers
+from lampfast.checkpoints import architectures, headers
+from lampfast.checkpoints.architectures import Model, Place
+from lampfast.checkpoints.headers import Tensor
+from lampfast.checkpoints.reading import Checkpoint
+from lampfast.parameters import Found, Patterns
+from lampfast.reports import LeftOut
+
+_NO_LAYER = (  # parts of names, and what they tell; the first that is found counts
+    (r"pos_emb|position|wpe\b|relative_attention|rel_pos|\bpos\b", "position table"),
+    (r"embed|\bwte\b|token_type|shared\.weight", "embedding"),
+    (r"norm|\bln_?\w*\.|\bbn\d*\.|scale|gamma", "normalisation"),
+    (r"router|(mlp|moe|ffn|feed_forward)\.(gate|wg|gates)\.weight", "router"),
+    (r"lora_|adapter|prompt_", "adapter"),
+    (r"bias$|rotary|inv_freq|\bA_log\b|\bdt\b|\bcache|mask", "no weight by its name"),
+)
+
+_CODES = re.compile(  # how packed and quantised weights are called
+    r"(\.|_)(qweight|qzeros|g_idx|weight_packed|weight_scale_2|blocks|absmax|quant_map|"
+    r"quant_state\..*|SCB|codebooks|codes|packed|weight_zero_point)$"
+)
+_SCALE_SUFFIXES = ("_scale_inv", "_scale")
+_INTEGERS = ("I8", "U8", "I16", "I32", "U32", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+
+
+class Choice(NamedTuple):
+    """The layers of a checkpoint.
+
+    Attributes:
+        layers: The parameters that are layers, or hold several, as `parameters.find` finds them.
+        places: By layer name, where it lies.
+        copies: More places that hold the same layer, by its name.
+        left_out: The matrices that are no layers.
+        notices: What the user should know of how they were found.
+        is_by_name: Whether names have decided, and not the architecture.
+    """
+
+    layers: Layers
+    places: dict[str, Place]
+    copies: list[tuple[str, Place]]
+    left_out: list[LeftOut]
+    notices: list[str]
+    is_by_name: bool
+
+
+def choose(
+    checkpoint: Checkpoint, include: Patterns, exclude: Patterns, stacked: Patterns
+) -> Choice:
+    """Find the layers of a checkpoint.
+
+    Args:
+        checkpoint: Whose layers.
+        include: As for `lampfast.prune`, over the names of the model's parameters, or of the
+            checkpoint's tensors where its architecture is not known.
+        exclude: The same.
+        stacked: The same.
+
+    Raises:
+        ValueError: As `lampfast.prune`; or the weights are packed or quantised, or a layer lies in
+            several tensors.
+    """
+    if include is None:
+        _refuse_codes(checkpoint)
+    try:
+        model = architectures.load(checkpoint)
+    except architectures.Unknown as reason:
+        choice = _by_name(checkpoint, include, exclude, stacked)
+        choice.notices.append(
+            f"the layers are chosen by their names, as {reason}; --dry-run shows them"
+        )
+    else:
+        choice = _by_architecture(checkpoint, model, include, exclude, stacked)
+    _refuse_scaled(checkpoint, choice)
+    return choice._replace(copies=[*choice.copies, *_copies(checkpoint, choice)])
+
+
+def _by_architecture(
+    checkpoint: Checkpoint, model: Model, include: Patterns, exclude: Patterns, stacked: Patterns
+) -> Choice:
+    found = parameters.find(model.module, include, exclude, stacked)
+    places: dict[str, Place] = {}
+    missing: dict[str, LeftOut] = {}
+    for name, layer in found.layers.named().items():
+        place = model.origins.place(cast(torch.Tensor, layer))
+        if place is not None:
+            places[name] = place
+            continue
+        whole = name if name in found.layers.wholes else name[: name.rindex("[")]
+        if whole not in model.missing:
+            raise ValueError(
+                f"layer {name!r} is computed from several tensors when transformers loads the "
+                "checkpoint, so it lies nowhere in the files; leave it out with exclude="
+            )
+        parameter = cast(torch.Tensor, found.layers.wholes[whole])
+        shape = tuple(parameter.shape)
+        missing[whole] = LeftOut(whole, shape, parameter.numel(), "not in the checkpoint")
+    if not places:
+        raise ValueError(
+            f"no layer of {type(model.module).__name__} is in {str(checkpoint.path)!r}; its "
+            "tensors have other names"
+        )
+    kept = {name: whole for name, whole in found.layers.wholes.items() if name not in missing}
+    unused = model.origins.unused(model.module)
+    copies = list(_tied_copies(model.module, places, unused))
+    copied = {place.tensor.name for _, place in copies}
+    left = [*missing.values(), *_coverage.left_out(found)]
+    left += [
+        LeftOut(tensor.name, tensor.shape, tensor.numel, "not in the model")
+        for tensor in unused
+        if _is_matrix(tensor) and tensor.name not in copied
+    ]
+    stacks = {name: stack for name, stack in found.layers.stacks.items() if name in kept}
+    return Choice(Layers(kept, stacks), places, copies, left, [], False)
+
+
+def _tied_copies(
+    module: torch.nn.Module, places: Mapping[str, Place], unused: Sequence[Tensor]
+) -> Iterator[tuple[str, Place]]:
+    """Tensors of which the model uses a tied one instead, though the checkpoint has both."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        layer = next((name for name in tied if name in places), None)
+        if layer is None or len(tied) < 2:
+            continue
+        place = places[layer]
+        for tensor in unused:
+            is_alias = any(tensor.name == name or name.endswith(f".{tensor.name}") for name in tied)
+            if is_alias and tensor[1:4] == place.tensor[1:4]:
+                yield layer, place._replace(tensor=tensor)
+
+
+def _by_name(
+    checkpoint: Checkpoint, include: Patterns, exclude: Patterns, stacked: Patterns
+) -> Choice:
+    """The matrices whose names are not those of something else, in the order of the files."""
+    view = checkpoint.mapped()
+    reasons = {tensor.name: _reason(tensor) for tensor in checkpoint.tensors.values()}
+    floats = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.dtype in headers.FLOATS and tensor.shape
+    }
+    asked = set(parameters.matching("stacked", stacked, floats)) if stacked is not None else set()
+    candidates = {
+        name: tensor
+        for name, tensor in floats.items()
+        if include is not None or not reasons[name] or name in asked
+    }
+    if not candidates:
+        raise ValueError(
+            f"{str(checkpoint.path)!r} has no tensor that is a layer by its name; choose some with "
+            "include="
+        )
+    experts = [name for name in candidates if _is_stack(candidates[name])]
+    stacks = None if stacked is None and not experts else [*experts, *sorted(asked)]
+    weights = {name: view(tensor) for name, tensor in candidates.items()}
+    found = parameters.find(weights, include, exclude, stacks)
+    places: dict[str, Place] = {}
+    for name, layer in found.layers.named().items():
+        whole = name if name in candidates else name[: name.rindex("[")]
+        tensor, part = candidates[whole], cast(torch.Tensor, layer)
+        offset = int(part.storage_offset()) - int(weights[whole].storage_offset())
+        places[name] = Place(tensor, offset, tuple(part.shape), tuple(part.stride()))
+    return Choice(found.layers, places, [], _rest(checkpoint, found, reasons), [], True)
+
+
+def _rest(checkpoint: Checkpoint, found: Found, reasons: Mapping[str, str]) -> list[LeftOut]:
+    """The matrices of a checkpoint that names have not made layers."""
+    pattern = "left out by include= or exclude="
+    return [
+        LeftOut(name, tensor.shape, tensor.numel, reasons[name] or pattern)
+        for name, tensor in checkpoint.tensors.items()
+        if name not in found.layers.wholes and _is_matrix(tensor)
+    ]
+
+
+def _reason(tensor: Tensor) -> str:
+    """Why a tensor is no layer by its name; empty if it is one."""
+    if tensor.dtype not in headers.FLOATS:
+        return "no floating-point weights"
+    if not _is_matrix(tensor):
+        return "vector"
+    return next((why for part, why in _NO_LAYER if re.search(part, tensor.name)), "")
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return len([n for n in tensor.shape if n > 1]) >= 2
+
+
+def _is_stack(tensor: Tensor) -> bool:
+    """Whether a tensor holds the matrices of several experts."""
+    return len(tensor.shape) == 3 and "experts" in tensor.name
+
+
+def _copies(checkpoint: Checkpoint, choice: Choice) -> Iterator[tuple[str, Place]]:
+    """Tensors of the same name as one that holds a layer, in another file."""
+    by_tensor: dict[str, list[str]] = {}
+    for name, place in choice.places.items():
+        by_tensor.setdefault(place.tensor.name, []).append(name)
+    for copy in checkpoint.copies:
+        for name in by_tensor.get(copy.name, ()):
+            yield name, choice.places[name]._replace(tensor=copy)
+
+
+def _refuse_codes(checkpoint: Checkpoint) -> None:
+    """Refuse weights that are codes, whose magnitude says nothing."""
+    method = (checkpoint.config or {}).get("quantization_config", {})
+    name = method.get("quant_method", "") if isinstance(method, dict) else ""
+    found = [
+        tensor
+        for tensor in checkpoint.tensors.values()
+        if _CODES.search(tensor.name)
+        or (tensor.dtype in _INTEGERS and _is_matrix(tensor) and tensor.name.endswith("weight"))
+    ]
+    if found:
+        first = found[0]
+        raise ValueError(
+            f"{str(checkpoint.path)!r} has packed or quantised weights"
+            f"{f' ({name})' if name else ''}: {first.name!r} is {first.dtype} of shape "
+            f"{list(first.shape)} ({len(found)} such in all); prune the checkpoint that it was "
+            "made of, or choose layers that are not quantised with include="
+        )
+
+
+def _refuse_scaled(checkpoint: Checkpoint, choice: Choice) -> None:
+    """Refuse layers whose values are stored without their scales."""
+    for name, place in choice.places.items():
+        tensor = place.tensor
+        if not tensor.dtype.startswith("F8_"):
+            continue
+        for suffix in _SCALE_SUFFIXES:
+            if tensor.name + suffix in checkpoint.tensors:
+                raise ValueError(
+                    f"layer {name!r} is stored as {tensor.dtype} codes with scales in "
+                    f"{tensor.name + suffix!r}, and its codes alone do not tell its magnitudes; "
+                    "load the tensors and pass them to lampfast.prune, which ranks value times "
+                    "scale, or prune the checkpoint that it was made of"
+                )
+
+
+def files_with_layers(places: Iterable[Place]) -> set[str]:
+    """The names of the files that layers lie in."""
+    return {place.tensor.file for place in places}

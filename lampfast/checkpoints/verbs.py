@@ -1,0 +1,339 @@
+"""The verbs for checkpoints: prune to a new place or in place, report, and masks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+import lampfast
+from lampfast import _arguments, methods
+from lampfast.checkpoints import deciding, layers, reading, warming
+from lampfast.checkpoints.deciding import Decision
+from lampfast.checkpoints.layers import Choice
+from lampfast.checkpoints.output import Output, Written
+from lampfast.checkpoints.reading import Checkpoint
+from lampfast.checkpoints.resuming import State
+from lampfast.methods import Allocation, Method
+from lampfast.parameters import Patterns
+from lampfast.reports import Report
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Progress: TypeAlias = Callable[[str, int, int], None]  # of "reading" or "writing": done, in all
+
+
+class Arguments(NamedTuple):
+    """What is asked for of a checkpoint, as for `lampfast.prune`."""
+
+    sparsity: float | None
+    method: Method | Allocation = "lamp"
+    include: Patterns = None
+    exclude: Patterns = None
+    stacked: Patterns = None
+    importance: PathLike | None = None
+
+
+class Outcome(NamedTuple):
+    """What was done, for the command line to show.
+
+    Attributes:
+        report: What is kept.
+        fingerprint: What the decision depends on.
+        notices: What the user should know.
+        written: What the output got.
+        is_resumed: Whether an earlier run had decided.
+        itemsizes: How many bytes a weight has, by layer name.
+    """
+
+    report: Report
+    fingerprint: dict[str, Any]
+    notices: list[str]
+    written: Written
+    is_resumed: bool
+    itemsizes: dict[str, int]
+
+
+def prune(
+    path: PathLike,
+    sparsity: float | None = None,
+    *,
+    out: PathLike | None = None,
+    in_place: bool = False,
+    method: Method | Allocation = "lamp",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    stacked: Patterns = None,
+    importance: PathLike | None = None,
+    dry_run: bool = False,
+) -> Report:
+    """Prune a checkpoint on disk, in bounded memory, to a new place or in place.
+
+    The zeros are those of `lampfast.prune(model)` for the model that transformers loads. All else
+    stays to the byte: header, metadata, the order of tensors, the other files. Each file is written
+    under a temporary name and moved to its own when it is whole and on the disk, the index last. A
+    run that was killed is finished by the same call.
+
+    Example:
+        >>> import lampfast.checkpoints, safetensors.torch, tempfile, torch
+        >>> dense = tempfile.mkdtemp() + "/model.safetensors"
+        >>> weights = {"fc.weight": torch.tensor([[3.0, 1.0], [-2.0, 4.0]])}
+        >>> safetensors.torch.save_file(weights, dense)
+        >>> lampfast.checkpoints.prune(dense, 1, in_place=True)
+        Report(numel=4, kept=3, sparsity=0.2500, layers=1)
+        >>> safetensors.torch.load_file(dense)
+        {'fc.weight': tensor([[ 3.,  0.],
+                [-2.,  4.]])}
+
+    Args:
+        path: Of a folder with model.safetensors, or with model.safetensors.index.json and its
+            shards; of one safetensors file; or of a .pt, .pth or .bin file of torch.
+        sparsity: As for `lampfast.prune`.
+        out: The new folder, or file where `path` is one. It must not be there, unless a run that
+            was stopped has left it.
+        in_place: Replace the checkpoint's own files, one by one, each as a whole.
+        method: As for `lampfast.prune`.
+        include: As for `lampfast.prune`, over the names of the model's parameters where config.json
+            names an architecture that transformers knows, else over the names of the tensors.
+        exclude: The same.
+        stacked: The same.
+        importance: Path of a safetensors file with a tensor for each layer, as for
+            `lampfast.prune`.
+        dry_run: Decide and report, and write nothing.
+
+    Returns:
+        What was kept, overall and in every layer.
+
+    Raises:
+        TypeError: As for `lampfast.prune`; or there is neither `out` nor `in_place`, or both.
+        ValueError: As for `lampfast.prune`; or the checkpoint is not whole, its weights are packed
+            or quantised, the output is there already, or another run has left it.
+        OSError: A file cannot be read or written.
+        ModuleNotFoundError: safetensors (the extra `safetensors`) is not installed.
+
+    Source:
+        The format: https://github.com/huggingface/safetensors; the ranking as for `lampfast.prune`.
+    """
+    arguments = Arguments(sparsity, method, include, exclude, stacked, importance)
+    return run(path, arguments, out=out, in_place=in_place, dry_run=dry_run).report
+
+
+def report(
+    path: PathLike,
+    sparsity: float | None = None,
+    *,
+    method: Method | Allocation = "lamp",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    stacked: Patterns = None,
+    importance: PathLike | None = None,
+) -> Report:
+    """The sparsity that a checkpoint has now, or what `prune` would report; changes nothing.
+
+    Example:
+        >>> import lampfast.checkpoints, safetensors.torch, tempfile, torch
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> weights = {"fc.weight": torch.tensor([[3.0, 0.0], [-2.0, 4.0]])}
+        >>> safetensors.torch.save_file(weights, path)
+        >>> lampfast.checkpoints.report(path)
+        Report(numel=4, kept=3, sparsity=0.2500, layers=1)
+
+    Args:
+        path: As for `prune`.
+        sparsity: As for `prune`; without it every weight that is not zero counts as kept.
+        method: As for `prune`, of use only with a sparsity.
+        include: As for `prune`.
+        exclude: As for `prune`.
+        stacked: As for `prune`.
+        importance: As for `prune`, of use only with a sparsity.
+
+    Returns:
+        What is there, or would be, overall and in every layer.
+
+    Raises:
+        TypeError: As for `prune`.
+        ValueError: As for `prune`; or a method or an importance is given without a sparsity.
+        OSError: A file cannot be read.
+    """
+    arguments = Arguments(sparsity, method, include, exclude, stacked, importance)
+    return examine(path, arguments).report
+
+
+def masks(
+    path: PathLike,
+    sparsity: float | None = None,
+    *,
+    method: Method | Allocation = "lamp",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    stacked: Patterns = None,
+    importance: PathLike | None = None,
+) -> dict[str, torch.Tensor]:
+    """Which weights of a checkpoint `prune` would keep, for `lampfast.save_masks`.
+
+    They lie in memory, a byte a weight, which is half of what a checkpoint in bfloat16 takes.
+
+    Example:
+        >>> import lampfast.checkpoints, safetensors.torch, tempfile, torch
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> weights = {"fc.weight": torch.tensor([[3.0, 1.0], [-2.0, 4.0]])}
+        >>> safetensors.torch.save_file(weights, path)
+        >>> lampfast.checkpoints.masks(path, 1)
+        {'fc.weight': tensor([[ True, False],
+                [ True,  True]])}
+
+    Args:
+        path: As for `prune`.
+        sparsity: As for `prune`.
+        method: As for `prune`.
+        include: As for `prune`.
+        exclude: As for `prune`.
+        stacked: As for `prune`.
+        importance: As for `prune`.
+
+    Returns:
+        By parameter name, as `lampfast.masks(model)` has them, a bool tensor of its shape.
+
+    Raises:
+        TypeError: As for `prune`.
+        ValueError: As for `prune`.
+        OSError: A file cannot be read.
+    """
+    methods.check_choice(sparsity, method)
+    _check_amount(sparsity)
+    checkpoint = reading.open_checkpoint("path", path)
+    choice = layers.choose(checkpoint, include, exclude, stacked)
+    given = _importances(importance)
+    return deciding.masks(checkpoint, choice, sparsity, method, given)
+
+
+def examine(path: PathLike, arguments: Arguments, progress: Progress | None = None) -> Outcome:
+    """What `report` and a dry run do."""
+    _check_amount(arguments.sparsity)
+    if arguments.sparsity is None and not isinstance(arguments.method, Mapping):
+        methods.check(arguments.method)
+        if arguments.method != "lamp" or arguments.importance is not None:
+            raise ValueError(
+                "method and importance say which weights are pruned, but no sparsity says how "
+                "many; pass one, or leave them out for what there is now"
+            )
+    checkpoint = reading.open_checkpoint("path", path)
+    choice, report, _, notices = _decide(checkpoint, arguments, progress)
+    fingerprint = _fingerprint(checkpoint, arguments)
+    itemsizes = {name: place.itemsize for name, place in choice.places.items()}
+    return Outcome(report, fingerprint, notices, Written(), False, itemsizes)
+
+
+def run(
+    path: PathLike,
+    arguments: Arguments,
+    *,
+    out: PathLike | None = None,
+    in_place: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """What `prune` does."""
+    methods.check_choice(arguments.sparsity, arguments.method)
+    for name, flag in (("in_place", in_place), ("dry_run", dry_run)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a {type(flag).__name__}; pass True or False")
+    _check_amount(arguments.sparsity)
+    if dry_run:
+        return examine(path, arguments, progress)
+    if (out is None) == (not in_place):
+        raise TypeError(
+            "in_place replaces the checkpoint's own files, and out names a new place; pass one of "
+            "them"
+        )
+    checkpoint = reading.open_checkpoint("path", path)
+    output = Output(checkpoint, None if in_place else reading.as_path("out", out))
+    fingerprint = _fingerprint(checkpoint, arguments)
+    state = output.earlier(fingerprint)
+    is_resumed, notices = state is not None, list[str]()
+    if state is None:
+        _, report, decisions, notices = _decide(checkpoint, arguments, progress)
+        output.check_space(decisions)
+        state = State(output.state, fingerprint, decisions, report.to_dict())
+    written = output.write(state, _by_layer(checkpoint, arguments), progress)
+    itemsizes = {it.layer: it.place.itemsize for it in state.decisions}
+    return Outcome(state.reported(), fingerprint, notices, written, is_resumed, itemsizes)
+
+
+def _check_amount(sparsity: object) -> None:
+    """Check a sparsity before any file is looked at."""
+    if sparsity is not None:
+        _arguments.amount("sparsity", sparsity)
+
+
+def _decide(
+    checkpoint: Checkpoint, arguments: Arguments, progress: Progress | None
+) -> tuple[Choice, Report, list[Decision], list[str]]:
+    """Find the layers of a checkpoint and decide what is pruned of them."""
+    sparsity, method, include, exclude, stacked, importance = arguments
+    choice = layers.choose(checkpoint, include, exclude, stacked)
+    files = layers.files_with_layers(choice.places.values())
+    warming.read([checkpoint.sources[name] for name in sorted(files)], progress)
+    report, decisions, notices = deciding.decide(
+        checkpoint, choice, sparsity, method, _importances(importance)
+    )
+    return choice, report, decisions, choice.notices + notices
+
+
+def _importances(path: PathLike | None) -> dict[str, torch.Tensor] | None:
+    """The importances in a safetensors file, by the names of layers or parameters."""
+    if path is None:
+        return None
+    checkpoint = reading.open_checkpoint("importance", path)
+    view = checkpoint.mapped()
+    return {name: view(tensor) for name, tensor in checkpoint.tensors.items()}
+
+
+def _by_layer(checkpoint: Checkpoint, arguments: Arguments) -> Mapping[str, torch.Tensor]:
+    """The importances of the layers; none if there are none."""
+    given = _importances(arguments.importance)
+    if given is None:
+        return {}
+    choice = layers.choose(checkpoint, arguments.include, arguments.exclude, arguments.stacked)
+    return choice.layers.importances(given)
+
+
+def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]:
+    """What the decision depends on, as JSON has it."""
+    importance = None
+    if arguments.importance is not None:
+        importance = _identities(reading.open_checkpoint("importance", arguments.importance))
+    config = checkpoint.path / "config.json"
+    return {
+        "lampfast": lampfast.__version__,
+        "arguments": {
+            "sparsity": repr(arguments.sparsity),
+            "method": _plain(arguments.method),
+            "include": _plain(arguments.include),
+            "exclude": _plain(arguments.exclude),
+            "stacked": _plain(arguments.stacked),
+        },
+        "importance": importance,
+        "config": hashlib.sha256(config.read_bytes()).hexdigest() if checkpoint.config else None,
+        "files": _identities(checkpoint),
+    }
+
+
+def _identities(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        name: {"identity": list(source.identity), "header": source.digest}
+        for name, source in checkpoint.sources.items()
+    }
+
+
+def _plain(argument: Any) -> Any:
+    """An argument as JSON gives it back."""
+    if argument is None or isinstance(argument, str):
+        return argument
+    if isinstance(argument, Mapping):
+        return {str(key): repr(value) for key, value in argument.items()}
+    if isinstance(argument, Sequence | Set):
+        return [str(pattern) for pattern in argument]
+    return type(argument).__name__  # which the search for layers refuses

@@ -1,0 +1,66 @@
+"""Files of torch.save are pruned as they lie: the same zeros, checksums that are right again."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lampfast
+from lampfast import checkpoints
+
+
+def _state() -> dict[str, torch.Tensor]:
+    """Tied, transposed and partial tensors."""
+    torch.manual_seed(0)
+    tied = torch.randn(64, 64)
+    return {
+        "embed.weight": torch.randn(30, 20),
+        "a.weight": torch.randn(300, 200).bfloat16(),
+        "tied.weight": tied,
+        "b.weight": torch.randn(40, 30).t(),
+        "b.bias": torch.randn(30),
+        "head.weight": tied,
+        "part.weight": torch.randn(100, 100)[10:30],
+    }
+
+
+@pytest.mark.parametrize("outer", [None, "state_dict", "model"])
+def test_a_file(tmp_path: Path, outer: str | None) -> None:
+    state = _state()
+    rest: dict[str, Any] = {"epoch": 3, "optimizer": {"exp_avg": torch.randn(64, 64)}}
+    torch.save({outer: state, **rest} if outer else state, tmp_path / "dense.pt")
+    report = checkpoints.prune(tmp_path / "dense.pt", 0.6, out=tmp_path / "sparse.pt")
+    found = torch.load(tmp_path / "sparse.pt", weights_only=True)
+    if outer:
+        assert found["epoch"] == 3
+        assert torch.equal(found["optimizer"]["exp_avg"], rest["optimizer"]["exp_avg"])
+        found = found[outer]
+    layers = {
+        name: state[name].clone() for name in ("a.weight", "tied.weight", "b.weight", "part.weight")
+    }
+    assert lampfast.prune(layers, 0.6) == report
+    for name, tensor in (state | layers | {"head.weight": layers["tied.weight"]}).items():
+        assert torch.equal(found[name], tensor), name
+    assert zipfile.ZipFile(tmp_path / "sparse.pt").testzip() is None
+
+
+def test_a_folder_of_torch_files(tmp_path: Path) -> None:
+    (tmp_path / "dense").mkdir()
+    torch.save(_state(), tmp_path / "dense" / "pytorch_model.bin")
+    checkpoints.prune(tmp_path / "dense", 0.6, in_place=True)
+    report = checkpoints.report(tmp_path / "dense")
+    assert report.numel - report.kept == round(0.6 * report.numel)
+
+
+def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the keys \['epoch'\] and no state dict"):
+        checkpoints.report(tmp_path / "a.pt")
+    torch.save([1, 2], tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="holds a list"):
+        checkpoints.report(tmp_path / "b.pt")
+    torch.save({"a.weight": torch.eye(3).to_sparse()}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"'a\.weight'"):
+        checkpoints.report(tmp_path / "c.pt")
