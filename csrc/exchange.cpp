@@ -294,7 +294,8 @@ std::string what_of(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const std::exception& known) {
-    return known.what();
+    const std::string what = known.what();
+    return what.substr(0, what.find('\n'));  // without Python's traceback
   } catch (...) {
     return "an unknown error";
   }

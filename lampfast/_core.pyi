@@ -1,7 +1,7 @@
 """The compiled engine: addresses in, decisions out. Nothing here knows torch."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 __version__: str
 cuda_built: bool
@@ -35,7 +35,7 @@ Layer: TypeAlias = (
 Gpu: TypeAlias = tuple[int, int, int, int, int, int]
 
 # What of the machine a call may use: how many threads, and GPUs.
-Machine: TypeAlias = tuple[int, Sequence[Gpu]]
+Machine: TypeAlias = tuple[int, Sequence[Gpu]] | tuple[int, Sequence[Gpu], tuple[Any, ...]]
 
 class Ranking:
     """How elements are ranked: all layers together by a score, or each layer by itself."""
@@ -59,10 +59,11 @@ class LayerThreshold(NamedTuple):
     magnitude: float  # of the smallest kept weight; inf if none is kept
 
 class ElementIndex(NamedTuple):
-    """Where an element lies: the position of its layer, and its row-major index there."""
+    """Where an element lies: its layer's position, its row-major index there, and on which rank."""
 
     layer: int
     index: int  # type: ignore[assignment]  # not the method of tuples
+    rank: int
 
 class NotFiniteError(ValueError):
     """A layer has NaN or infinity: the first one, or None where it has changed meanwhile."""

@@ -1,7 +1,8 @@
-"""Ranks that are threads of this process: their communicator, and layers cut into pieces for them."""
+"""Ranks that are threads of this process: their communicator, and pieces of layers for them."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ class Group:
             return list(pool.map(attempt, range(self.size)))
 
     def exchange(self, rank: int, what: Any, size: int) -> list[Any]:
+        """What every rank gives."""
         self.sent[rank] += size
         self._slots[rank] = what
         self._barrier.wait(60)
@@ -54,12 +56,15 @@ class Rank:
         self.group, self.rank, self.size = group, rank, group.size
 
     def sum(self, numbers: memoryview) -> None:
+        """Add up numbers."""
         self._reduce(np.add, numbers)
 
     def max(self, numbers: memoryview) -> None:
+        """Take the largest of numbers."""
         self._reduce(np.maximum, numbers)
 
     def gather(self, own: bytes, expected: int) -> list[bytes]:
+        """The bytes of all ranks."""
         everything = self.group.exchange(self.rank, own, 8 + expected)
         longest = max(map(len, everything))
         if longest > expected:
@@ -110,7 +115,7 @@ def _cut(
     begin, end = box[dim].start, box[dim].stop
     inner = rng.integers(begin, end + 1, parts - 1)
     edges = [begin, *sorted(inner.tolist()), end]
-    ranges = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    ranges = [slice(a, b) for a, b in itertools.pairwise(edges)]
     return [(*box[:dim], each, *box[dim + 1 :]) for each in ranges]
 
 
@@ -135,7 +140,7 @@ def sharding(rank: Rank, layers: Sequence[torch.Tensor], boxes: Sequence[Box]) -
 def in_order(extents: list[tuple[int, int]]) -> list[int]:
     """Where pieces begin, if each ends before the next one begins."""
     distinct = sorted(set(extents))
-    follow = all(a[1] < b[0] for a, b in zip(distinct, distinct[1:], strict=False))
+    follow = all(a[1] < b[0] for a, b in itertools.pairwise(distinct))
     return [first for first, _ in distinct] if follow else []
 
 
@@ -155,4 +160,5 @@ def pointers(tensors: Sequence[torch.Tensor]) -> list[views.Pointer]:
 def _dtype(tensor: torch.Tensor) -> _core.Dtype:
     if tensor.dtype is torch.bool:
         return _core.Dtype.boolean
-    return getattr(_core.Dtype, str(tensor.dtype).removeprefix("torch."))
+    found: _core.Dtype = getattr(_core.Dtype, str(tensor.dtype).removeprefix("torch."))
+    return found

@@ -266,7 +266,7 @@ class GpuBackend : public Backend {
     });
     transfer_.mark_last_copy();
     for (const Launch& launch : launches_) {
-      if (counts_ties) count_ties(launch, workspace_.tie_counts);
+      if (counts_ties) cuda::count_ties(launch, workspace_.tie_counts);
       if (has_ties) {
         find_ties(launch, workspace_.tie_counts, workspace_.rows, workspace_.first_kept);
       }
