@@ -35,7 +35,9 @@ Layer: TypeAlias = (
 Gpu: TypeAlias = tuple[int, int, int, int, int, int]
 
 # What of the machine a call may use: how many threads, and GPUs.
-Machine: TypeAlias = tuple[int, Sequence[Gpu]] | tuple[int, Sequence[Gpu], tuple[Any, ...]]
+Machine: TypeAlias = tuple[int, Sequence[Gpu]]
+# With what the engine is told of a sharding (csrc/sharding.h).
+ShardedMachine: TypeAlias = tuple[int, Sequence[Gpu], tuple[Any, ...]]
 
 class Ranking:
     """How elements are ranked: all layers together by a score, or each layer by itself."""
@@ -115,7 +117,7 @@ def prune(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
     profile: CallProfile | None = None,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
@@ -123,14 +125,16 @@ def masks(
     layers: Sequence[Layer],
     masks: Sequence[Layer],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
     profile: CallProfile | None = None,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def thresholds(
-    layers: Sequence[Layer], spec: SelectionSpec, machine: Machine
+    layers: Sequence[Layer], spec: SelectionSpec, machine: Machine | ShardedMachine
 ) -> list[LayerThreshold]: ...
-def zero_thresholds(layers: Sequence[Layer], machine: Machine) -> list[LayerThreshold]: ...
+def zero_thresholds(
+    layers: Sequence[Layer], machine: Machine | ShardedMachine
+) -> list[LayerThreshold]: ...
 def prune_zeros(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
@@ -156,7 +160,9 @@ def mask_groups(
     machine: Machine,
 ) -> None: ...
 def score(layers: Sequence[Layer], scores: Sequence[Layer], machine: Machine) -> None: ...
-def first_not_finite(layers: Sequence[Layer], machine: Machine) -> ElementIndex | None: ...
+def first_not_finite(
+    layers: Sequence[Layer], machine: Machine | ShardedMachine
+) -> ElementIndex | None: ...
 
 # Masks of one bit a weight, by the addresses of their 64-bit words, where the layers live: bit
 # i % 64 of word i / 64 is set where the weight at position i, in the order of memory, is kept. GPUs

@@ -80,7 +80,7 @@ def check(
     def run(rank: Rank) -> Any:
         parts = [part.clone() for part in held(rank.rank, layers, boxes)]
         kept = [torch.empty(part.shape, dtype=torch.bool) for part in parts]
-        machine: _core.Machine = 2, [], sharding(rank, layers, boxes)
+        machine: _core.ShardedMachine = 2, [], sharding(rank, layers, boxes)
         found = _core.masks(pointers(parts), pointers(kept), wanted, machine)
         _core.prune(pointers(parts), pointers(parts), wanted, machine)
         return found, parts, kept
