@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from lampfast import _arguments, _core, methods
-from lampfast._engine import in_place
+from lampfast._engine import in_place, shards
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
 from lampfast._training import replicas
@@ -30,11 +29,7 @@ def are_needed(found: Layers, group: ProcessGroup | None, pattern: object = None
         ValueError: torch.distributed does not run; or a pattern is asked for.
     """
     replicas.check_group(group, "group")
-    tensors = sys.modules.get("torch.distributed.tensor")  # whoever shards has imported it
-    needed = group is not None or (
-        tensors is not None
-        and any(isinstance(weight, tensors.DTensor) for weight in found.wholes.values())
-    )
+    needed = group is not None or any(map(shards.is_sharded, found.wholes.values()))
     if needed and pattern is not None:
         raise ValueError(
             f"pattern={pattern!r} is asked for in a sharded model, whose groups may lie on several "
@@ -86,6 +81,27 @@ def pruned(
         lambda before_writing: model.prune(spec, before_writing),
         lambda made: result(_layers(model), made),
     )
+
+
+def scores(
+    found: Layers,
+    importance: Mapping[str, Weight] | None,
+    of_whole: Callable[[Layers, Mapping[str, Weight] | None], dict[str, Any]],
+) -> dict[str, Any]:
+    """By parameter, the scores of what this rank has; each is gathered to be sorted."""
+    from lampfast._engine import pieces
+
+    made: dict[str, Any] = {}
+    for name, weight in found.wholes.items():
+        stacks = {name: found.stacks[name]} if name in found.stacks else {}
+        given = importance and {it: _whole(importance[it]) for it in importance if it == name}
+        whole = of_whole(Layers({name: _whole(weight)}, stacks), given)[name]
+        made[name] = pieces.own(cast(Any, weight), whole) if shards.is_sharded(weight) else whole
+    return made
+
+
+def _whole(weight: Any) -> Any:
+    return weight.detach().full_tensor() if shards.is_sharded(weight) else weight
 
 
 def _sharded(

@@ -299,7 +299,8 @@ def scores(
     Returns:
         By parameter name a tensor (a numpy array for a numpy array) of the parameter's shape:
         scores in [0, 1], float32, or float64 for float64 weights (importances, where given), each
-        within one unit in the last place; NaN where a stack has slices that are no layers.
+        within one unit in the last place; NaN where a stack has slices that are no layers. Of a
+        DTensor, which is gathered for that, one parameter at a time, each rank gets its own part.
 
     Raises:
         TypeError: As for `prune`.
@@ -309,6 +310,12 @@ def scores(
         As for `prune`. Equal magnitudes are ordered by their position in the layer, row-major.
     """
     found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
+    if _ranks.are_needed(found, None):
+        return _ranks.scores(found, importance, _scores)
+    return _scores(found, importance)
+
+
+def _scores(found: Layers, importance: Mapping[str, Weight] | None) -> dict[str, Any]:
     layers = found.checked()
     wholes = found.views(layers)
     importances = _sources(found, layers, importance)

@@ -26,6 +26,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import lampfast
 from lampfast._engine import changes, communicator, sharded
+from lampfast.schedules import linear
 
 warnings.simplefilter("ignore")
 logging.disable(logging.WARNING)
@@ -102,6 +103,11 @@ def same(make: Make) -> list[str]:
                         differences.append(f"mask {name} of {case}")
                     if getattr(mask, "placements", 0) != getattr(weight, "placements", 0):
                         differences.append(f"placements of mask {name} of {case}")
+                if sparsity == 0.9 and method == "lamp":
+                    scores = lampfast.scores(plain)
+                    for name, score in lampfast.scores(model).items():
+                        if not torch.equal(full(score), scores[name]):
+                            differences.append(f"scores of {name} of {case}")
                 report = lampfast.report(model, sparsity, method=method)
                 pruned = lampfast.prune(model, sparsity, method=method)
                 wanted = lampfast.prune(plain, sparsity, method=method)
@@ -194,6 +200,33 @@ def in_group(rank: int, ranks: int) -> dict[str, Any]:
     return found
 
 
+def trained(ranks: int) -> dict[str, bool]:
+    """A Pruner's training under FSDP, every rank with the same data, beside a plain model's."""
+    plain = mlp()
+    model: Any = fully_shard(mlp(), mesh=init_device_mesh("cpu", (ranks,)))
+    results = []
+    for each in (plain, model):
+        optimizer = torch.optim.AdamW(each.parameters(), 0.01)
+        pruner = lampfast.Pruner(each, optimizer, linear(0.8, 8), every=2)
+        generator = torch.Generator().manual_seed(1)
+        stay_zero = True
+        for _ in range(12):
+            data = torch.randn(4, WIDTHS[0], generator=generator)
+            optimizer.zero_grad()
+            each(data).square().mean().backward()
+            before = lampfast.report(each)
+            optimizer.step()
+            stay_zero = stay_zero and lampfast.report(each).kept <= before.kept
+            pruner.step()
+        results.append((stay_zero, pruner.history, pruner.report.kept))
+    weights = zip(plain.parameters(), model.parameters(), strict=True)
+    return {
+        "zeros stay": results[1][0],
+        "same history": results[0][1:] == results[1][1:],
+        "same weights": all(torch.equal(full(b), a) for a, b in weights),
+    }
+
+
 def cost(ranks: int) -> tuple[int, int]:
     """Collectives of a call, and bytes that a rank sends a layer."""
     torch.manual_seed(0)
@@ -229,6 +262,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
             differences[name] = [traceback.format_exc()]
     results = {"same": differences, "errors": errors(rank, ranks), "cost": cost(ranks)}
     results["in a group"] = in_group(rank, ranks)
+    results["trained"] = trained(ranks)
     (folder / f"{rank}.json").write_text(json.dumps(results))
     distributed.destroy_process_group()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def _here() -> dict[str, str]:
+    """An environment in which gloo needs no network beyond this machine."""
+    return {**os.environ, **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})}
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What came of each run, by rank."""
     ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("gloo_ranks.py")
-    # An environment in which gloo needs no network beyond this machine.
-    here = {**os.environ, **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})}
     processes = [
-        subprocess.Popen([sys.executable, script, folder, str(rank), str(ranks)], env=here)
+        subprocess.Popen([sys.executable, script, folder, str(rank), str(ranks)], env=_here())
         for rank in range(ranks)
     ]
     try:
@@ -35,6 +39,29 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             process.kill()
     assert codes == [0] * ranks
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def test_example(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "docs" / "examples" / "sharded.py"
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, "--quick"],
+            env={**_here(), **meeting, "RANK": str(rank), "TMPDIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert printed == ["resumed at sparsity 90.0%\n", ""]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_same_as_plain_models(results: list[dict[str, Any]]) -> None:
@@ -65,6 +92,11 @@ def test_layers_of_some_ranks(results: list[dict[str, Any]]) -> None:
         assert found["some on all"]
         assert "other values on rank" in found["copies differ"]
         assert "'0.weight' has shape" in found["shapes differ"]
+
+
+def test_training(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert all(result["trained"].values()), result["trained"]
 
 
 def test_few_collectives(results: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -123,9 +123,14 @@ def layout(weight: Weight) -> list[list[Run]]:
     return [[(0, n)] for n in weight.shape]
 
 
-def local(weight: Weight) -> Any:
-    """What this rank has of a parameter, in its own memory."""
-    return weight._local_tensor.detach() if isinstance(weight, DTensor) else weight
+def own(weight: DTensor, whole: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a whole tensor, as it has a parameter of that shape."""
+    held = layout(weight)
+    part = next(parts(weight.shape, None))
+    found = whole.new_empty([sum(count for _, count in along) for along in held])
+    for box in boxes(part, held):
+        found[box.local] = whole[box.whole]
+    return like(weight, found)
 
 
 def like(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from lampfast import _core
-from lampfast._engine import gpus, pieces, tracing, views
+from lampfast._engine import gpus, pieces, shards, tracing, views
 from lampfast._engine.communicator import GroupCommunicator, group_of
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import Pointer, View, Weight
@@ -119,7 +119,7 @@ class Sharded:
                     "Shard placements first"
                 )
         own = {
-            name: pieces.local(weight)
+            name: shards.part(weight)
             for name, weight in wholes.items()
             if self._distinct[id(weight)] == name
         }
@@ -232,7 +232,7 @@ class Sharded:
             _core.masks(pointers, targets, spec, machine)
         return {
             name: pieces.like(
-                cast(torch.Tensor, weight), masks[name].to(pieces.local(weight).device)
+                cast(torch.Tensor, weight), masks[name].to(shards.part(weight).device)
             )
             for name, weight in self.wholes.items()
         }
@@ -255,7 +255,10 @@ class Sharded:
     # --- to the engine ---
 
     def _weights(self) -> dict[str, Any]:
-        return {name: view.weight for name, view in self._local.items()}
+        return {
+            name: weight.detach() if isinstance(weight := view.weight, torch.Tensor) else weight
+            for name, view in self._local.items()
+        }
 
     def _pointers(
         self, tensors: Mapping[str, Any], dtype: _core.Dtype | None = None
@@ -329,7 +332,9 @@ class Sharded:
         return list(views.beside(views.local(scored), targets))
 
     def _piece(self, cut: _Cut) -> Any:
-        return self._local[cut.parameter].weight[cut.box.local]
+        weight = self._local[cut.parameter].weight
+        own = weight.detach() if isinstance(weight, torch.Tensor) else weight
+        return own[cut.box.local]
 
     def _dtype(self, cut: _Cut) -> _core.Dtype:
         return self._local[cut.parameter].dtype
@@ -344,7 +349,7 @@ class Sharded:
         if not isinstance(values, DTensor):
             return views.layers({cut.layer: values[cut.box.whole]})[0]
         if isinstance(weight, DTensor) and values.placements == weight.placements:
-            return views.layers({cut.layer: pieces.local(values)[cut.box.local]})[0]
+            return views.layers({cut.layer: shards.part(values)[cut.box.local]})[0]
         raise ValueError(
             f"importance of layer {cut.parameter!r} is a DTensor with placements "
             f"{values.placements}; pass one that is placed as the layer is, or a plain tensor"
@@ -387,7 +392,7 @@ def _digest(piece: Any) -> str:
     """A digest of the bytes of a tensor or an array, in row-major order."""
     tensor = piece if isinstance(piece, torch.Tensor) else torch.from_numpy(np.asarray(piece))
     whole = hashlib.sha256()
-    for block in tensor.detach().flatten().split(1 << 20):
+    for block in torch.split(tensor.detach().flatten(), 1 << 20):
         whole.update(block.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return whole.hexdigest()
 

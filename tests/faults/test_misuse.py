@@ -161,17 +161,20 @@ _PLAN: dict[str, Any] = {
 }
 
 
+_RANKS: dict[str, Any] = {**_PLAN, "group": None}
+
+
 def _pruner(net: Net, optimizer: SGD) -> lampfast.Pruner:
     return lampfast.Pruner(net, optimizer, schedules.constant(0.5))
 
 
 CALLS: dict[str, Callable[[], Call]] = {
-    "prune": _call(_plain(lampfast.prune), model=_model, sparsity=0.5, **_PLAN),
-    "masks": _call(_plain(lampfast.masks), model=_model, sparsity=0.5, out=_masks, **_PLAN),
+    "prune": _call(_plain(lampfast.prune), model=_model, sparsity=0.5, **_RANKS),
+    "masks": _call(_plain(lampfast.masks), model=_model, sparsity=0.5, out=_masks, **_RANKS),
     "scores": _call(_plain(lampfast.scores), model=_model, importance=_importance, **_CHOICE),
-    "report": _call(_plain(lampfast.report), model=_model, sparsity=0.5, **_PLAN),
+    "report": _call(_plain(lampfast.report), model=_model, sparsity=0.5, **_RANKS),
     "layerwise_sparsity": _call(
-        _plain(lampfast.layerwise_sparsity), model=_model, sparsity=0.5, **_PLAN
+        _plain(lampfast.layerwise_sparsity), model=_model, sparsity=0.5, **_RANKS
     ),
     "wanda": _call(
         _plain(lampfast.importance.wanda), model=_model, batches=[torch.ones(2, 4)], **_CHOICE
