@@ -296,6 +296,7 @@ GOOD: dict[str, list[str]] = {
     "every": ["2**70"],
     "schedule": ["function", "module", "lazy module"],  # it is asked when the first step is due
     "process_group": ["None"],
+    "group": ["None"],
     "labels": ["None", "['x']"],
     "figure": ["None"],
     "model": ["[]", "()", "{}"],
