@@ -696,23 +696,6 @@ std::optional<ElementIndex> Exchange::first_not_finite(
 
 namespace {
 
-// The search for the first kept tie of a layer that lies in several pieces.
-struct TieSearch {
-  std::size_t layer;
-  std::int64_t wanted;  // the wanted-th tie from `begin` on, from 0, is the first kept one
-  bool is_in_order;     // the parts are the pieces
-  std::int64_t begin;   // of the parts, in indices
-  int bits;             // log2 of a part's width
-  std::size_t parts;
-  std::size_t chosen = 0;  // the part that holds it
-
-  // Parts of the one that was chosen, or of all at first.
-  void divide(int bits_left, int part_bits) {
-    bits = bits_left - part_bits;
-    parts = std::size_t{1} << part_bits;
-  }
-};
-
 // So many parts a round; fewer where as many rounds are needed anyway.
 int bits_a_round(int bits) {
   constexpr int most = test_sizes ? 2 : 11;
@@ -726,126 +709,186 @@ int bits_of(std::int64_t size) {
   return bits;
 }
 
-}  // namespace
+// The search for the first kept tie of a layer that lies in several pieces, in parts of it.
+struct TieSearch {
+  std::size_t layer;
+  std::int64_t wanted;     // the wanted-th tie from `begin` on, from 0, is the first kept one
+  bool is_in_order;        // the pieces follow each other, and are the parts
+  std::size_t parts;       // how many; if they are not pieces, they have equal widths:
+  int bits = 0;            // log2 of that,
+  std::int64_t begin = 0;  // and the index at which they begin
+  std::size_t chosen = 0;  // the part that holds the first kept tie
 
-// The elements of a piece are in the order of the layer, so a piece, too, loses the first so many
-// of its ties. In pieces that follow each other one round of counts tells how many; in others the
-// index of the first kept tie is found a few bits a round, as by DigitSearch
-// (cpu/tie_boundary.cpp).
-std::vector<LayerThreshold> Exchange::of_pieces(
-    const std::vector<Layer>& pieces, const std::vector<LayerThreshold>& thresholds,
-    FunctionRef<std::vector<std::int64_t>(std::size_t, const TieRequest&)> ask) {
-  std::vector<LayerThreshold> own;
-  std::vector<std::int64_t> all(pieces.size(), 0);  // ties that a piece has
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& piece = sharding_.pieces[i];
-    own.push_back(thresholds[piece.layer]);
-    if (sharding_.begins[piece.layer].size() == 1) continue;  // it is the whole layer
-    own[i].ties = 0;
-    // How many elements of the piece are pruned nobody has counted. This number is none that a
-    // candidate interval beside the threshold could have decided (Stored::decides).
-    own[i].pruned = own[i].pruned == 0 ? 0 : pieces[i].size + 1;
+  // Makes parts of 2^whole_bits indices from `begin` on.
+  void divide(int whole_bits) {
+    const int part_bits = bits_a_round(whole_bits);
+    bits = whole_bits - part_bits;
+    parts = std::size_t{1} << part_bits;
   }
-  std::vector<TieSearch> open;
-  for (std::size_t layer = 0; layer < thresholds.size(); ++layer) {
-    const std::vector<std::int64_t>& begins = sharding_.begins[layer];
-    if (thresholds[layer].ties == 0 || begins.size() == 1) continue;
-    const int bits = bits_of(sharding_.layers[layer].size);
-    TieSearch search{layer, thresholds[layer].ties, !begins.empty(), 0, 0, begins.size()};
-    if (begins.empty()) search.divide(bits, bits_a_round(bits));
-    open.push_back(search);
+
+  void choose(const std::vector<std::int64_t>& counts) {
+    chosen = 0;
+    while (chosen + 1 < parts && wanted >= counts[chosen]) wanted -= counts[chosen++];
   }
-  for (bool is_first = true; !open.empty(); is_first = false) {
-    std::vector<std::vector<std::int64_t>> counts;  // of this rank, by search
-    std::vector<std::vector<std::int64_t>> of_piece(pieces.size());
-    for (const TieSearch& search : open) counts.emplace_back(search.parts, 0);
-    const auto part_of = [&](const Piece& piece) {
-      const std::vector<std::int64_t>& begins = sharding_.begins[piece.layer];
-      const auto next = std::upper_bound(begins.begin(), begins.end(), piece.first);
-      return static_cast<std::size_t>(next - begins.begin()) - 1;
-    };
-    std::vector<std::size_t> search_of(thresholds.size(), open.size());
-    for (std::size_t s = 0; s < open.size(); ++s) search_of[open[s].layer] = s;
-    const Failure failure = attempt([&] {
-      for (std::size_t i = 0; i < pieces.size(); ++i) {
-        const Piece& piece = sharding_.pieces[i];
-        const std::size_t s = search_of[piece.layer];
-        if (s == open.size() || (open[s].is_in_order && !piece.is_counted)) continue;
-        const TieSearch& search = open[s];
-        TieRequest request{thresholds[piece.layer].key,
-                           piece.first,
-                           &piece.index_steps,
-                           search.begin,
-                           search.bits,
-                           search.parts};
-        if (search.is_in_order) {
-          request.begin = 0;
-          request.bits = 62;
-          request.parts = 1;
-        }
-        of_piece[i] = ask(i, request);
-        if (search.is_in_order) {
-          counts[s][part_of(piece)] += of_piece[i][0];
-        } else if (piece.is_counted) {
-          for (std::size_t p = 0; p < search.parts; ++p) counts[s][p] += of_piece[i][p];
-        }
+
+  bool is_over() const { return is_in_order || bits == 0; }
+};
+
+// Finds how many ties each piece loses. The elements of a piece are in the order of the layer, so a
+// piece, too, loses the first so many of its ties. In pieces that follow each other one round of
+// counts tells how many; in others the index of the first kept tie is found a few bits a round, as
+// by DigitSearch (cpu/tie_boundary.cpp).
+class PieceThresholds {
+ public:
+  using CountTies = FunctionRef<std::vector<std::int64_t>(std::size_t, const TieRequest&)>;
+  using Sum = FunctionRef<void(Words&, const Failure&)>;
+
+  PieceThresholds(const Sharding& sharding, const std::vector<Layer>& tensors,
+                  const std::vector<LayerThreshold>& thresholds)
+      : sharding_(sharding), thresholds_(thresholds), totals_(tensors.size(), 0) {
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      const std::size_t layer = sharding.pieces[i].layer;
+      own_.push_back(thresholds[layer]);
+      if (sharding.begins[layer].size() == 1) continue;  // it is the whole layer
+      own_[i].ties = 0;
+      // How many elements of the piece are pruned nobody has counted. This number is none that a
+      // candidate interval beside the threshold could have decided (Stored::decides).
+      own_[i].pruned = own_[i].pruned == 0 ? 0 : tensors[i].size + 1;
+    }
+    for (std::size_t layer = 0; layer < thresholds.size(); ++layer) {
+      const std::vector<std::int64_t>& begins = sharding.begins[layer];
+      if (thresholds[layer].ties == 0 || begins.size() == 1) continue;
+      searches_.push_back({layer, thresholds[layer].ties, !begins.empty(), begins.size()});
+      if (begins.empty()) searches_.back().divide(bits_of(sharding.layers[layer].size));
+    }
+  }
+
+  std::vector<LayerThreshold> find(CountTies count_ties, Sum sum) {
+    for (bool is_first = true; !searches_.empty(); is_first = false) {
+      search_of_.assign(thresholds_.size(), searches_.size());
+      for (std::size_t s = 0; s < searches_.size(); ++s) search_of_[searches_[s].layer] = s;
+      const Failure failure = attempt([&] { count(count_ties); });
+      choose(failure, sum);
+      for (std::size_t i = 0; i < own_.size(); ++i) settle(i, is_first);
+      go_on();
+    }
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      if (totals_[i] > 0 && own_[i].ties == totals_[i]) lose_all(own_[i]);
+    }
+    return std::move(own_);
+  }
+
+ private:
+  static void lose_all(LayerThreshold& threshold) {
+    threshold.ties = 0;
+    ++threshold.key;
+  }
+
+  // The search that concerns a piece, or null.
+  const TieSearch* search(std::size_t piece) const {
+    const std::size_t s = search_of_[sharding_.pieces[piece].layer];
+    return s == searches_.size() ? nullptr : &searches_[s];
+  }
+
+  std::size_t part_of(const Piece& piece) const {
+    const std::vector<std::int64_t>& begins = sharding_.begins[piece.layer];
+    const auto next = std::upper_bound(begins.begin(), begins.end(), piece.first);
+    return static_cast<std::size_t>(next - begins.begin()) - 1;
+  }
+
+  // Counts the ties of every piece by part. A replica needs them too, unless it is a part.
+  void count(CountTies count_ties) {
+    constexpr int any_index = 62;
+    counts_.assign(own_.size(), {});
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      const Piece& piece = sharding_.pieces[i];
+      const TieSearch* of = search(i);
+      if (of == nullptr || (of->is_in_order && !piece.is_counted)) continue;
+      TieRequest request{
+          thresholds_[piece.layer].key, piece.first, &piece.index_steps, 0, any_index, 1};
+      if (!of->is_in_order) {
+        request.begin = of->begin;
+        request.bits = of->bits;
+        request.parts = of->parts;
       }
-    });
+      counts_[i] = count_ties(i, request);
+    }
+  }
+
+  // Adds up the counts of all ranks, and finds the part with the first kept tie of each layer.
+  void choose(const Failure& failure, Sum sum) {
+    std::vector<std::vector<std::int64_t>> counts;
+    for (const TieSearch& each : searches_) counts.emplace_back(each.parts, 0);
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      const Piece& piece = sharding_.pieces[i];
+      const TieSearch* of = search(i);
+      if (of == nullptr || !piece.is_counted || failure.error) continue;
+      std::vector<std::int64_t>& here = counts[search_of_[piece.layer]];
+      const std::size_t first = of->is_in_order ? part_of(piece) : 0;
+      for (std::size_t p = 0; p < counts_[i].size(); ++p) here[first + p] += counts_[i][p];
+    }
     Words words = message();
-    for (std::size_t s = 0; s < open.size(); ++s) {
-      if (open[s].is_in_order) {
+    for (std::size_t s = 0; s < searches_.size(); ++s) {
+      if (searches_[s].is_in_order) {  // a piece may have too many for half a word
         words.insert(words.end(), counts[s].begin(), counts[s].end());
       } else {
         put_pairs(counts[s], words);
       }
     }
-    sum(words, failure, 0);
+    sum(words, failure);
     const std::int64_t* from = words.data() + header_size;
-    for (TieSearch& search : open) {
-      std::vector<std::int64_t> found;
-      if (search.is_in_order) {
-        found.assign(from, from + search.parts);
-        from += search.parts;
+    for (TieSearch& each : searches_) {
+      if (each.is_in_order) {
+        each.choose({from, from + each.parts});
+        from += each.parts;
       } else {
-        found = get_pairs(search.parts, from);
-      }
-      search.chosen = 0;
-      while (search.chosen + 1 < search.parts && search.wanted >= found[search.chosen]) {
-        search.wanted -= found[search.chosen++];
+        each.choose(get_pairs(each.parts, from));
       }
     }
-    for (std::size_t i = 0; i < pieces.size(); ++i) {
-      const Piece& piece = sharding_.pieces[i];
-      const std::size_t s = search_of[piece.layer];
-      if (s == open.size()) continue;
-      const TieSearch& search = open[s];
-      if (search.is_in_order) {
-        const std::size_t part = part_of(piece);
-        if (part < search.chosen) ++own[i].key;  // all of its ties are pruned
-        if (part == search.chosen) own[i].ties = search.wanted;
-        continue;
-      }
-      for (std::size_t p = 0; p < search.parts; ++p) {
-        if (is_first) all[i] += of_piece[i][p];
-        if (p < search.chosen) own[i].ties += of_piece[i][p];
-      }
-    }
-    std::vector<TieSearch> next;
-    for (TieSearch& search : open) {
-      if (search.is_in_order || search.bits == 0) continue;
-      search.begin += static_cast<std::int64_t>(search.chosen) << search.bits;
-      search.divide(search.bits, std::min(bits_a_round(search.bits), search.bits));
-      next.push_back(search);
-    }
-    open = std::move(next);
   }
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
-    const bool has_lost_all = all[i] > 0 && own[i].ties == all[i];
-    if (!has_lost_all) continue;
-    own[i].ties = 0;
-    ++own[i].key;
+
+  // Adds the ties that a piece loses before the chosen part.
+  void settle(std::size_t i, bool is_first) {
+    const TieSearch* of = search(i);
+    if (of == nullptr) return;
+    if (of->is_in_order) {
+      const std::size_t part = part_of(sharding_.pieces[i]);
+      if (part < of->chosen) lose_all(own_[i]);
+      if (part == of->chosen) own_[i].ties = of->wanted;
+      return;
+    }
+    for (std::size_t p = 0; p < of->parts; ++p) {
+      if (is_first) totals_[i] += counts_[i][p];
+      if (p < of->chosen) own_[i].ties += counts_[i][p];
+    }
   }
-  return own;
+
+  // Divides the chosen parts of the searches that are not over.
+  void go_on() {
+    const auto is_over = [](const TieSearch& each) { return each.is_over(); };
+    searches_.erase(std::remove_if(searches_.begin(), searches_.end(), is_over), searches_.end());
+    for (TieSearch& each : searches_) {
+      each.begin += static_cast<std::int64_t>(each.chosen) << each.bits;
+      each.divide(each.bits);
+    }
+  }
+
+  const Sharding& sharding_;
+  const std::vector<LayerThreshold>& thresholds_;
+  std::vector<LayerThreshold> own_;                // by piece
+  std::vector<std::int64_t> totals_;               // by piece: its ties, where a search counts all
+  std::vector<TieSearch> searches_;                // those that are not over
+  std::vector<std::size_t> search_of_;             // by layer
+  std::vector<std::vector<std::int64_t>> counts_;  // by piece: ties in each part
+};
+
+}  // namespace
+
+std::vector<LayerThreshold> Exchange::of_pieces(
+    const std::vector<Layer>& pieces, const std::vector<LayerThreshold>& thresholds,
+    FunctionRef<std::vector<std::int64_t>(std::size_t, const TieRequest&)> ask) {
+  return PieceThresholds(sharding_, pieces, thresholds)
+      .find(ask, [&](Words& words, const Failure& failure) { sum(words, failure, 0); });
 }
 
 }  // namespace lampfast
