@@ -110,3 +110,23 @@ def test_same_bits(seed: int) -> None:
     ranks = int(rng.choice([1, 2, 3, 4, 4, 7]))
     boxes = [box for i, layer in enumerate(layers) for box in split(rng, i, layer.shape, ranks)]
     check(layers, boxes, spec(rng, layers), ranks)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize(("dtype", "most_sent"), [(torch.float32, 32), (torch.bfloat16, 64)])
+def test_cost_does_not_depend_on_weights(dtype: torch.dtype, most_sent: int, dim: int) -> None:
+    """At most 14 collectives a call, and so many KiB a layer, on 64 ranks; and the same bits."""
+    rng = np.random.default_rng(0)
+    layers = [torch.from_numpy(rng.standard_normal((130, 130))).to(dtype) for _ in range(4)]
+    ranks, boxes = 64, []
+    for i, layer in enumerate(layers):
+        size = -(-layer.shape[dim] // ranks)
+        for rank in range(ranks):
+            ranges = [slice(0, n) for n in layer.shape]
+            ends = min(rank * size, layer.shape[dim]), min((rank + 1) * size, layer.shape[dim])
+            ranges[dim] = slice(*ends)
+            boxes.append(Box(i, tuple(ranges), rank))
+    wanted = _core.SelectionSpec(_core.Ranking.lamp, [50_000])
+    group = check(layers, boxes, wanted, ranks)  # of two calls
+    assert group.collectives <= 2 * 14
+    assert max(group.sent) <= 2 * len(layers) * most_sent << 10
