@@ -26,10 +26,17 @@ def are_needed(found: Layers, group: ProcessGroup | None, pattern: object = None
 
     Raises:
         TypeError: What is given is no group of torch.distributed.
-        ValueError: torch.distributed does not run; or a pattern is asked for.
+        ValueError: torch.distributed does not run; or a pattern is asked for, or a
+            layer has scales.
     """
     replicas.check_group(group, "group")
     needed = group is not None or any(map(shards.is_sharded, found.wholes.values()))
+    if needed and found.scales:
+        raise ValueError(
+            f"layer {next(iter(found.scales))!r} is quantised, with scales beside it, in a "
+            "sharded model; prune it before it is quantised or sharded, or leave it out with "
+            "exclude="
+        )
     if needed and pattern is not None:
         raise ValueError(
             f"pattern={pattern!r} is asked for in a sharded model, whose groups may lie on several "
