@@ -43,6 +43,17 @@ struct PartitionResult {
 // many threads at once.
 using KeySink = std::function<void(std::size_t id, std::vector<std::uint64_t>&& keys)>;
 
+// Where the elements equal to a key (ties) of a piece are counted: in parts of 2^bits row-major
+// indices of its layer, from `begin` on. The piece lies in the layer as Piece (sharding.h) says.
+struct TieRequest {
+  std::uint64_t key;
+  std::int64_t first;
+  const std::vector<std::int64_t>* index_steps;
+  std::int64_t begin;
+  int bits;
+  std::size_t parts;
+};
+
 // Why a commit could not be finished.
 struct CommitFailure {
   std::exception_ptr error;
@@ -86,6 +97,8 @@ class Backend {
   // The exact sum of the squares of all magnitudes of a layer whose keys are above `key`, in units
   // of 2^(2 * least_exponent) (core/key_format.h). Reads the layer again.
   virtual BigUint exact_sum_above(std::size_t id, std::uint64_t key) = 0;
+  // How many ties each part has. Reads the layer again.
+  virtual std::vector<std::int64_t> count_ties(std::size_t id, const TieRequest& request) = 0;
 
   // --- commit ---
 

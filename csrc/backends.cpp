@@ -84,13 +84,39 @@ void run_together(std::size_t tasks, Body&& body) {
                            "again from where they were saved");
 }
 
+// Python makes no other ones.
+void check_sharding(const Sharding& sharding, const std::vector<Layer>& tensors) {
+  if (sharding.pieces.size() != tensors.size() ||
+      sharding.begins.size() != sharding.layers.size()) {
+    throw std::invalid_argument("a sharding needs a piece for each tensor of the call");
+  }
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const Piece& piece = sharding.pieces[i];
+    if (piece.layer >= sharding.layers.size() ||
+        piece.index_steps.size() != tensors[i].shape.size() ||
+        sharding.layers[piece.layer].dtype != tensors[i].dtype) {
+      throw std::invalid_argument("piece " + std::to_string(i) + " does not fit its layer");
+    }
+  }
+}
+
 }  // namespace
 
 Backends::Backends(const Job& job, const Machine& machine)
-    : job_(job), pool_(machine.threads), all_(job.layers.size()), home_of_(job.layers.size()) {
+    : job_(job),
+      layers_(machine.sharding ? machine.sharding->layers : job.layers),
+      pool_(machine.threads),
+      all_(layers_.size()),
+      here_(job.layers.size()),
+      home_of_(job.layers.size()) {
   cpu::prepare_to_throw();
   check_layers(job.layers);
+  if (machine.sharding) {
+    check_sharding(*machine.sharding, job.layers);
+    exchange_.emplace(*machine.sharding);
+  }
   std::iota(all_.begin(), all_.end(), std::size_t{0});
+  std::iota(here_.begin(), here_.end(), std::size_t{0});
   std::vector<int> devices;
   for (std::size_t i = 0; i < job.layers.size(); ++i) {
     const int device = job.layers[i].device;
@@ -152,39 +178,56 @@ std::vector<Result> Backends::gather(const LayerIds& ids, Ask&& ask) {
 }
 
 std::vector<std::uint64_t> Backends::largest_keys(const LayerIds& ids) {
-  return gather<std::uint64_t>(
-      ids, [](const Share& share) { return share.backend->largest_keys(share.ids); });
+  const auto ask = [&](const LayerIds& pieces) {
+    return gather<std::uint64_t>(
+        pieces, [](const Share& share) { return share.backend->largest_keys(share.ids); });
+  };
+  if (ids.empty()) return {};
+  return exchange_ ? exchange_->largest_keys(ids, ask) : ask(ids);
 }
 
 std::vector<LogHistogram> Backends::draw(const LayerIds& ids) {
-  std::vector<LogHistogram> histograms =
-      gather<LogHistogram>(ids, [](const Share& share) { return share.backend->draw(share.ids); });
+  const auto ask = [&](const LayerIds& pieces) {
+    return gather<LogHistogram>(pieces,
+                                [](const Share& share) { return share.backend->draw(share.ids); });
+  };
+  std::vector<LogHistogram> histograms = exchange_ ? exchange_->draw(ids, ask) : ask(ids);
   for (const LogHistogram& histogram : histograms) counts_.drawn += histogram.drawn;
   return histograms;
 }
 
 std::vector<GroupTallies> Backends::tally(const LayerIds& ids,
                                           const std::vector<TallyRequest>& requests) {
-  return gather<GroupTallies>(ids, [&](const Share& share) {
-    return share.backend->tally(share.ids, pick(requests, share.positions));
-  });
+  const auto ask = [&](const LayerIds& pieces, const std::vector<TallyRequest>& asked) {
+    return gather<GroupTallies>(pieces, [&](const Share& share) {
+      return share.backend->tally(share.ids, pick(asked, share.positions));
+    });
+  };
+  return exchange_ ? exchange_->tally(ids, requests, ask) : ask(ids, requests);
 }
 
 std::vector<Tally> Backends::probe(const LayerIds& ids, const std::vector<TallyRequest>& requests) {
-  for (const std::size_t id : ids) counts_.read += job_.layers[id].size;
-  return gather<Tally>(ids, [&](const Share& share) {
-    return share.backend->probe(share.ids, pick(requests, share.positions));
-  });
+  for (const std::size_t id : ids) counts_.read += layers_[id].size;
+  const auto ask = [&](const LayerIds& pieces, const std::vector<TallyRequest>& asked) {
+    return gather<Tally>(pieces, [&](const Share& share) {
+      return share.backend->probe(share.ids, pick(asked, share.positions));
+    });
+  };
+  return exchange_ ? exchange_->probe(ids, requests, ask) : ask(ids, requests);
 }
 
 std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  const MaskSink& masks, StoreLimit limit) {
-  std::vector<PartitionResult> results = gather<PartitionResult>(ids, [&](const Share& share) {
-    return share.backend->partition(share.ids, pick(requests, share.positions), masks, limit);
-  });
+  const auto ask = [&](const LayerIds& pieces, const std::vector<PartitionRequest>& asked) {
+    return gather<PartitionResult>(pieces, [&](const Share& share) {
+      return share.backend->partition(share.ids, pick(asked, share.positions), masks, limit);
+    });
+  };
+  std::vector<PartitionResult> results =
+      exchange_ ? exchange_->partition(ids, requests, ask) : ask(ids, requests);
   for (std::size_t p = 0; p < ids.size(); ++p) {
-    counts_.read += job_.layers[ids[p]].size;
+    counts_.read += layers_[ids[p]].size;
     counts_.candidates += results[p].found.inside();
   }
   return results;
@@ -192,28 +235,60 @@ std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
 
 std::vector<Partition> Backends::narrow(const LayerIds& ids,
                                         const std::vector<PartitionRequest>& requests) {
-  return gather<Partition>(ids, [&](const Share& share) {
-    return share.backend->narrow(share.ids, pick(requests, share.positions));
-  });
+  const auto ask = [&](const LayerIds& pieces, const std::vector<PartitionRequest>& asked) {
+    return gather<Partition>(pieces, [&](const Share& share) {
+      return share.backend->narrow(share.ids, pick(asked, share.positions));
+    });
+  };
+  return exchange_ ? exchange_->narrow(ids, requests, ask) : ask(ids, requests);
 }
 
 void Backends::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
                        const KeySink& sink) {
-  for_each(ids, [&](const Share& share) {
-    share.backend->collect(share.ids, pick(requests, share.positions), sink);
-  });
+  const auto ask = [&](const LayerIds& pieces, const std::vector<KeyRequest>& asked,
+                       const KeySink& to) {
+    for_each(pieces, [&](const Share& share) {
+      share.backend->collect(share.ids, pick(asked, share.positions), to);
+    });
+  };
+  if (exchange_) {
+    exchange_->collect(ids, requests, ask, sink);
+  } else {
+    ask(ids, requests, sink);
+  }
 }
 
-BigUint Backends::exact_sum_above(std::size_t id, std::uint64_t key) {
-  return homes_[home_of_[id]].backend->exact_sum_above(id, key);
+std::vector<BigUint> Backends::exact_sums_above(const LayerIds& ids,
+                                                const std::vector<std::uint64_t>& keys) {
+  const auto ask = [&](const LayerIds& pieces, const std::vector<std::uint64_t>& asked) {
+    std::vector<BigUint> sums;
+    for (std::size_t p = 0; p < pieces.size(); ++p) {
+      sums.push_back(homes_[home_of_[pieces[p]]].backend->exact_sum_above(pieces[p], asked[p]));
+    }
+    return sums;
+  };
+  return exchange_ ? exchange_->exact_sums(ids, keys, ask) : ask(ids, keys);
 }
 
-void Backends::prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks) {
-  for_each(all_, [&](const Share& share) { share.backend->prepare(share.ids, thresholds, masks); });
+void Backends::prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks,
+                       FunctionRef<void(const std::vector<LayerThreshold>&)> sink) {
+  const auto prepare_here = [&](const std::vector<LayerThreshold>& here) {
+    for_each(here_, [&](const Share& share) { share.backend->prepare(share.ids, here, masks); });
+    sink(thresholds);
+  };
+  if (!exchange_) {
+    prepare_here(thresholds);
+    return;
+  }
+  const auto count_ties = [&](std::size_t piece, const TieRequest& request) {
+    return homes_[home_of_[piece]].backend->count_ties(piece, request);
+  };
+  thresholds_ = exchange_->of_pieces(job_.layers, thresholds, count_ties);
+  exchange_->agree(attempt([&] { prepare_here(thresholds_); }));
 }
 
 void Backends::prepare_groups(const std::vector<GroupPattern>& patterns) {
-  for_each(all_, [&](const Share& share) { share.backend->prepare_groups(share.ids, patterns); });
+  for_each(here_, [&](const Share& share) { share.backend->prepare_groups(share.ids, patterns); });
 }
 
 void Backends::commit() {
@@ -226,13 +301,21 @@ void Backends::commit() {
 }
 
 std::vector<LayerStats> Backends::stats() {
-  return gather<LayerStats>(all_,
-                            [](const Share& share) { return share.backend->stats(share.ids); });
+  const auto ask = [&](const LayerIds& pieces) {
+    return gather<LayerStats>(pieces,
+                              [](const Share& share) { return share.backend->stats(share.ids); });
+  };
+  return exchange_ ? exchange_->stats(all_, ask) : ask(all_);
 }
 
 std::optional<ElementIndex> Backends::first_not_finite() {
+  const auto ask = [&](const LayerIds& pieces) { return first_not_finite_here(pieces); };
+  return exchange_ ? exchange_->first_not_finite(job_.layers, ask) : ask(here_);
+}
+
+std::optional<ElementIndex> Backends::first_not_finite_here(const LayerIds& ids) {
   std::vector<std::optional<ElementIndex>> found(homes_.size());
-  for_each(all_, [&](const Share& share) {
+  for_each(ids, [&](const Share& share) {
     found[home_of_[share.ids[0]]] = share.backend->first_not_finite(share.ids);
   });
   std::optional<ElementIndex> first;
@@ -243,19 +326,19 @@ std::optional<ElementIndex> Backends::first_not_finite() {
 }
 
 void Backends::score() {
-  for_each(all_, [](const Share& share) { share.backend->score(share.ids); });
+  for_each(here_, [](const Share& share) { share.backend->score(share.ids); });
 }
 
 void Backends::mask_groups(const std::vector<GroupPattern>& patterns) {
-  for_each(all_, [&](const Share& share) { share.backend->mask_groups(share.ids, patterns); });
+  for_each(here_, [&](const Share& share) { share.backend->mask_groups(share.ids, patterns); });
 }
 
 void Backends::pack(const PackedMasks& masks) {
-  for_each(all_, [&](const Share& share) { share.backend->pack(share.ids, masks); });
+  for_each(here_, [&](const Share& share) { share.backend->pack(share.ids, masks); });
 }
 
 void Backends::apply_packed_masks(const PackedMasks& masks) {
-  for_each(all_, [&](const Share& share) { share.backend->apply_packed_masks(share.ids, masks); });
+  for_each(here_, [&](const Share& share) { share.backend->apply_packed_masks(share.ids, masks); });
 }
 
 }  // namespace lampfast

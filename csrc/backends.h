@@ -1,5 +1,5 @@
-// All backends of one call, and which layer lives in which. Results of several backends are merged
-// here and nowhere else, so a communicator between processes would plug in here.
+// All backends of one call, and which layer lives in which. Results of several backends, and those
+// of other processes, are merged here and nowhere else.
 #pragma once
 
 #include <cstddef>
@@ -13,25 +13,35 @@
 #include "cpu/float_environment.h"
 #include "cpu/thread_pool.h"
 #include "cuda/gpu_backend.h"
+#include "exchange.h"
+#include "sharding.h"
 
 namespace lampfast {
 
-// The part of the machine that a call may use.
+// The part of the machine that a call may use, and how its layers are divided among processes, if
+// they are.
 struct Machine {
   int threads;
   std::vector<cuda::Gpu> gpus;
+  std::optional<Sharding> sharding;
 };
 
 // Lives for the length of one call, and for that long fixes the calling thread's floating-point
 // environment (cpu/float_environment.h). The methods are those of Backend; each asks all backends
 // at once, and these work concurrently.
+//
+// If layers are sharded, those of the job are this rank's pieces of them. Requests and results are
+// of whole layers nevertheless, and the same on all ranks; only those of score, pack and
+// apply_packed_masks are of pieces, as these tell other ranks nothing.
 class Backends {
  public:
   // Throws std::invalid_argument if check_layers (core/check_layers.h) does, or if a layer's device
-  // is not one of the machine's or differs from its target's.
+  // is not one of the machine's or differs from its target's. The machine must outlive the
+  // backends.
   Backends(const Job& job, const Machine& machine);
 
-  const std::vector<Layer>& layers() const { return job_.layers; }
+  // Those that are ranked. Of sharded ones, only dtype, shape and size matter.
+  const std::vector<Layer>& layers() const { return layers_; }
   const LayerIds& all() const { return all_; }
   const ReadCounts& counts() const { return counts_; }
   // For work in the host on what the backends found.
@@ -46,8 +56,14 @@ class Backends {
                                          const MaskSink& masks, StoreLimit limit);
   std::vector<Partition> narrow(const LayerIds& ids, const std::vector<PartitionRequest>& requests);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
-  BigUint exact_sum_above(std::size_t id, std::uint64_t key);
-  void prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks);
+  // Exact sums are rarely needed of more than a few layers, but where each call takes an exchange,
+  // all that may be needed should be asked for at once.
+  bool is_sharded() const { return exchange_.has_value(); }
+  std::vector<BigUint> exact_sums_above(const LayerIds& ids,
+                                        const std::vector<std::uint64_t>& keys);
+  // Prepares the commit, and passes the thresholds on, which is the last that may fail.
+  void prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks,
+               FunctionRef<void(const std::vector<LayerThreshold>&)> sink);
   void prepare_groups(const std::vector<GroupPattern>& patterns);
   // On one backend after the other, since threads might not start: the GPUs, which only queue their
   // kernels, then the host. Throws std::runtime_error if a GPU fails, which says whether targets
@@ -78,11 +94,16 @@ class Backends {
   void for_each(const LayerIds& ids, Body&& body);
   template <class Result, class Ask>
   std::vector<Result> gather(const LayerIds& ids, Ask&& ask);
+  std::optional<ElementIndex> first_not_finite_here(const LayerIds& ids);
 
   const cpu::FloatEnvironment environment_;
   const Job job_;
+  const std::vector<Layer>& layers_;
+  std::optional<Exchange> exchange_;
   cpu::ThreadPool pool_;
   LayerIds all_;
+  LayerIds here_;                           // the same, or all pieces
+  std::vector<LayerThreshold> thresholds_;  // of pieces
   std::vector<Home> homes_;
   ReadCounts counts_;
   std::vector<std::size_t> home_of_;  // by layer: which of the homes it lives in

@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <memory>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "core/call_profile.h"
@@ -18,6 +20,7 @@
 #include "cpu/kernels/kernels.h"
 #include "cuda/gpu_backend.h"
 #include "prune.h"
+#include "sharding.h"
 
 namespace py = pybind11;
 using namespace lampfast;
@@ -88,7 +91,8 @@ struct py::detail::type_caster<ElementIndex> {
   static handle cast(const ElementIndex& element, return_value_policy, handle) {
     return named_tuple(
                element_type, [&] { return PyLong_FromSize_t(element.layer); },
-               [&] { return PyLong_FromLongLong(element.index); })
+               [&] { return PyLong_FromLongLong(element.index); },
+               [&] { return PyLong_FromSize_t(element.rank); })
         .release();
   }
 };
@@ -198,14 +202,77 @@ struct py::detail::type_caster<cuda::Gpu> {
   }
 };
 
-// Python passes the machine as a tuple (threads, GPUs).
+// A Python object with the methods of Communicator. Numbers are passed as memory to change in
+// place.
+class PythonCommunicator : public Communicator {
+ public:
+  explicit PythonCommunicator(py::object object)
+      : object_(std::move(object)),
+        rank_(py::cast<std::size_t>(object_.attr("rank"))),
+        size_(py::cast<std::size_t>(object_.attr("size"))) {}
+  ~PythonCommunicator() override {
+    const py::gil_scoped_acquire acquired;
+    object_ = py::object();
+  }
+
+  std::size_t rank() const override { return rank_; }
+  std::size_t size() const override { return size_; }
+  void sum(std::vector<std::int64_t>& numbers) override { reduce("sum", numbers); }
+  void max(std::vector<std::int64_t>& numbers) override { reduce("max", numbers); }
+
+  std::vector<std::string> gather(const std::string& own, std::size_t expected) override {
+    const py::gil_scoped_acquire acquired;
+    return py::cast<std::vector<std::string>>(object_.attr("gather")(py::bytes(own), expected));
+  }
+
+ private:
+  void reduce(const char* how, std::vector<std::int64_t>& numbers) {
+    const py::gil_scoped_acquire acquired;
+    const auto bytes = static_cast<py::ssize_t>(numbers.size() * sizeof(std::int64_t));
+    object_.attr(how)(py::memoryview::from_memory(numbers.data(), bytes, false));
+  }
+
+  py::object object_;
+  std::size_t rank_;
+  std::size_t size_;
+};
+
+// Python passes a sharding as a tuple: the communicator, the dtype and the shape of each layer, a
+// tuple of the fields of Piece for each piece, and the begins.
+template <>
+struct py::detail::type_caster<Sharding> {
+  PYBIND11_TYPE_CASTER(Sharding, const_name("Sharding"));
+
+  bool load(handle source, bool) {
+    using Integers = std::vector<std::int64_t>;
+    using Layers = std::vector<std::pair<Dtype, Integers>>;
+    using Pieces = std::vector<std::tuple<std::size_t, bool, std::int64_t, Integers>>;
+    auto [communicator, layers, pieces, begins] =
+        py::cast<std::tuple<py::object, Layers, Pieces, std::vector<Integers>>>(source);
+    value.communicator = std::make_shared<PythonCommunicator>(std::move(communicator));
+    for (auto& [dtype, shape] : layers) {
+      const std::int64_t size = element_count(shape);
+      value.layers.push_back({nullptr, dtype, shape, {}, Layer::in_host_memory, size});
+    }
+    for (auto& [layer, is_counted, first, steps] : pieces) {
+      value.pieces.push_back({layer, is_counted, first, std::move(steps)});
+    }
+    value.begins = std::move(begins);
+    return true;
+  }
+};
+
+// Python passes the machine as a tuple (threads, GPUs), and a sharding behind these if there is
+// one.
 template <>
 struct py::detail::type_caster<Machine> {
   PYBIND11_TYPE_CASTER(Machine, const_name("Machine"));
 
   bool load(handle source, bool) {
-    auto [threads, gpus] = py::cast<std::pair<int, std::vector<cuda::Gpu>>>(source);
-    value = {threads, std::move(gpus)};
+    const auto fields = py::reinterpret_borrow<py::sequence>(source);
+    value.threads = py::cast<int>(fields[0]);
+    value.gpus = py::cast<std::vector<cuda::Gpu>>(fields[1]);
+    if (fields.size() > 2) value.sharding = py::cast<Sharding>(fields[2]);
     return true;
   }
 };
@@ -271,7 +338,7 @@ void bind_types(py::module_& m) {
       py::module_::import("collections").attr("namedtuple")("SelectionSpec", "ranking counts");
   bind_named_tuple(m, threshold_type, "lampfast._core.LayerThreshold",
                    {"key", "ties", "pruned", "magnitude"});
-  bind_named_tuple(m, element_type, "lampfast._core.ElementIndex", {"layer", "index"});
+  bind_named_tuple(m, element_type, "lampfast._core.ElementIndex", {"layer", "index", "rank"});
   bind_named_tuple(m, needs_type, "lampfast._core.Needs", {"bytes", "host_bytes"});
 
   py::class_<CallProfile>(m, "CallProfile")

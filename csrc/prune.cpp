@@ -136,8 +136,7 @@ void select_and_commit(const Job& job, const SelectionSpec& spec, const MaskSink
     const std::vector<LayerThreshold> thresholds = select(backends, spec, masks, clock);
     clock.start(&CallProfile::commit);
     if (profile != nullptr) profile->elements = backends.counts();
-    backends.prepare(thresholds, masks);
-    sink(thresholds);
+    backends.prepare(thresholds, masks, sink);
     backends.commit();
   });
 }
@@ -207,8 +206,7 @@ void prune_zeros(const std::vector<Layer>& layers, const std::vector<Layer>& tar
   check_targets(layers, targets, Written::weights);
   Backends backends({layers, targets}, machine);
   const std::vector<LayerThreshold> thresholds = find_zeros(backends);
-  backends.prepare(thresholds, MaskSink());
-  sink(thresholds);
+  backends.prepare(thresholds, MaskSink(), sink);
   backends.commit();
 }
 

@@ -1,7 +1,7 @@
 """The compiled engine: addresses in, decisions out. Nothing here knows torch."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 __version__: str
 cuda_built: bool
@@ -36,6 +36,8 @@ Gpu: TypeAlias = tuple[int, int, int, int, int, int]
 
 # What of the machine a call may use: how many threads, and GPUs.
 Machine: TypeAlias = tuple[int, Sequence[Gpu]]
+# With what the engine is told of a sharding (csrc/sharding.h).
+ShardedMachine: TypeAlias = tuple[int, Sequence[Gpu], tuple[Any, ...]]
 
 class Ranking:
     """How elements are ranked: all layers together by a score, or each layer by itself."""
@@ -59,10 +61,11 @@ class LayerThreshold(NamedTuple):
     magnitude: float  # of the smallest kept weight; inf if none is kept
 
 class ElementIndex(NamedTuple):
-    """Where an element lies: the position of its layer, and its row-major index there."""
+    """Where an element lies: its layer's position, its row-major index there, and on which rank."""
 
     layer: int
     index: int  # type: ignore[assignment]  # not the method of tuples
+    rank: int
 
 class NotFiniteError(ValueError):
     """A layer has NaN or infinity: the first one, or None where it has changed meanwhile."""
@@ -114,7 +117,7 @@ def prune(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
     profile: CallProfile | None = None,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
@@ -122,14 +125,16 @@ def masks(
     layers: Sequence[Layer],
     masks: Sequence[Layer],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
     profile: CallProfile | None = None,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def thresholds(
-    layers: Sequence[Layer], spec: SelectionSpec, machine: Machine
+    layers: Sequence[Layer], spec: SelectionSpec, machine: Machine | ShardedMachine
 ) -> list[LayerThreshold]: ...
-def zero_thresholds(layers: Sequence[Layer], machine: Machine) -> list[LayerThreshold]: ...
+def zero_thresholds(
+    layers: Sequence[Layer], machine: Machine | ShardedMachine
+) -> list[LayerThreshold]: ...
 def prune_zeros(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
@@ -155,7 +160,9 @@ def mask_groups(
     machine: Machine,
 ) -> None: ...
 def score(layers: Sequence[Layer], scores: Sequence[Layer], machine: Machine) -> None: ...
-def first_not_finite(layers: Sequence[Layer], machine: Machine) -> ElementIndex | None: ...
+def first_not_finite(
+    layers: Sequence[Layer], machine: Machine | ShardedMachine
+) -> ElementIndex | None: ...
 
 # Masks of one bit a weight, by the addresses of their 64-bit words, where the layers live: bit
 # i % 64 of word i / 64 is set where the weight at position i, in the order of memory, is kept. GPUs

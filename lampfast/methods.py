@@ -115,9 +115,21 @@ def selection_spec(
             return _core.SelectionSpec(_core.Ranking.lamp, [count])
         case "global":
             return _core.SelectionSpec(_core.Ranking.magnitude, [count])
-    sizes = [layer.size for layer in layers]
     zeros = [found.pruned for found in calls.zero_thresholds(layers, sources)]
-    kept = _kept_counts(method, sum(sizes) - count, [layer.weight.shape for layer in layers], zeros)
+    return spec_beside_zeros(method, count, [layer.weight.shape for layer in layers], zeros)
+
+
+def looks_at_magnitudes(method: Method) -> bool:
+    """Whether a method need not be told how many weights are zero already."""
+    return method in _LOOKING
+
+
+def spec_beside_zeros(
+    method: Method, count: int, shapes: Sequence[Shape], zeros: Sequence[int]
+) -> _core.SelectionSpec:
+    """What the engine is to select for a method that does not look at magnitudes."""
+    sizes = [_product(shape) for shape in shapes]
+    kept = _kept_counts(method, sum(sizes) - count, shapes, zeros)
     pruned = [size - stay for size, stay in zip(sizes, kept, strict=True)]
     return _core.SelectionSpec(_core.Ranking.per_layer, pruned)
 

@@ -5,9 +5,9 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite, nan
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lampfast import _arguments, _core, _coverage, _patterns, methods, parameters
+from lampfast import _arguments, _core, _coverage, _patterns, _ranks, methods, parameters
 from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
@@ -15,6 +15,9 @@ from lampfast._patterns import Pattern
 from lampfast.methods import Allocation, Method
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, LeftOut, Report
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @_arguments.by_its_name
@@ -29,6 +32,7 @@ def prune(
     exclude: Patterns = None,
     stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Zero the weights of lowest LAMP score, in place, until the model has `sparsity`.
 
@@ -103,6 +107,10 @@ def prune(
             in it only a module's class says: of a mapping's entries a slice is one layer.
         importance: For the name of every layer a tensor of its shape whose magnitude takes the
             place of the weight's in the score; of a stack, also by the parameter's name.
+        group: The ranks that hold the model, where some layers are on some of them only, as
+            pipeline stages and experts are: what has one name is one layer, and what several hold
+            alike is counted once. Models of DTensors need it only then; of these, too, every rank
+            makes the same call.
 
     Returns:
         What was kept, overall and in every layer: as many as were asked for, also of a model that
@@ -133,6 +141,7 @@ def prune(
         exclude=exclude,
         stacked=stacked,
         importance=importance,
+        group=group,
     )
 
 
@@ -149,28 +158,32 @@ def pruned(
     stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
     record: Callable[[Report], None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """What `prune` does; `record` is called last of all that may keep the weights from changing."""
     asked = _asked(sparsity, method, pattern, dim)
     found = parameters.find(model, include, exclude, stacked).ranked(importance)
+    left = _coverage.left_out(found)
+
+    def result(layers: Sequence[View], thresholds: Sequence[_core.LayerThreshold]) -> Report:
+        report = reported(layers, thresholds, left)
+        if record is not None:
+            record(report)
+        return report
+
+    if _ranks.are_needed(found.layers, group, pattern):
+        return _ranks.pruned(found.layers, group, sparsity, method, importance, result)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     importances = _sources(found.layers, layers, importance, write=True)
     targets, sources, spec = _plan(model, found.layers, layers, importances, asked)
-    left = _coverage.left_out(found)
     _coverage.warn(model, found, left, layers)
 
     def write(before_writing: in_place.BeforeWriting) -> None:
         calls.prune(targets, sources, spec, before_writing)
         views.write_back(layers, targets)
 
-    def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
-        report = reported(layers, thresholds, left)
-        if record is not None:
-            record(report)
-        return report
-
-    return in_place.zero(found.layers.wholes.values(), wholes, write, result)
+    return in_place.zero(found.layers.wholes.values(), wholes, write, partial(result, layers))
 
 
 @_arguments.by_its_name
@@ -187,6 +200,7 @@ def masks(
     stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
     out: Mapping[str, Weight] | None = None,
+    group: ProcessGroup | None = None,
 ) -> dict[str, Any]:
     """Which weights `prune` would keep; changes no weight.
 
@@ -217,6 +231,7 @@ def masks(
         out: Masks to write to, as this function returns them, in any memory format; their content
             does not matter. If the call fails once it has begun to read weights (one is NaN, memory
             runs out, Ctrl-C), what they hold is undefined; the weights are as they were.
+        group: As for `prune`.
 
     Returns:
         By parameter name a bool tensor (a numpy array for a numpy array) of the parameter's shape,
@@ -234,6 +249,10 @@ def masks(
     """
     asked = _asked(sparsity, method, pattern, dim)
     found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
+    if _ranks.are_needed(found, group, pattern):
+        if out is not None:
+            raise TypeError("out is given for a sharded model, whose masks are always new; drop it")
+        return _ranks.masks(found, group, sparsity, method, importance)
     layers = found.checked()
     wholes = found.views(layers)
     scored = _sources(found, layers, importance)
@@ -280,7 +299,8 @@ def scores(
     Returns:
         By parameter name a tensor (a numpy array for a numpy array) of the parameter's shape:
         scores in [0, 1], float32, or float64 for float64 weights (importances, where given), each
-        within one unit in the last place; NaN where a stack has slices that are no layers.
+        within one unit in the last place; NaN where a stack has slices that are no layers. Of a
+        DTensor, which is gathered for that, one parameter at a time, each rank gets its own part.
 
     Raises:
         TypeError: As for `prune`.
@@ -290,6 +310,12 @@ def scores(
         As for `prune`. Equal magnitudes are ordered by their position in the layer, row-major.
     """
     found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
+    if _ranks.are_needed(found, None):
+        return _ranks.scores(found, importance, _scores)
+    return _scores(found, importance)
+
+
+def _scores(found: Layers, importance: Mapping[str, Weight] | None) -> dict[str, Any]:
     layers = found.checked()
     wholes = found.views(layers)
     importances = _sources(found, layers, importance)
@@ -314,6 +340,7 @@ def report(
     exclude: Patterns = None,
     stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """The sparsity that a model has now, or what `prune` would report; changes nothing.
 
@@ -336,6 +363,7 @@ def report(
         exclude: As for `prune`.
         stacked: As for `prune`.
         importance: As for `prune`, of use only with a sparsity.
+        group: As for `prune`.
 
     Returns:
         What is there, or would be, overall and in every layer.
@@ -357,7 +385,11 @@ def report(
                 "many; pass one for what prune would do, or leave them out for what there is now"
             )
     found = parameters.find(model, include, exclude, stacked).ranked(importance)
-    layers, left = found.layers.checked(), _coverage.left_out(found)
+    left = _coverage.left_out(found)
+    if _ranks.are_needed(found.layers, group, pattern):
+        made = _ranks.thresholds(found.layers, group, sparsity, method, importance)
+        return reported(*made, left)
+    layers = found.layers.checked()
     if asked is None:
         targets = views.local(layers)
         return reported(layers, calls.zero_thresholds(targets, targets), left)
@@ -378,6 +410,7 @@ def layerwise_sparsity(
     exclude: Patterns = None,
     stacked: Patterns = None,
     importance: Mapping[str, Weight] | None = None,
+    group: ProcessGroup | None = None,
 ) -> dict[str, float]:
     """What `prune` would prune of every layer; changes nothing.
 
@@ -397,6 +430,7 @@ def layerwise_sparsity(
         exclude: As for `prune`.
         stacked: As for `prune`.
         importance: As for `prune`.
+        group: As for `prune`.
 
     Returns:
         By layer name the fraction that would be pruned, 0.0 to 1.0.
@@ -419,6 +453,7 @@ def layerwise_sparsity(
         exclude=exclude,
         stacked=stacked,
         importance=importance,
+        group=group,
     )
     return {layer.name: layer.sparsity for layer in planned.layers}
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/uint128.h"
@@ -17,6 +18,10 @@ class BigUint {
       : limbs_{static_cast<std::uint64_t>(value), static_cast<std::uint64_t>(value >> 64)} {
     trim();
   }
+  explicit BigUint(std::vector<std::uint64_t> limbs) : limbs_(std::move(limbs)) { trim(); }
+
+  // Least significant first; the last one is not zero.
+  const std::vector<std::uint64_t>& limbs() const { return limbs_; }
 
   BigUint& operator+=(const BigUint& other) {
     limbs_.resize(std::max(limbs_.size(), other.limbs_.size()) + 1);
@@ -66,7 +71,7 @@ class BigUint {
     while (!limbs_.empty() && limbs_.back() == 0) limbs_.pop_back();
   }
 
-  std::vector<std::uint64_t> limbs_;  // least significant first; the last one is not zero
+  std::vector<std::uint64_t> limbs_;
 };
 
 }  // namespace lampfast

@@ -33,7 +33,7 @@ constexpr std::int64_t most_plain_terms = std::int64_t{1} << 12;
 // The most terms that are added to one CompensatedSum.
 constexpr std::int64_t most_compensated_terms = std::int64_t{1} << 32;
 
-// The relative error of a CompensatedSum of squares. It has four sources:
+// The relative error of a CompensatedSum of squares. It has five sources:
 // - the uncompensated sums that are its terms: most_plain_terms * u;
 // - the rounding of float64's squares, u, and of high + low at the end, u (of codes and scales,
 // whose
@@ -44,9 +44,14 @@ constexpr std::int64_t most_compensated_terms = std::int64_t{1} << 32;
 constexpr double compensated_sum = 0x1p-40;
 constexpr double compensation_error =
     static_cast<double>(most_compensated_terms) * unit_roundoff;  // of `low`, squared below
-static_assert(covers(compensated_sum, static_cast<double>(most_plain_terms) * unit_roundoff +
-                                          2.0 * unit_roundoff +
-                                          compensation_error * compensation_error));
+// - where ranks exchange their sums (exchange.cpp): exchanged_sum, what each cuts off to send its
+// own,
+//   and at most 32 roundings when what was sent is put together.
+constexpr double exchanged_sum = 0x1p-44;
+constexpr double exchange_error = exchanged_sum + 32.0 * unit_roundoff;
+static_assert(covers(compensated_sum,
+                     static_cast<double>(most_plain_terms) * unit_roundoff + 2.0 * unit_roundoff +
+                         compensation_error * compensation_error + exchange_error));
 
 // A bin's sum is added up without compensation, in two steps. One task (a chunk on the CPU,
 // cpu/chunks.h; a span on a GPU, cuda/work.h) adds at most most_bin_terms squares, and then at most
@@ -54,11 +59,14 @@ static_assert(covers(compensated_sum, static_cast<double>(most_plain_terms) * un
 constexpr std::int64_t most_bin_terms = std::int64_t{1} << 17;
 constexpr std::int64_t most_bin_merges = std::int64_t{1} << 19;
 
-// The relative error of a bin's sum of squares: from these additions, and from rounding the squares
-// of float64.
+// The relative error of a bin's sum of squares: from these additions, from rounding the squares of
+// float64, and from an exchange between ranks.
 constexpr double bin_sum = 0x1p-33;
+constexpr double exchanged_bin_sum = 0x1p-36;
+constexpr double bin_exchange_error = exchanged_bin_sum + 32.0 * unit_roundoff;
 static_assert(covers(bin_sum,
-                     static_cast<double>(most_bin_terms + most_bin_merges + 1) * unit_roundoff));
+                     static_cast<double>(most_bin_terms + most_bin_merges + 1) * unit_roundoff +
+                         bin_exchange_error));
 
 // The most elements that a layer may have, so that a bin has at most most_bin_merges partial sums.
 // Those who make the sums assert it (cpu/partition.cpp, cuda/work.h).

@@ -11,7 +11,8 @@ namespace lampfast {
 
 struct ElementIndex {
   std::size_t layer;
-  std::int64_t index;  // row-major
+  std::int64_t index;    // row-major
+  std::size_t rank = 0;  // the first that has it, if the layer is sharded
 
   bool operator<(const ElementIndex& other) const {
     return layer < other.layer || (layer == other.layer && index < other.index);

@@ -18,6 +18,7 @@ struct PartitionRequest {
   KeyInterval interval;
   double scale;        // for scaled_square (key_format.h)
   bool track_min_max;  // whether bins record their smallest and largest keys (on GPUs all do)
+  std::int64_t least_bins = 0;  // more bins than a small layer would have, to be merged with others
 };
 
 // The interval whose stored keys are wanted, and how many of them a partition has found there.

@@ -38,6 +38,9 @@ class HostBackend : public Backend {
   // exact_sum.cpp
   BigUint exact_sum_above(std::size_t id, std::uint64_t key) override;
 
+  // count_ties.cpp
+  std::vector<std::int64_t> count_ties(std::size_t id, const TieRequest& request) override;
+
   // commit.cpp
   void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                const MaskSink& masks) override;

@@ -229,7 +229,8 @@ class WeightsReader {
         is_incomplete_(ids.size()) {
     for (std::size_t p = 0; p < ids.size(); ++p) {
       const Layer& layer = layers[ids[p]];
-      results[p].found = Partition(requests[p].interval, bin_count(layer, least_bins));
+      const std::int64_t bins = bin_count(layer, std::max(least_bins, requests[p].least_bins));
+      results[p].found = Partition(requests[p].interval, bins);
       if (!masks.takes(ids[p], layer)) continue;
       kept[p] = masks.bytes(ids[p]);
       use_large_pages(kept[p], static_cast<std::size_t>(layer.size));
@@ -351,7 +352,8 @@ std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
   std::int64_t total = 0;
   for (std::size_t p = 0; p < ids.size(); ++p) {
     const Read& read = reads_[ids[p]];
-    found.emplace_back(requests[p].interval, bin_count(layers_[ids[p]], least_bins_of_candidates));
+    const std::int64_t least = std::max(least_bins_of_candidates, requests[p].least_bins);
+    found.emplace_back(requests[p].interval, bin_count(layers_[ids[p]], least));
     found[p].sides.add(read.stored.sides);
     for (const CandidateSegment& segment : read.candidates) {
       tasks.push_back({p, &segment});

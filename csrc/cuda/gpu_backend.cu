@@ -227,6 +227,19 @@ class GpuBackend : public Backend {
     });
   }
 
+  // In the host: no kernel does this yet.
+  std::vector<std::int64_t> count_ties(std::size_t id, const TieRequest& request) override {
+    const DeviceGuard guard(device_);
+    std::vector<std::int64_t> counts(request.parts, 0);
+    for_each_weight(id, *request.index_steps, [&](std::uint64_t key, std::int64_t offset) {
+      if (key != request.key) return;
+      const std::int64_t part = (request.first + offset - request.begin) >> request.bits;
+      if (part < 0 || part >= static_cast<std::int64_t>(request.parts)) return;
+      ++counts[static_cast<std::size_t>(part)];
+    });
+    return counts;
+  }
+
   void prepare(const LayerIds& ids, const std::vector<LayerThreshold>& thresholds,
                const MaskSink& masks) override {
     const DeviceGuard guard(device_);
@@ -253,7 +266,7 @@ class GpuBackend : public Backend {
     });
     transfer_.mark_last_copy();
     for (const Launch& launch : launches_) {
-      if (counts_ties) count_ties(launch, workspace_.tie_counts);
+      if (counts_ties) cuda::count_ties(launch, workspace_.tie_counts);
       if (has_ties) {
         find_ties(launch, workspace_.tie_counts, workspace_.rows, workspace_.first_kept);
       }
@@ -666,8 +679,10 @@ class GpuBackend : public Backend {
     read.keys.assign(keys + rooms.first[position], keys + rooms.first[position] + inside);
   }
 
-  // All keys of a layer inside an interval, from a copy of the layer in the host.
-  Keys keys_of_weights(std::size_t id, const KeyInterval& interval) {
+  // Calls body(key, offset) for the weights of a layer, from a copy of it in the host. Offsets are
+  // those that `steps`, as strides, lead to.
+  template <class Body>
+  void for_each_weight(std::size_t id, const Strides& steps, Body&& body) {
     const Layer& layer = layers_[id];
     std::int64_t first = 0;
     std::int64_t last = 0;
@@ -679,17 +694,24 @@ class GpuBackend : public Backend {
     std::vector<std::byte> copy(static_cast<std::size_t>((last - first + 1) * width));
     transfer_.receive(copy.data(), layer.data + first * width, copy.size());
     transfer_.wait();
-    Keys keys;
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
       const auto* data = reinterpret_cast<const typename Format::Storage*>(copy.data()) - first;
-      const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
+      const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, &steps}, Order::memory);
       walk.runs(0, layer.size, [&](auto, const auto& offsets, std::int64_t length) {
         for (std::int64_t j = 0; j < length; ++j) {
           const auto key = Format::key(data[offsets[0] + j * walk.step()[0]]);
-          if (key >= interval.low && key < interval.high) keys.push_back(key);
+          body(std::uint64_t{key}, offsets[1] + j * walk.step()[1]);
         }
       });
+    });
+  }
+
+  // All keys of a layer inside an interval.
+  Keys keys_of_weights(std::size_t id, const KeyInterval& interval) {
+    Keys keys;
+    for_each_weight(id, layers_[id].strides, [&](std::uint64_t key, std::int64_t) {
+      if (key >= interval.low && key < interval.high) keys.push_back(key);
     });
     return keys;
   }

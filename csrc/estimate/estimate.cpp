@@ -186,8 +186,10 @@ class Estimator {
   void measure_errors(const LayerIds& ids) {
     const std::vector<TallyRequest> requests = at_thresholds(ids);
     const std::vector<GroupTallies> tallies = backends_.tally(ids, requests);
+    tallied_.clear();
     for (std::size_t a = 0; a < ids.size(); ++a) {
       const std::size_t i = ids[a];
+      tallied_[i] = {requests[a].key, tallies[a]};
       GroupTallies at_threshold = tallies[a];
       const auto probed = probed_.find(i);
       if (probed != probed_.end()) at_threshold.subtract(probed->second);
@@ -284,13 +286,30 @@ class Estimator {
   void probe(const LayerIds& ids) {
     const std::vector<TallyRequest> at = at_thresholds(ids);
     const std::vector<Tally> found = backends_.probe(ids, at);
-    std::vector<GroupTallies> drawn = backends_.tally(ids, at);
+    tally_missing(ids, at);
     for (std::size_t a = 0; a < ids.size(); ++a) {
       const std::size_t i = ids[a];
       if (!std::isfinite(found[a].above)) continue;  // reporting it is left to the partition
       cdfs_[i].shift(found[a].below - cdfs_[i].count_below(at[a].key),
                      found[a].above - cdfs_[i].sum_from(at[a].key));
-      probed_[i] = std::move(drawn[a]);
+      probed_[i] = tallied_[i].at_key;
+    }
+  }
+
+  // Of most layers the draws have just been tallied at the key that is probed, for the error there.
+  void tally_missing(const LayerIds& ids, const std::vector<TallyRequest>& requests) {
+    LayerIds missing;
+    std::vector<TallyRequest> missing_requests;
+    for (std::size_t a = 0; a < ids.size(); ++a) {
+      const auto known = tallied_.find(ids[a]);
+      if (known != tallied_.end() && known->second.key == requests[a].key) continue;
+      missing.push_back(ids[a]);
+      missing_requests.push_back(requests[a]);
+    }
+    if (missing.empty()) return;
+    const std::vector<GroupTallies> found = backends_.tally(missing, missing_requests);
+    for (std::size_t m = 0; m < missing.size(); ++m) {
+      tallied_[missing[m]] = {missing_requests[m].key, found[m]};
     }
   }
 
@@ -302,6 +321,11 @@ class Estimator {
   std::vector<LayerErrors> errors_;
   std::vector<KeyInterval> intervals_;
   ScoreInterval scores_;
+  struct DrawTallies {
+    std::uint64_t key;
+    GroupTallies at_key;
+  };
+  std::unordered_map<std::size_t, DrawTallies> tallied_;  // the last ones of the draws, by layer id
   std::unordered_map<std::size_t, GroupTallies> probed_;  // what the draws of a layer say where it
                                                           // was probed last, by layer id
 };

@@ -17,6 +17,9 @@ namespace {
 
 // A layer with at most this many candidates has them sorted rather than narrowed further.
 constexpr std::int64_t most_sorted_candidates = test_sizes ? 4 : 256;
+// Between ranks, which share what they sort, an exchange more takes longer than more keys. So few
+// layers have so few candidates when the weights are read that they had better wait for the others.
+constexpr std::int64_t most_shared_candidates = test_sizes ? 16 : 1024;
 
 std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
   std::sort(keys.begin(), keys.end());
@@ -62,9 +65,9 @@ void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& 
     evidence_.is_sorted[reads.ids[r]] = limit == StoreLimit::none;
     found.push_back(&results[r].found);
   }
+  const std::int64_t few = backends_.is_sharded() ? 0 : most_sorted_candidates;
   learn(reads.ids, found,
-        limit == StoreLimit::budget ? most_sorted_candidates
-                                    : std::numeric_limits<std::int64_t>::max());
+        limit == StoreLimit::budget ? few : std::numeric_limits<std::int64_t>::max());
 }
 
 void Reader::read_candidates(const Reads& reads) {
@@ -72,7 +75,7 @@ void Reader::read_candidates(const Reads& reads) {
   std::vector<const Partition*> found;
   found.reserve(partitions.size());
   for (const Partition& partition : partitions) found.push_back(&partition);
-  learn(reads.ids, found, most_sorted_candidates);
+  learn(reads.ids, found, backends_.is_sharded() ? most_shared_candidates : most_sorted_candidates);
 }
 
 std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
@@ -99,7 +102,9 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
     // Ranks are positions in a layer's order, so none may be missing.
     if (found[r]->sides.beside() + inside != backends_.layers()[id].size) throw WeightsChanged();
     evidence_.sides[id] = found[r]->sides;
-    if (evidence_.stored[id].contains(interval) && inside <= most_sorted) {
+    // Bins of one key each say all that sorted keys would.
+    const bool is_by_key = found[r]->bin_bits == 0;
+    if (!is_by_key && evidence_.stored[id].contains(interval) && inside <= most_sorted) {
       sorted.push_back(id);
       keys.push_back({interval, inside});
     } else {

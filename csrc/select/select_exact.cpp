@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <utility>
 
 #include "core/big_uint.h"
 #include "core/error_bounds.h"
@@ -19,11 +20,8 @@ namespace {
 // exactly.
 class OpenElements {
  public:
-  OpenElements(Backends& backends, std::size_t layer, const RankBounds& rank_bounds,
-               const RankRange& range)
-      : backends_(&backends),
-        layer_(layer),
-        dtype_(backends.layers()[layer].dtype),
+  OpenElements(Dtype dtype, const RankBounds& rank_bounds, const RankRange& range)
+      : dtype_(dtype),
         rank_bounds_(&rank_bounds),
         first_(rank_bounds.at_rank(range.begin)),
         last_(rank_bounds.at_rank(range.end - 1)) {}
@@ -46,9 +44,28 @@ class OpenElements {
 
   const RankBounds& rank_bounds() const { return *rank_bounds_; }
 
+  bool has_sums() const { return !exact_after_.empty(); }
+
+  // Whether elements lie above the open ones, and the key that these are above of.
+  bool has_more_above() const {
+    const std::vector<ScoredInterval>& all = rank_bounds_->intervals();
+    return last_ + 1 != all.data() + all.size();
+  }
+  std::uint64_t last_key() const { return last_->last; }
+
+  // Takes the exact sum of what lies above the open intervals, and adds these from the top down,
+  // keeping every spacing-th sum.
+  void start_from(BigUint sum) {
+    const ScoredInterval* interval = last_;
+    for (; interval - first_ >= spacing; interval -= spacing) {
+      exact_after_.push_back(sum);
+      add_intervals(sum, interval, interval - spacing);
+    }
+    exact_after_.push_back(std::move(sum));
+  }
+
   // Element::sum_from, exactly, in units of 2^(2 * least_exponent).
-  BigUint exact_sum_from(const Element& element) {
-    if (exact_after_.empty()) sum_exactly();
+  BigUint exact_sum_from(const Element& element) const {
     const std::ptrdiff_t checkpoint = (last_ - element.interval) / spacing;
     BigUint sum = exact_after_[static_cast<std::size_t>(checkpoint)];
     add_intervals(sum, last_ - checkpoint * spacing, element.interval);
@@ -78,47 +95,14 @@ class OpenElements {
       sum += exact_squares(each->first, each->count);
   }
 
-  // Reads the layer once more to sum what lies above the open intervals, then adds these from the
-  // top down, keeping every spacing-th sum.
-  void sum_exactly() {
-    const std::vector<ScoredInterval>& all = rank_bounds_->intervals();
-    BigUint sum;
-    if (last_ + 1 != all.data() + all.size()) sum = backends_->exact_sum_above(layer_, last_->last);
-    const ScoredInterval* interval = last_;
-    for (; interval - first_ >= spacing; interval -= spacing) {
-      exact_after_.push_back(sum);
-      add_intervals(sum, interval, interval - spacing);
-    }
-    exact_after_.push_back(sum);
-  }
-
   static constexpr std::ptrdiff_t spacing = test_sizes ? 2 : 64;
 
-  Backends* backends_;
-  std::size_t layer_;
   Dtype dtype_;
   const RankBounds* rank_bounds_;
   const ScoredInterval* first_;
   const ScoredInterval* last_;
   std::vector<BigUint> exact_after_;  // sums above every spacing-th interval, from last_ down
 };
-
-// Negative, zero or positive as the score of x, an element of a, is less than, equal to or greater
-// than that of y, one of b. Cross-multiplied: x.square * y.sum_from against y.square * x.sum_from.
-int compare_scores(OpenElements& a, const OpenElements::Element& x, OpenElements& b,
-                   const OpenElements::Element& y) {
-  if (x.key == 0 || y.key == 0) return (x.key != 0) - (y.key != 0);
-  const double left = x.square * y.sum_from;
-  const double right = y.square * x.sum_from;
-  const double margin = std::max(a.rank_bounds().margin(), b.rank_bounds().margin());
-  const double smallest = std::min({x.square, y.square, left, right});
-  if (std::abs(left - right) > margin * std::max(left, right) &&
-      smallest > error_bounds::least_product) {
-    return left < right ? -1 : 1;
-  }
-  return BigUint::compare(a.times_square(b.exact_sum_from(y), x.key),
-                          b.times_square(a.exact_sum_from(x), y.key));
-}
 
 int compare_magnitudes(double a, double b) { return (a > b) - (a < b); }
 
@@ -127,11 +111,11 @@ class OpenRanks {
  public:
   OpenRanks(Backends& backends, Ranking ranking, const std::vector<RankBounds>& rank_bounds,
             const std::vector<RankRange>& ranges)
-      : ranking_(ranking) {
+      : backends_(backends), ranking_(ranking) {
     for (std::size_t i = 0; i < ranges.size(); ++i) {
       const RankRange& range = ranges[i];
       if (range.is_empty()) continue;
-      layers_.push_back({i, {backends, i, rank_bounds[i], range}, range, 0});
+      layers_.push_back({i, {backends.layers()[i].dtype, rank_bounds[i], range}, range, 0});
       total_ += range.end - range.begin;
     }
   }
@@ -201,11 +185,52 @@ class OpenRanks {
 
   int compare(LayerRanks& a, const OpenElements::Element& x, LayerRanks& b,
               const OpenElements::Element& y) {
-    if (ranking_ != Ranking::magnitude) return compare_scores(a.elements, x, b.elements, y);
+    if (ranking_ != Ranking::magnitude) return compare_scores(a, x, b, y);
     return compare_magnitudes(a.elements.rank_bounds().magnitude(x.key),
                               b.elements.rank_bounds().magnitude(y.key));
   }
 
+  // Negative, zero or positive as the score of x, an element of a, is less than, equal to or
+  // greater than that of y, one of b. Cross-multiplied: x.square * y.sum_from against y.square *
+  // x.sum_from.
+  int compare_scores(LayerRanks& a, const OpenElements::Element& x, LayerRanks& b,
+                     const OpenElements::Element& y) {
+    if (x.key == 0 || y.key == 0) return (x.key != 0) - (y.key != 0);
+    const double left = x.square * y.sum_from;
+    const double right = y.square * x.sum_from;
+    const double margin =
+        std::max(a.elements.rank_bounds().margin(), b.elements.rank_bounds().margin());
+    const double smallest = std::min({x.square, y.square, left, right});
+    if (std::abs(left - right) > margin * std::max(left, right) &&
+        smallest > error_bounds::least_product) {
+      return left < right ? -1 : 1;
+    }
+    if (!a.elements.has_sums() || !b.elements.has_sums()) sum_exactly(a, b);
+    return BigUint::compare(a.elements.times_square(b.elements.exact_sum_from(y), x.key),
+                            b.elements.times_square(a.elements.exact_sum_from(x), y.key));
+  }
+
+  // Reads layers once more to sum what lies above their open elements.
+  void sum_exactly(const LayerRanks& a, const LayerRanks& b) {
+    LayerIds ids;
+    std::vector<std::uint64_t> keys;
+    std::vector<OpenElements*> summed;
+    for (LayerRanks& layer : layers_) {
+      const bool is_needed = backends_.is_sharded() || layer.id == a.id || layer.id == b.id;
+      if (!is_needed || layer.elements.has_sums()) continue;
+      if (!layer.elements.has_more_above()) {
+        layer.elements.start_from(BigUint());
+        continue;
+      }
+      ids.push_back(layer.id);
+      keys.push_back(layer.elements.last_key());
+      summed.push_back(&layer.elements);
+    }
+    const std::vector<BigUint> sums = backends_.exact_sums_above(ids, keys);
+    for (std::size_t i = 0; i < sums.size(); ++i) summed[i]->start_from(sums[i]);
+  }
+
+  Backends& backends_;
   Ranking ranking_;
   std::vector<LayerRanks> layers_;
   std::int64_t total_ = 0;  // open elements

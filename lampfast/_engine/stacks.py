@@ -61,6 +61,18 @@ class Stack(NamedTuple):
         pairs = zip(self._every(), layers, strict=True)
         return ((name + suffix, layer) for suffix, layer in pairs if suffix not in self.without)
 
+    def halves_of(self, shape: Sequence[int]) -> Iterator[tuple[str, int | None, slice]]:
+        """What a slice holds: the end of a name, and where in which dimension of the parameter."""
+        if self.halves is None:
+            yield "", None, slice(None)
+            return
+        dim, order = self.halves
+        length = shape[dim]
+        half = length // 2
+        is_whole = order == "concatenated"
+        yield _HALVES[0], dim, slice(0, half) if is_whole else slice(0, length, 2)
+        yield _HALVES[1], dim, slice(half, length) if is_whole else slice(1, length, 2)
+
     def _every(self) -> Iterator[str]:
         """The suffixes of all slices, those that are no layers too."""
         halves = _HALVES if self.halves else ("",)

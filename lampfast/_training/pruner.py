@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from lampfast import _arguments, _patterns, methods, parameters
+from lampfast._engine import shards
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers
 from lampfast._training import averages, hooks, replicas, zeros
@@ -313,7 +314,8 @@ class Pruner:
 
     def _agreed(self, step: int) -> float | None:
         """What all ranks prune to at a step; None where the schedule has not risen."""
-        if not replicas.exist(self._group):
+        is_sharded = any(map(shards.is_sharded, self._layers.values()))
+        if is_sharded or not replicas.exist(self._group):  # ranks that shard agree as they prune
             return self._scheduled(step)
         return replicas.agreed(step, self._scheduled, self._masks, self._layers, self._group)
 

@@ -39,8 +39,8 @@ def exist(group: Group) -> bool:
     return distributed.get_world_size(group) > 1
 
 
-def check_group(group: object) -> None:
-    """Check that a process group can be one.
+def check_group(group: object, argument: str = "process_group") -> None:
+    """Check that a process group can be one; errors call it as the argument is called.
 
     Raises:
         TypeError: It is none.
@@ -50,12 +50,12 @@ def check_group(group: object) -> None:
         return
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ValueError(
-            f"process_group is a {type(group).__name__}, but torch.distributed does not run; call "
+            f"{argument} is a {type(group).__name__}, but torch.distributed does not run; call "
             "torch.distributed.init_process_group first, or leave it out"
         )
     if not isinstance(group, distributed.ProcessGroup):
         raise TypeError(
-            f"process_group is a {type(group).__name__}; pass a torch.distributed.ProcessGroup, as "
+            f"{argument} is a {type(group).__name__}; pass a torch.distributed.ProcessGroup, as "
             "new_group returns, of which this rank is one, or None for all ranks"
         )
 

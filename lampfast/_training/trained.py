@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.optim import Optimizer
 
-from lampfast._engine import views
+from lampfast._engine import shards, views
 from lampfast._engine.views import View
 
 _Space: TypeAlias = "int | None"
@@ -130,7 +130,7 @@ class _Index:
 
     def sharing(self, parameter: torch.Tensor) -> Iterator[int]:
         """Positions of the layers whose span of addresses overlaps a parameter's."""
-        extent = views.extent(parameter)
+        extent = views.extent(shards.part(parameter))
         if extent is None or extent.space not in self._spans:
             return
         spans, reach = self._spans[extent.space], self._reach[extent.space]
@@ -144,6 +144,7 @@ class _Index:
 
 def _address(parameter: torch.Tensor) -> int:
     """What changes when a parameter is given other memory."""
+    parameter = shards.part(parameter)
     if not views.is_wrapper(parameter):
         try:
             return parameter.data_ptr()

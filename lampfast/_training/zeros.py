@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
 )
 
 from lampfast import _arguments, parameters
-from lampfast._engine import changes, tracing, views
+from lampfast._engine import changes, shards, tracing, views
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
@@ -130,6 +130,30 @@ def keep_zeros(
     return held(found, optimizers, masks, copies, mask_gradients=mask_gradients, judge=judge)
 
 
+def _own_parts(masks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Of masks that are sharded as their weights are, what this rank has."""
+    if not isinstance(masks, Mapping):
+        return masks  # which is an error that is told later
+    return {name: shards.part(mask) for name, mask in masks.items()}
+
+
+def _check_sharded(found: Layers, mask_gradients: bool) -> None:
+    """Check that nothing is asked of sharded layers that is told of whole ones only."""
+    for name, weight in found.wholes.items():
+        if not shards.is_sharded(weight):
+            continue
+        if mask_gradients:
+            raise ValueError(
+                f"mask_gradients=True is given, and layer {name!r} is a DTensor, whose gradients "
+                "torch shards anew; leave it out"
+            )
+        if name in found.partial():
+            raise ValueError(
+                f"parameter {name!r} is a DTensor of which some slices are no layers; choose all "
+                "of its slices or none"
+            )
+
+
 def held(
     found: Layers,
     optimizers: Optimizer | Sequence[Optimizer],
@@ -142,7 +166,10 @@ def held(
     """What `keep_zeros` returns, for a model's layers; what is all zero is left to `judge`."""
     _arguments.flag("mask_gradients", mask_gradients)
     given = _checked(optimizers)
-    layers = views.layers(found.wholes, write=True)
+    _check_sharded(found, mask_gradients)
+    layers = views.layers({it: shards.part(w) for it, w in found.wholes.items()}, write=True)
+    if masks is not None:
+        masks = _own_parts(masks)
     trained = _checked_trained(layers, given)
     of_copies = averages.layers(copies, layers, found.wholes)
     if masks is not None:
@@ -293,6 +320,7 @@ class KeptZeros:
                 regrowth.forget(stale)
 
     def _checked_masks(self, masks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        masks = _own_parts(masks)
         _check_masks(masks, [layer.now() for layer in self._kept.layers])
         return masks
 

@@ -163,6 +163,9 @@ _PLAN: dict[str, Any] = {
 }
 
 
+_RANKS: dict[str, Any] = {**_PLAN, "group": None}
+
+
 CHECKPOINT = Path(tempfile.mkdtemp()) / "model.safetensors"
 IMPORTANCE = CHECKPOINT.with_name("importance.safetensors")
 
@@ -179,12 +182,12 @@ def _pruner(net: Net, optimizer: SGD) -> lampfast.Pruner:
 
 
 CALLS: dict[str, Callable[[], Call]] = {
-    "prune": _call(_plain(lampfast.prune), model=_model, sparsity=0.5, **_PLAN),
-    "masks": _call(_plain(lampfast.masks), model=_model, sparsity=0.5, out=_masks, **_PLAN),
+    "prune": _call(_plain(lampfast.prune), model=_model, sparsity=0.5, **_RANKS),
+    "masks": _call(_plain(lampfast.masks), model=_model, sparsity=0.5, out=_masks, **_RANKS),
     "scores": _call(_plain(lampfast.scores), model=_model, importance=_importance, **_CHOICE),
-    "report": _call(_plain(lampfast.report), model=_model, sparsity=0.5, **_PLAN),
+    "report": _call(_plain(lampfast.report), model=_model, sparsity=0.5, **_RANKS),
     "layerwise_sparsity": _call(
-        _plain(lampfast.layerwise_sparsity), model=_model, sparsity=0.5, **_PLAN
+        _plain(lampfast.layerwise_sparsity), model=_model, sparsity=0.5, **_RANKS
     ),
     "wanda": _call(
         _plain(lampfast.importance.wanda), model=_model, batches=[torch.ones(2, 4)], **_CHOICE
@@ -333,6 +336,7 @@ GOOD: dict[str, list[str]] = {
     "every": ["2**70"],
     "schedule": ["function", "module", "lazy module"],  # it is asked when the first step is due
     "process_group": ["None"],
+    "group": ["None"],
     "labels": ["None", "['x']"],
     "figure": ["None"],
     "model": ["[]", "()", "{}"],

@@ -1,0 +1,145 @@
+"""The verbs on models that are sharded over processes, of which every rank makes the same call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from lampfast import _arguments, _core, methods
+from lampfast._engine import in_place, shards
+from lampfast._engine.stacks import Layers
+from lampfast._engine.views import View, Weight
+from lampfast._training import replicas
+from lampfast.methods import Allocation, Method
+from lampfast.reports import Report
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from lampfast._engine.sharded import Sharded
+
+Thresholds = list[_core.LayerThreshold]
+
+
+def are_needed(found: Layers, group: ProcessGroup | None, pattern: object = None) -> bool:
+    """Whether a layer is a DTensor, of which other ranks have other parts; or a group is given.
+
+    Raises:
+        TypeError: What is given is no group of torch.distributed.
+        ValueError: torch.distributed does not run; or a pattern is asked for, or a
+            layer has scales.
+    """
+    replicas.check_group(group, "group")
+    needed = group is not None or any(map(shards.is_sharded, found.wholes.values()))
+    if needed and found.scales:
+        raise ValueError(
+            f"layer {next(iter(found.scales))!r} is quantised, with scales beside it, in a "
+            "sharded model; prune it before it is quantised or sharded, or leave it out with "
+            "exclude="
+        )
+    if needed and pattern is not None:
+        raise ValueError(
+            f"pattern={pattern!r} is asked for in a sharded model, whose groups may lie on several "
+            "ranks; choose the pattern before the model is sharded"
+        )
+    return needed
+
+
+def thresholds(
+    found: Layers,
+    group: ProcessGroup | None,
+    sparsity: float | None,
+    method: Method | Allocation,
+    importance: Mapping[str, Weight] | None,
+) -> tuple[Sequence[View], Thresholds]:
+    """The layers, and what pruning them would need; without a sparsity, what is zero now."""
+    model = _sharded(found, group, ("report", sparsity, method), importance)
+    is_asked = sparsity is not None or isinstance(method, Mapping)
+    made = model.thresholds(_spec(model, found, sparsity, method)) if is_asked else model.zeros()
+    return _layers(model), made
+
+
+def masks(
+    found: Layers,
+    group: ProcessGroup | None,
+    sparsity: float | None,
+    method: Method | Allocation,
+    importance: Mapping[str, Weight] | None,
+) -> dict[str, Any]:
+    """By parameter, True where a weight is kept; each rank has the part that it has of them."""
+    model = _sharded(found, group, ("masks", sparsity, method), importance)
+    return model.masks(_spec(model, found, sparsity, method))
+
+
+def pruned(
+    found: Layers,
+    group: ProcessGroup | None,
+    sparsity: float | None,
+    method: Method | Allocation,
+    importance: Mapping[str, Weight] | None,
+    result: Callable[[Sequence[View], Thresholds], Report],
+) -> Report:
+    """Prune, as soon as no rank can fail any more; `result` is made on all of them before that."""
+    model = _sharded(found, group, ("prune", sparsity, method), importance, write=True)
+    spec = _spec(model, found, sparsity, method)
+    return in_place.zero(
+        [*found.wholes.values(), *(view.weight for view in model.local_views())],
+        model.local_views(),
+        lambda before_writing: model.prune(spec, before_writing),
+        lambda made: result(_layers(model), made),
+    )
+
+
+def scores(
+    found: Layers,
+    importance: Mapping[str, Weight] | None,
+    of_whole: Callable[[Layers, Mapping[str, Weight] | None], dict[str, Any]],
+) -> dict[str, Any]:
+    """By parameter, the scores of what this rank has; each is gathered to be sorted."""
+    from lampfast._engine import pieces
+
+    made: dict[str, Any] = {}
+    for name, weight in found.wholes.items():
+        stacks = {name: found.stacks[name]} if name in found.stacks else {}
+        given = importance and {it: _whole(importance[it]) for it in importance if it == name}
+        whole = of_whole(Layers({name: _whole(weight)}, stacks), given)[name]
+        made[name] = pieces.own(cast(Any, weight), whole) if shards.is_sharded(weight) else whole
+    return made
+
+
+def _whole(weight: Any) -> Any:
+    return weight.detach().full_tensor() if shards.is_sharded(weight) else weight
+
+
+def _sharded(
+    found: Layers,
+    group: ProcessGroup | None,
+    call: tuple[object, ...],
+    importance: Mapping[str, Weight] | None,
+    *,
+    write: bool = False,
+) -> Sharded:
+    from lampfast._engine.sharded import Sharded
+
+    verb, sparsity, method = call
+    asked = verb, sparsity, dict(method) if isinstance(method, Mapping) else method
+    question = *asked, importance is None
+    return Sharded(found, question, write=write, importance=importance, group=group)
+
+
+def _layers(model: Sharded) -> Sequence[View]:
+    """The layers, for those who ask for no more than names, shapes and sizes."""
+    return cast(Sequence[View], model.layers)
+
+
+def _spec(
+    model: Sharded, found: Layers, sparsity: float | None, method: Method | Allocation
+) -> _core.SelectionSpec:
+    """What the engine is to select of all layers."""
+    if isinstance(method, Mapping):
+        return methods.allocation_spec(method, found, _layers(model))
+    count = _arguments.count("sparsity", sparsity, sum(layer.size for layer in model.layers))
+    if methods.looks_at_magnitudes(method):
+        return methods.selection_spec(method, count, [], [])
+    zeros = [found.pruned for found in model.zeros()]
+    return methods.spec_beside_zeros(method, count, [it.shape for it in model.layers], zeros)
