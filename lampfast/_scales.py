@@ -26,7 +26,7 @@ _OF_WEIGHTS = re.compile(r"_scale_inv$|(^|_)weight_scale$|^qscale_weight$")
 _OF_ACTIVATIONS = re.compile(
     r"(^|_)(input|activation|act|output|prob|softmax|q|k|v|kv)_scale(_ub|_inv)?$|^qscale_act$"
 )
-_LIKE = re.compile(r"scale|zero_point", re.IGNORECASE)
+_LIKE = re.compile(r"(^|_)(scales?|scaling|zero_points?)(_|\d|$)", re.IGNORECASE)
 
 
 class _Group(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite, nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lampfast import _arguments, _core, _coverage, _patterns, _ranks, methods, parameters
 from lampfast._engine import calls, changes, collector, in_place, views
@@ -503,24 +503,27 @@ def _plan(
     model: Model, found: Layers, layers: list[View], sources: list[View], asked: _Asked
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """Both where the engine can reach them, and what it is to select of them."""
-    targets, scored = _local(layers, sources)
-    spec: calls.Selection | None = None
-    if isinstance(asked.method, Mapping):
-        spec = methods.allocation_spec(asked.method, found, layers)
-    elif asked.sparsity is not None:
-        count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
-        spec = methods.selection_spec(asked.method, count, targets, scored)
+    dims, spec, count = None, None, None
     if asked.pattern is not None:
-        if scaled := [source.name for source in scored if source.scales is not None]:
+        if scaled := [source.name for source in sources if source.scales is not None]:
             raise ValueError(
                 f"layer {scaled[0]!r} has scales, whose products are not ranked by an n:m pattern; "
                 "pass importance= for all layers, or leave it out with exclude="
             )
         dims = _patterns.input_dims(model, found, layers, asked.pattern.dim)
+    if isinstance(asked.method, Mapping):
+        spec = methods.allocation_spec(asked.method, found, layers)
+    elif asked.sparsity is not None:
+        count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
+    targets, scored = _local(layers, sources)  # which may copy, and so comes after the checks
+    if count is not None:
+        spec = methods.selection_spec(cast(Method, asked.method), count, targets, scored)
+    if asked.pattern is not None and dims is not None:
         pruned = None
         if spec is not None:
             pruned = [found.pruned for found in calls.thresholds(targets, scored, spec)]
-        spec = _patterns.groups(asked.pattern, dims, [it.size for it in layers], pruned)
+        groups = _patterns.groups(asked.pattern, dims, [it.size for it in layers], pruned)
+        return targets, scored, groups
     assert spec is not None
     return targets, scored, spec
 

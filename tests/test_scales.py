@@ -429,3 +429,9 @@ def test_patterns_do_not_rank_products() -> None:
         lampfast.prune(state, pattern="2:4")
     importance = {"0.weight": torch.rand(8, 8)}
     assert lampfast.prune(state, pattern="2:4", importance=importance).kept == 32
+
+
+@pytest.mark.parametrize("name", ["scaled", "upscale.weight", "autoscaler"])
+def test_names_that_only_have_scale_in_them_are_no_scales(name: str) -> None:
+    codes = torch.randn(8, 8).to(torch.float8_e4m3fn)
+    assert lampfast.report({"codes": codes, name: torch.randn(8, 8)}, 0.5).numel == 128

@@ -377,10 +377,11 @@ def test_zeros_are_kept_in_slices(model: TinyMixture, move: str) -> None:
         _train(model, optimizer)
         assert lampfast.report(model).sparsity == pytest.approx(0.9, abs=0.01)
     kept.update({name: torch.ones_like(mask) for name, mask in masks.items()})
-    optimizer.zero_grad()
-    model(torch.randn(4, 5, dtype=model.proj.weight.dtype)).square().mean().backward()
+    with torch.no_grad():
+        for name in masks:
+            model.get_parameter(name).add_(1.0)
     optimizer.step()
-    assert lampfast.report(model).sparsity < 0.5
+    assert lampfast.report(model).sparsity < 0.1
 
 
 def test_only_the_zeros_of_layers_are_kept(model: TinyMixture) -> None:
