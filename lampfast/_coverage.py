@@ -9,7 +9,7 @@ from torch import nn
 
 from lampfast import _modules
 from lampfast._engine import copies
-from lampfast._engine.views import View
+from lampfast._engine.views import View, Weight
 from lampfast.parameters import Found
 from lampfast.reports import LeftOut
 
@@ -36,8 +36,10 @@ def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[
     are. Each model is warned of once. A mapping of matrices and vectors, all of which are layers,
     is warned of wherever one is passed.
     """
-    if isinstance(model, Mapping) and found.is_default and (problem := _vectors(layers)):
-        warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
+    if isinstance(model, Mapping) and found.is_default:
+        problem = _vectors(found.layers.wholes)
+        if problem is not None:
+            warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
     if not (left or found.unfit) or not found.is_default or not isinstance(model, nn.Module):
         return
     if model in _warned:
@@ -47,9 +49,9 @@ def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[
         warnings.warn(problem, stacklevel=copies.frames_to_the_caller())
 
 
-def _vectors(layers: Sequence[View]) -> str | None:
+def _vectors(layers: Mapping[str, Weight]) -> str | None:
     """What to say of the vectors of a mapping, if it has matrices too."""
-    vectors = [layer.name for layer in layers if len(layer.weight.shape) < 2]
+    vectors = [name for name, weight in layers.items() if len(weight.shape) < 2]
     if not vectors or len(vectors) == len(layers):
         return None
     shown = ", ".join(map(repr, vectors[:3])) + ", ..." * (len(vectors) > 3)

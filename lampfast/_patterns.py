@@ -1,6 +1,7 @@
 """n:m patterns: along a layer's inputs, each group of m weights keeps the n that are largest."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from lampfast import _arguments, _modules
+from lampfast._engine import copies
 from lampfast._engine.calls import Groups
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
@@ -28,6 +30,41 @@ class Pattern(NamedTuple):
     kept: int | None
     size: int
     dim: int | None
+
+
+class Grouped(NamedTuple):
+    """A layer whose weights lie in groups along a dimension.
+
+    Attributes:
+        name: Its name.
+        numel: How many weights it has.
+        dim: The dimension.
+        extent: How long it is.
+    """
+
+    name: str
+    numel: int
+    dim: int
+    extent: int
+
+    def kept(self, n: int, m: int) -> int:
+        """How many weights stay if n of m do, and of a shorter group as many in proportion.
+
+        Example:
+            >>> Grouped("fc", 70, 1, 7).kept(2, 4)  # of each 7: 2 of 4, and 2 of 3
+            40
+        """
+        if not self.numel:
+            return 0
+        short = -(-n * (self.extent % m) // m)
+        return self.numel // self.extent * (self.extent // m * n + short)
+
+    def most(self, count: int, m: int) -> int:
+        """The largest n that keeps no more than so many weights; 1 if it is to keep any."""
+        n = min(count * m // max(self.numel, 1), m)
+        while self.kept(n, m) > count:
+            n -= 1
+        return max(n, min(count, 1))
 
 
 def parse(pattern: str | None, dim: int | None = None) -> Pattern | None:
@@ -63,14 +100,22 @@ def parse(pattern: str | None, dim: int | None = None) -> Pattern | None:
     return Pattern(n, m, dim)
 
 
-def check_scheduled(pattern: str | None, dim: int | None) -> None:
+def check_scheduled(pattern: str | None, dim: int | None, schedule: object) -> None:
     """Check what is asked for where a schedule gives the sparsity.
 
     Raises:
         TypeError: As `parse`.
-        ValueError: As `parse`; or the pattern gives n itself.
+        ValueError: As `parse`; or the pattern gives n itself, or keeps more than the schedule, as
+            far as that tells its end.
     """
     parsed = parse(pattern, dim)
+    end = getattr(schedule, "final", getattr(schedule, "sparsity", None))
+    if parsed is not None and isinstance(end, float) and end > 1 - 1 / parsed.size:
+        raise ValueError(
+            f"schedule ends at {end}, and pattern={pattern!r} keeps one weight in a group of "
+            f"{parsed.size} at least; end at most {1 - 1 / parsed.size}, or pass a pattern of "
+            "larger groups"
+        )
     if parsed is not None and parsed.kept is not None:
         raise ValueError(
             f"pattern={pattern!r} says by itself how much is pruned, and here a schedule does; "
@@ -78,14 +123,14 @@ def check_scheduled(pattern: str | None, dim: int | None) -> None:
         )
 
 
-def input_dims(model: object, found: Layers, layers: Sequence[View], dim: int | None) -> list[int]:
-    """The dimension of each layer along which its groups lie.
+def grouped(model: object, found: Layers, layers: Sequence[View], dim: int | None) -> list[Grouped]:
+    """The layers with the dimensions along which their groups lie.
 
     Raises:
         ValueError: A layer has no such dimension.
     """
     own = {} if dim is not None else _first_dims(model, found)
-    dims = []
+    cut = []
     for layer in layers:
         ndim = len(layer.shape)
         if ndim == 0:
@@ -99,8 +144,9 @@ def input_dims(model: object, found: Layers, layers: Sequence[View], dim: int | 
                 f"dim={dim} is not one of layer {layer.name!r} of shape {tuple(layer.shape)}; pass "
                 "one that every layer has, or leave the layer out with exclude="
             )
-        dims.append(chosen % ndim)
-    return dims
+        at = chosen % ndim
+        cut.append(Grouped(layer.name, layer.size, at, layer.shape[at]))
+    return cut
 
 
 def _first_dims(model: object, found: Layers) -> dict[str, int]:
@@ -112,7 +158,8 @@ def _first_dims(model: object, found: Layers) -> dict[str, int]:
             for name, module in model.named_modules(remove_duplicate=False)
         }
     elif isinstance(model, Sequence):
-        modules = {str(i): entry[0] for i, entry in enumerate(model) if isinstance(entry, tuple)}
+        pairs = ((i, entry) for i, entry in enumerate(model) if isinstance(entry, Sequence))
+        modules = {str(i): entry[0] for i, entry in pairs}
     else:
         modules = {}
     halved = {name.rpartition(".")[0] for name, it in found.stacks.items() if _is_across(it)}
@@ -130,41 +177,39 @@ def _is_across(stack: Stack) -> bool:
     return stack.halves is not None and stack.halves.dim == 2
 
 
-def kept_of(pruned: Sequence[int], sizes: Sequence[int], size: int) -> list[int]:
-    """How many weights of a group each layer keeps, for the numbers that it is to prune.
+def kept_of(asked: Sequence[int], layers: Sequence[Grouped], m: int) -> list[int]:
+    """How many weights of a group of m each layer keeps, for the numbers that it is to keep.
 
-    What a layer keeps of a group is rounded down, but is at least 1 of a layer that keeps any; then
-    up for the layers with the largest remainders, the earlier one first, for as many of them as
-    bring the weights that are kept nearest to what was asked for.
+    First the largest n that keeps no more than that, but at least 1 of a layer that keeps any; then
+    one more for the layers that come nearest to it, the earlier one first, for as many of them as
+    bring the weights that are kept in all nearest to what was asked for.
 
     Example:
-        >>> kept_of([50, 90], [100, 100], 8)  # 4 and 0.8 of 8 are asked for
+        >>> kept_of([50, 10], [Grouped("a", 100, 1, 8), Grouped("b", 100, 1, 8)], 8)
         [4, 1]
 
     Raises:
         ValueError: Less than one weight of a group would stay.
     """
-    total, kept = sum(sizes), sum(sizes) - sum(pruned)
-    if kept * size < total:
+    total, kept = sum(layer.numel for layer in layers), sum(asked)
+    if kept * m < total:
         raise ValueError(
             f"sparsity asks to keep {kept} of {total} weights, which is less than one in a group "
-            f"of {size}; pass a smaller one, or a pattern of larger groups"
+            f"of {m}; it may be at most {1 - 1 / m}, or pass a pattern of larger groups"
         )
-    shares = [(numel - gone) * size for numel, gone in zip(sizes, pruned, strict=True)]
-    counts = [
-        max(share // max(numel, 1), min(share, 1))
-        for share, numel in zip(shares, sizes, strict=True)
-    ]
-    over = sum(n * numel for n, numel in zip(counts, sizes, strict=True)) - kept * size
-    remainders = [share - n * numel for share, n, numel in zip(shares, counts, sizes, strict=True)]
-    order = sorted(
-        (i for i, rest in enumerate(remainders) if rest > 0),
-        key=lambda i: Fraction(remainders[i], sizes[i]),
-        reverse=True,
-    )
+    counts = [layer.most(count, m) for layer, count in zip(layers, asked, strict=True)]
+    now = [layer.kept(n, m) for layer, n in zip(layers, counts, strict=True)]
+    steps = [layer.kept(n + 1, m) - at for layer, n, at in zip(layers, counts, now, strict=True)]
+    shares = {
+        i: Fraction(count - at, step)
+        for i, (count, at, step) in enumerate(zip(asked, now, steps, strict=True))
+        if count > at and step
+    }
+    over = sum(now) - kept
     best, nearest = 0, abs(over)
+    order = sorted(shares, key=shares.__getitem__, reverse=True)
     for raised, i in enumerate(order, 1):
-        over += sizes[i]
+        over += steps[i]
         if abs(over) < nearest:
             best, nearest = raised, abs(over)
     for i in order[:best]:
@@ -172,16 +217,60 @@ def kept_of(pruned: Sequence[int], sizes: Sequence[int], size: int) -> list[int]
     return counts
 
 
+def _kept_of_each(asked: Sequence[int], layers: Sequence[Grouped], m: int) -> list[int]:
+    """The same where each layer has a sparsity of its own, and gets the n nearest to that."""
+    counts = []
+    for layer, count in zip(layers, asked, strict=True):
+        if 0 < count * m < layer.numel:
+            raise ValueError(
+                f"method asks to keep {count} of the {layer.numel} weights of layer "
+                f"{layer.name!r}, which is less than one in a group of {m}; give it a sparsity of "
+                f"at most {1 - 1 / m}, or pass a pattern of larger groups"
+            )
+        n = layer.most(count, m)
+        is_nearer = abs(layer.kept(n + 1, m) - count) < abs(layer.kept(n, m) - count)
+        counts.append(n + (n < m and is_nearer))
+    return counts
+
+
 def groups(
-    pattern: Pattern, dims: Sequence[int], sizes: Sequence[int], pruned: Sequence[int] | None
+    pattern: Pattern,
+    layers: Sequence[Grouped],
+    pruned: Sequence[int] | None,
+    *,
+    are_apart: bool = False,
 ) -> Groups:
-    """What the engine is to keep: the pattern's n, or one for each layer by what it is to prune."""
-    if pattern.kept is not None or pruned is None:
+    """What the engine is to keep: the pattern's n, or one for each layer by what it is to prune.
+
+    Args:
+        pattern: What is asked for.
+        layers: The distinct layers.
+        pruned: How many weights of each a method would prune; None if the pattern gives n.
+        are_apart: Whether each of them was asked for by itself.
+    """
+    m = pattern.size
+    if pruned is None:
         assert pattern.kept is not None
-        counts = [pattern.kept] * len(dims)
+        counts = [pattern.kept] * len(layers)
     else:
-        counts = kept_of(pruned, sizes, pattern.size)
-    return Groups([(n, pattern.size, dim) for n, dim in zip(counts, dims, strict=True)])
+        asked = [layer.numel - gone for layer, gone in zip(layers, pruned, strict=True)]
+        counts = (_kept_of_each if are_apart else kept_of)(asked, layers, m)
+    _warn_of_whole_layers(pattern, layers)
+    return Groups([(n, m, layer.dim) for n, layer in zip(counts, layers, strict=True)])
+
+
+def _warn_of_whole_layers(pattern: Pattern, layers: Sequence[Grouped]) -> None:
+    """Warn of layers that lose nothing, since their groups are too short for the pattern."""
+    n, m = pattern.kept or 1, pattern.size
+    whole = [layer for layer in layers if layer.numel and n < m and layer.kept(n, m) == layer.numel]
+    if whole:
+        more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+        warnings.warn(
+            f"pattern='{pattern.kept or ''}:{m}' leaves layer {whole[0].name!r}{more} as it is: "
+            f"along dimension {whole[0].dim} it has {whole[0].extent} of {m} weights, and of so "
+            "few all are kept; pass another dim=, or leave it out with exclude=",
+            stacklevel=copies.frames_to_the_caller(),
+        )
 
 
 def check_alone(pattern: Pattern, sparsity: object, method: object) -> None:

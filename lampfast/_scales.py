@@ -136,6 +136,16 @@ def _unknown(attribute: str, group: _Group) -> list[str]:
     return found
 
 
+def names_beside(attribute: str, beside: Iterable[str]) -> list[str]:
+    """Those of the names beside a float8 tensor that scale it, or may do so."""
+    known = _known(attribute)
+    return [
+        name
+        for name in beside
+        if name in known or (_LIKE.search(name) and not _OF_ACTIVATIONS.search(name))
+    ]
+
+
 def _block_size(model: object, module: nn.Module | None) -> tuple[int, ...] | None:
     """The extents of a block that a module tells, or else the model's configuration."""
     given: Any = getattr(module, "block_size", _ABSENT)

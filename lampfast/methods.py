@@ -79,20 +79,27 @@ def allocation_spec(
 
     Raises:
         TypeError: A pattern is no str, or a sparsity no number.
-        ValueError: A pattern matches nothing, or a sparsity is out of range.
+        ValueError: A pattern matches nothing, or nothing that later ones do not match too; or a
+            sparsity is out of range.
     """
     stacks = {name: found.names(name) for name in found.stacks}
     meant = {layer.name: [layer.name] for layer in layers}
     by_rank = dict.fromkeys(stacks, 1) | dict.fromkeys(meant, 2)
     meant |= {name: slices for name, slices in stacks.items() if set(slices) <= meant.keys()}
-    chosen: dict[str, tuple[str, float]] = {}
+    chosen: dict[str, str] = {}
     for pattern in sorted(allocation, key=lambda it: by_rank.get(it, 0)):
         for name in parameters.matching("method", [pattern], meant):
-            chosen |= dict.fromkeys(meant[name], (pattern, allocation[pattern]))
+            chosen |= dict.fromkeys(meant[name], pattern)
+    for pattern in allocation.keys() - set(chosen.values()):
+        raise ValueError(
+            f"method[{pattern!r}] decides no layer, as later patterns, or names, match all of its; "
+            "put general patterns first, and leave out what is not needed"
+        )
     pruned = []
     for layer in layers:
-        pattern, sparsity = chosen.get(layer.name, ("", 0))
-        pruned.append(_arguments.count(f"method[{pattern!r}]", sparsity, layer.size))
+        deciding = chosen.get(layer.name)
+        asked = 0 if deciding is None else allocation[deciding]
+        pruned.append(_arguments.count(f"method[{deciding!r}]", asked, layer.size))
     return _core.SelectionSpec(_core.Ranking.per_layer, pruned)
 
 

@@ -83,9 +83,10 @@ def prune(
             what stores them first, as transformers' Conv1D, transposed convolutions and experts)
             the n of largest magnitude stay, of equal ones the later; sparsity and method are left
             out, as the pattern says both. ":m", as ":8": every layer keeps n of m, with its own n,
-            1 to m, next to what the method leaves of it at this sparsity, so that what is kept of
-            all layers is as near to what was asked for as whole n allow. m is 2 to 64. A group at
-            the end with fewer than m weights keeps in proportion, rounded up.
+            1 to m, the one below or above what the method leaves of it at this sparsity, so that
+            all layers together keep about what was asked for (docs/exactness.md, section 10); of
+            an allocation the one nearest to it. m is 2 to 64. A group at the end with fewer than
+            m weights keeps in proportion, rounded up; a layer that so loses nothing is warned of.
         dim: Another dimension along which groups lie, for all layers.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
@@ -503,14 +504,15 @@ def _plan(
     model: Model, found: Layers, layers: list[View], sources: list[View], asked: _Asked
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """Both where the engine can reach them, and what it is to select of them."""
-    dims, spec, count = None, None, None
+    grouped, count = None, None
+    spec: calls.Selection | None = None
     if asked.pattern is not None:
         if scaled := [source.name for source in sources if source.scales is not None]:
             raise ValueError(
                 f"layer {scaled[0]!r} has scales, whose products are not ranked by an n:m pattern; "
                 "pass importance= for all layers, or leave it out with exclude="
             )
-        dims = _patterns.input_dims(model, found, layers, asked.pattern.dim)
+        grouped = _patterns.grouped(model, found, layers, asked.pattern.dim)
     if isinstance(asked.method, Mapping):
         spec = methods.allocation_spec(asked.method, found, layers)
     elif asked.sparsity is not None:
@@ -518,12 +520,11 @@ def _plan(
     targets, scored = _local(layers, sources)  # which may copy, and so comes after the checks
     if count is not None:
         spec = methods.selection_spec(cast(Method, asked.method), count, targets, scored)
-    if asked.pattern is not None and dims is not None:
-        pruned = None
+    if asked.pattern is not None and grouped is not None:
+        pruned, are_apart = None, isinstance(asked.method, Mapping)
         if spec is not None:
             pruned = [found.pruned for found in calls.thresholds(targets, scored, spec)]
-        groups = _patterns.groups(asked.pattern, dims, [it.size for it in layers], pruned)
-        return targets, scored, groups
+        spec = _patterns.groups(asked.pattern, grouped, pruned, are_apart=are_apart)
     assert spec is not None
     return targets, scored, spec
 

@@ -284,6 +284,7 @@ def test_the_name_of_a_stack_stands_for_its_slices() -> None:
         ({"a": "0.5"}, TypeError, ["method['a'] is a str"]),
         ({"a": True}, TypeError, ["method['a'] is a bool"]),
         ({0: 0.5}, TypeError, ["the key 0"]),
+        ({"a": 0.5, "*": 0.1, "[ab]": 0.2}, ValueError, ["method['*'] decides no layer"]),
     ],
 )
 def test_what_is_no_allocation(method: Any, error: type[Exception], words: list[str]) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 import lampfast
 from lampfast import _patterns, reference
+from lampfast._patterns import Grouped
 
 VERBS: Any = (lampfast.prune, lampfast.masks, lampfast.report, lampfast.layerwise_sparsity)
 # Sizes that the kernels know, those around them, and the largest.
@@ -28,6 +29,7 @@ def _dimensional(model: Model) -> Model:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:pattern=")
 @given(st.data(), strategies.models(), sizes, strategies.cpus)
 def test_masks_and_prune(data: st.DataObject, model: Model, m: int, cpu: CpuSettings) -> None:
     model = _dimensional(model)
@@ -45,6 +47,7 @@ def test_masks_and_prune(data: st.DataObject, model: Model, m: int, cpu: CpuSett
     assert_same_memory(model, pruned)
 
 
+@pytest.mark.filterwarnings("ignore:pattern=")
 @given(st.data(), strategies.models(), sizes, strategies.cpus)
 def test_importances(data: st.DataObject, model: Model, m: int, cpu: CpuSettings) -> None:
     model = _dimensional(model)
@@ -132,37 +135,48 @@ def test_a_short_group_keeps_in_proportion_rounded_up() -> None:
     model = [torch.arange(1.0, 8.0).reshape(1, 7)]
     assert lampfast.masks(model, pattern="2:4")["0"].tolist() == [[0, 0, 1, 1, 0, 1, 1]]
     assert lampfast.masks(model, pattern="1:5")["0"].tolist() == [[0, 0, 0, 0, 1, 0, 1]]
-    depthwise = nn.Conv2d(8, 8, 3, groups=8)  # each output has one input
-    assert lampfast.report(depthwise, pattern="2:4").sparsity == 0
 
 
-@given(st.data(), st.lists(st.integers(0, 40), min_size=1, max_size=6), sizes)
-def test_each_layer_gets_an_n_of_its_own(data: st.DataObject, numels: list[int], m: int) -> None:
+shapes = st.tuples(st.integers(0, 5), st.integers(1, 20))
+
+
+@given(st.data(), st.lists(shapes, min_size=1, max_size=6), sizes)
+def test_each_layer_gets_an_n_of_its_own(
+    data: st.DataObject, layers: list[tuple[int, int]], m: int
+) -> None:
+    grouped = [Grouped("", lines * extent, 1, extent) for lines, extent in layers]
+    numels = [it.numel for it in grouped]
     assume(any(numels))
-    pruned = [data.draw(st.integers(0, numel)) for numel in numels]
-    total, kept = sum(numels), sum(numels) - sum(pruned)
-    if kept * m < total:
+    asked = [data.draw(st.integers(0, numel)) for numel in numels]
+    if sum(asked) * m < sum(numels):
         with pytest.raises(ValueError, match="less than one in a group"):
-            _patterns.kept_of(pruned, numels, m)
+            _patterns.kept_of(asked, grouped, m)
         return
-    counts = _patterns.kept_of(pruned, numels, m)
-    shares = [
-        Fraction((numel - gone) * m, numel) if numel else Fraction(0)
-        for numel, gone in zip(numels, pruned, strict=True)
+    counts = _patterns.kept_of(asked, grouped, m)
+
+    def kept(i: int, n: int) -> int:
+        weights = torch.ones(layers[i])
+        return int(reference.group_masks({"": weights}, n, m, 1)[""].sum())
+
+    # By definition: the largest n that does not keep more; then up, the largest rest first.
+    floors = [
+        max([n for n in range(m + 1) if kept(i, n) <= k][-1], min(k, 1))
+        for i, k in enumerate(asked)
     ]
-    # By definition: the floor, but one at least where any is kept; then up, largest rest first.
-    floors = [max(share.__floor__(), 1 if share else 0) for share in shares]
-    order = sorted(
-        (i for i, share in enumerate(shares) if share > floors[i]),
-        key=lambda i: floors[i] - shares[i],
-    )
+    rests = {}
+    for i, (n, k) in enumerate(zip(floors, asked, strict=True)):
+        if n < m and kept(i, n + 1) > kept(i, n) and k > kept(i, n):
+            rests[i] = Fraction(k - kept(i, n), kept(i, n + 1) - kept(i, n))
+    order = sorted(rests, key=lambda i: -rests[i])
     reachable = [
         [n + (i in order[:raised]) for i, n in enumerate(floors)]
         for raised in range(len(order) + 1)
     ]
-    asked = Fraction(kept * m)
-    far = [abs(sum(n * w for n, w in zip(it, numels, strict=True)) - asked) for it in reachable]
-    assert counts == reachable[far.index(min(far))]
+    far = [abs(sum(kept(i, n) for i, n in enumerate(it)) - sum(asked)) for it in reachable]
+    best = reachable[far.index(min(far))]  # of an empty layer any n keeps as many
+    assert [n for n, k in zip(counts, numels, strict=True) if k] == [
+        n for n, k in zip(best, numels, strict=True) if k
+    ]
 
 
 @pytest.mark.parametrize("method", ["lamp", "global", "uniform", "erk"])
@@ -171,7 +185,8 @@ def test_a_method_chooses_n(method: Any) -> None:
     model["1"][:, :24] *= 0.01
     asked = lampfast.report(model, 0.6, method=method)
     report = lampfast.report(model, 0.6, method=method, pattern=":8")
-    counts = _patterns.kept_of([it.numel - it.kept for it in asked.layers], [512] * 3, 8)
+    layers = [Grouped(name, 512, 1, 32) for name in model]
+    counts = _patterns.kept_of([it.kept for it in asked.layers], layers, 8)
     assert [it.kept for it in report.layers] == [n * 64 for n in counts]
     masks = lampfast.masks(model, 0.6, method=method, pattern=":8")
     for name, n in zip(model, counts, strict=True):
@@ -180,10 +195,31 @@ def test_a_method_chooses_n(method: Any) -> None:
     assert abs(report.sparsity - 0.6) < 1 / 8
 
 
-def test_an_allocation_chooses_n() -> None:
+def test_an_allocation_chooses_n_for_each_layer_by_itself() -> None:
     model = {"a": torch.randn(8, 8), "b": torch.randn(8, 8)}
     report = lampfast.report(model, method={"a": 0.5}, pattern=":8")
     assert [it.kept for it in report.layers] == [32, 64]
+    for others in (0.0, 0.4, 0.7, 1.0):
+        report = lampfast.report(model, method={"a": others, "b": 0.6}, pattern=":4")
+        assert report.layers[1].kept == 32
+    with refused(ValueError, "layer 'a'", "at most 0.875", keeps=model.values()):
+        lampfast.prune(model, method={"a": 0.9}, pattern=":8")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", ":4"])
+def test_layers_whose_groups_are_too_short_are_told(pattern: str) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3))
+    sparsity = None if pattern == "2:4" else 0.25
+    with pytest.warns(UserWarning, match=r"leaves layer '0.weight' as it is: along dimension 1"):
+        report = lampfast.prune(model, sparsity, pattern=pattern)
+    assert report.layers[0].kept == report.layers[0].numel
+
+
+def test_pairs_in_lists_are_modules_too() -> None:
+    module = nn.ConvTranspose2d(8, 6, 3)
+    pairs: Any = [[module, "weight"]]
+    masks = lampfast.masks(pairs, pattern="2:4")
+    assert (masks["0.weight"].unflatten(0, (2, 4)).sum(1) == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +290,8 @@ def test_a_schedule_gives_the_sparsity_of_a_pattern() -> None:
         assert (counts == counts[0]).all()
     with pytest.raises(ValueError, match=r"pass pattern=':4', or prune once"):
         lampfast.Pruner(model, optimizer, schedule, pattern="2:4")
+    with pytest.raises(ValueError, match=r"schedule ends at 0.9, .* at most 0.875"):
+        lampfast.Pruner(model, optimizer, lampfast.schedules.cubic(0.9, 4), pattern=":8")
 
 
 def test_the_layout_that_torch_compresses() -> None:

@@ -155,8 +155,9 @@ def _without_retraining(
     wins_at = f"at {_percents(wins)}" if wins else "at none"
     return (
         f"**Without retraining, {words}**, LAMP is the best of the five {wins_at} of "
-        f"{_percents(sparsities)}. There its perplexity is {_listed(ratios)} times that of the "
-        f"best, and {_listed(to_uniform)} times that of `uniform`."
+        f"the sparsities {_percents(sparsities)}. At these, in turn, its perplexity is "
+        f"{_listed(ratios)} times that of the best, and {_listed(to_uniform)} times that of "
+        "`uniform`."
     )
 
 

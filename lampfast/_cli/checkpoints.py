@@ -54,7 +54,7 @@ Csv = Annotated[Path | None, typer.Option("--csv", help="Write a row for each la
 
 def prune(
     checkpoint: Checkpoint,
-    sparsity: Annotated[str, typer.Argument(help="0.9 or 90% of the weights; 1000 is a number.")],
+    sparsity: Annotated[str, typer.Argument(help="0.9 or 90% of the weights, or how many: 1000.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The new folder, or file of a file.")
     ] = None,

@@ -37,7 +37,7 @@ class PrunerCallback:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
         methods.check(method)
-        _patterns.check_scheduled(pattern, dim)
+        _patterns.check_scheduled(pattern, dim, schedule)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
         self._copies = copies

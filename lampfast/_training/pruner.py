@@ -113,7 +113,7 @@ class Pruner:
         replicas.check_group(process_group)
         self._model, self._group = model, process_group
         methods.check(method)
-        _patterns.check_scheduled(pattern, dim)
+        _patterns.check_scheduled(pattern, dim, schedule)
         self._how: dict[str, Any] = {"method": method, "pattern": pattern, "dim": dim}
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
         found = parameters.find(model, **self._choice).layers

@@ -100,7 +100,7 @@ def keep_zeros(
         mask_gradients: Whether gradients of pruned weights are set to zero too, where a backward
             pass accumulates them. Needed where one number is computed of many gradients: the norm
             by which they are clipped, the updates of Adafactor, Muon, LAMB and the like, and the
-            logged norm. SGD, Adam and others that treat each weight by itself need it not. What is
+            logged norm. SGD, Adam and others that treat each weight alone do not need it. What is
             first trained later is masked from its first step on. Under DistributedDataParallel
             the averages are masked as the masks of all ranks are, unless a communication hook only
             approximates them, as that of PowerSGD.

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from lampfast import _coverage, parameters
+from lampfast import _coverage, _scales, parameters
 from lampfast._engine.stacks import Layers
 from lampfast.checkpoints import architectures, headers
 from lampfast.checkpoints.architectures import Model, Place
@@ -28,7 +28,6 @@ _CODES = re.compile(  # how packed and quantised weights are called
     r"(\.|_)(qweight|qzeros|g_idx|weight_packed|weight_scale_2|blocks|absmax|quant_map|"
     r"quant_state\..*|SCB|codebooks|codes|packed|weight_zero_point)$"
 )
-_SCALE_SUFFIXES = ("_scale_inv", "_scale")
 _INTEGERS = ("I8", "U8", "I16", "I32", "U32", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 
 
@@ -239,14 +238,19 @@ def _refuse_scaled(checkpoint: Checkpoint, choice: Choice) -> None:
         tensor = place.tensor
         if not tensor.dtype.startswith("F8_"):
             continue
-        for suffix in _SCALE_SUFFIXES:
-            if tensor.name + suffix in checkpoint.tensors:
-                raise ValueError(
-                    f"layer {name!r} is stored as {tensor.dtype} codes with scales in "
-                    f"{tensor.name + suffix!r}, and its codes alone do not tell its magnitudes; "
-                    "load the tensors and pass them to lampfast.prune, which ranks value times "
-                    "scale, or prune the checkpoint that it was made of"
-                )
+        prefix, dot, attribute = tensor.name.rpartition(".")
+        beside = {
+            other.rpartition(".")[2]: other
+            for other in checkpoint.tensors
+            if other.rpartition(".")[0] == prefix
+        }
+        for scale in _scales.names_beside(attribute, beside):
+            raise ValueError(
+                f"layer {name!r} is stored as {tensor.dtype} codes with scales in "
+                f"{prefix + dot + scale!r}, and its codes alone do not tell its magnitudes; "
+                "load the tensors and pass them to lampfast.prune, which ranks value times "
+                "scale, or prune the checkpoint that it was made of"
+            )
 
 
 def files_with_layers(places: Iterable[Place]) -> set[str]:

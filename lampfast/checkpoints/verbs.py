@@ -88,8 +88,8 @@ def prune(
                 [-2.,  4.]])}
 
     Args:
-        path: Of a folder with model.safetensors, or with model.safetensors.index.json and its
-            shards; of one safetensors file; or of a .pt, .pth or .bin file of torch.
+        path: Of a folder with model.safetensors or pytorch_model.bin, or with the index.json of
+            either and its shards; of one safetensors file; or of a .pt, .pth or .bin file of torch.
         sparsity: As for `lampfast.prune`.
         out: The new folder, or file where `path` is one. It must not be there, unless a run that
             was stopped has left it.

@@ -296,3 +296,12 @@ def _check_pruned(home: Path, report: lampfast.Report) -> None:
         wanted = expected.get(name, tensor)
         same = sparse[name].view(torch.uint8) == wanted.contiguous().view(torch.uint8)
         assert same.all(), name
+
+
+@pytest.mark.parametrize("scale", ["weight_scale_inv", "weight_scale", "scale", "weight_scales"])
+def test_codes_with_scales_beside_them_are_refused(tmp_path: Path, scale: str) -> None:
+    path = tmp_path / "scaled.safetensors"
+    codes = torch.randn(8, 8).to(torch.float8_e4m3fn)
+    save_file({"fc.weight": codes, f"fc.{scale}": torch.ones(8, 1)}, path)
+    with pytest.raises(ValueError, match=rf"'fc.weight' .* scales in 'fc.{scale}'"):
+        checkpoints.masks(path, 0.5)
