@@ -435,3 +435,13 @@ def test_patterns_do_not_rank_products() -> None:
 def test_names_that_only_have_scale_in_them_are_no_scales(name: str) -> None:
     codes = torch.randn(8, 8).to(torch.float8_e4m3fn)
     assert lampfast.report({"codes": codes, name: torch.randn(8, 8)}, 0.5).numel == 128
+
+
+def test_tied_codes_need_the_same_scales() -> None:
+    codes = torch.randn(8, 8).to(torch.float8_e4m3fn)
+    state = {"a": codes, "a_scale": torch.tensor(2.0), "b": codes, "b_scale": torch.tensor(2.0)}
+    assert lampfast.report(state, 0.5).numel == 64
+    for others in ({"b_scale": torch.tensor(3.0)}, {"b_scale": None}):
+        differing = {name: it for name, it in (state | others).items() if it is not None}
+        with refused(ValueError, "'b' is tied to 'a'", "same scales", keeps=[codes]):
+            lampfast.prune(differing, 0.5)

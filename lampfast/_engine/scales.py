@@ -65,6 +65,13 @@ class Scales(NamedTuple):
             yield suffix, Scales(part, tuple(block[first:]))
 
 
+def same_scales(one: Scales | None, other: Scales | None) -> bool:
+    """Whether two layers are scaled alike."""
+    if one is None or other is None:
+        return one is other
+    return one.block == other.block and torch.equal(one.values, other.values)
+
+
 class Quantised(NamedTuple):
     """A parameter of float8 codes and what there is beside it.
 

@@ -14,7 +14,7 @@ import torch
 
 from lampfast._core import Dtype
 from lampfast._engine import tracing, views
-from lampfast._engine.scales import Quantised, Scales
+from lampfast._engine.scales import Quantised, Scales, same_scales
 from lampfast._engine.views import View, Weight
 
 _HALVES = ".gate", ".up"
@@ -122,13 +122,15 @@ class Layers(NamedTuple):
 
         Raises:
             TypeError: As `Quantised.resolved`.
-            ValueError: As `Quantised.resolved`.
+            ValueError: As `Quantised.resolved`; or tied layers have scales that differ.
         """
         if not self.quantised or importance is not None:
             return self
         found: dict[str, Scales] = {}
+        resolved = {name: quantised.resolved() for name, quantised in self.quantised.items()}
+        self._check_tied(resolved)
         for name, quantised in self.quantised.items():
-            if (scales := quantised.resolved()) is None:
+            if (scales := resolved[name]) is None:
                 continue
             if (stack := self.stacks.get(name)) is None:
                 found[name] = scales
@@ -136,6 +138,20 @@ class Layers(NamedTuple):
                 cut = scales.cut(stack, quantised.weight.shape)
                 found.update((name + suffix, part) for suffix, part in cut)
         return self._replace(scales=found)
+
+    def _check_tied(self, scales: Mapping[str, Scales | None]) -> None:
+        """Check that what has several names has the same scales beside each of them."""
+        first: dict[int, str] = {}
+        for name, whole in self.wholes.items():
+            if not isinstance(whole, torch.Tensor) or not whole.numel():
+                continue
+            other = first.setdefault(whole.data_ptr(), name)
+            if other != name and not same_scales(scales.get(other), scales.get(name)):
+                raise ValueError(
+                    f"layer {name!r} is tied to {other!r}, but not with the same scales beside "
+                    "it, so that its magnitudes are not known; give both the same scales, or "
+                    "untie them by a copy"
+                )
 
     def named(self) -> dict[str, Weight]:
         """The layers themselves, by name."""
