@@ -37,10 +37,11 @@ std::vector<std::int64_t> HostBackend::count_ties(std::size_t id, const TieReque
   const Layer& layer = layers_[id];
   const Kernels& kernels = kernels_for(layer.dtype);
   const StridedWalk<2, 0> walk(layer.shape, {&layer.strides, request.index_steps}, Order::memory);
-  const auto [stride, step] = walk.step();
+  const std::int64_t stride = walk.step()[0];
+  const std::int64_t step = walk.step()[1];
   std::vector<std::int64_t> counts(request.parts, 0);
   std::mutex mutex;
-  for_each_chunk(whole(layer), pool_, [&, stride = stride, step = step](const Chunk& chunk, int) {
+  for_each_chunk(whole(layer), pool_, [&](const Chunk& chunk, int) {
     std::vector<std::int64_t> found(request.parts, 0);
     with_format(layer.dtype, [&](auto format) {
       using Format = decltype(format);
