@@ -12,12 +12,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from ranks import join
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -247,13 +247,7 @@ def cost(ranks: int) -> tuple[int, int]:
 
 def main(folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=(folder / "meeting").as_uri(),
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=60),
-    )
+    join(folder, rank, ranks)
     differences: dict[str, list[str]] = {}
     for name, make in makes(ranks):
         try:

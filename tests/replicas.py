@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import join
 from torch import distributed, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
@@ -282,13 +282,7 @@ RUNS: dict[str, Callable[[int], dict[str, object]]] = {
 
 def main(folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=(folder / "meeting").as_uri(),
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=60),
-    )
+    join(folder, rank, ranks)
     results = {name: run(rank) for name, run in RUNS.items()}
     (folder / f"{rank}.json").write_text(json.dumps(results))
     distributed.destroy_process_group()

@@ -1,13 +1,10 @@
 """Replicas under DDP, in two real processes: pruned alike, or on no rank at all."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 from torch import distributed
 
@@ -19,27 +16,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _here() -> dict[str, str]:
-    """An environment in which gloo needs no network beyond this machine."""
-    return {**os.environ, **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})}
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What each rank says of each run in replicas.py."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("replicas.py")
-    processes = [
-        subprocess.Popen([sys.executable, script, folder, str(rank), str(RANKS)], env=_here())
-        for rank in range(RANKS)
-    ]
-    try:
-        codes = [process.wait(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * RANKS
-    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    results = ranks.run("replicas.py", folder, RANKS, timeout=120)
     return {name: [result[name] for result in results] for name in results[0]}
 
 
@@ -157,7 +138,7 @@ def test_a_single_process_exchanges_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group of one rank needs no answer from others."""
-    for name, value in _here().items():
+    for name, value in ranks.environment().items():
         monkeypatch.setenv(name, value)
     meeting = (tmp_path / "meeting").as_uri()
     distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 from torch import distributed
 
 pytestmark = pytest.mark.skipif(
@@ -18,27 +17,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _here() -> dict[str, str]:
-    """An environment in which gloo needs no network beyond this machine."""
-    return {**os.environ, **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})}
-
-
 @pytest.fixture(scope="module", params=[2, 4])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What came of each run, by rank."""
-    ranks, folder = request.param, tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("gloo_ranks.py")
-    processes = [
-        subprocess.Popen([sys.executable, script, folder, str(rank), str(ranks)], env=_here())
-        for rank in range(ranks)
-    ]
-    try:
-        codes = [process.wait(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * ranks
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    count, folder = request.param, tmp_path_factory.mktemp("ranks")
+    return ranks.run("gloo_ranks.py", folder, count, timeout=600)
 
 
 def test_example(tmp_path: Path) -> None:
@@ -47,7 +30,7 @@ def test_example(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, script, "--quick"],
-            env={**_here(), **meeting, "RANK": str(rank), "TMPDIR": str(tmp_path)},
+            env={**ranks.environment(), **meeting, "RANK": str(rank), "TMPDIR": str(tmp_path)},
             stdout=subprocess.PIPE,
             text=True,
         )
