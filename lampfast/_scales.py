@@ -126,9 +126,7 @@ def _unknown(attribute: str, group: _Group) -> list[str]:
     known = {name for code in codes for name in _known(code)}
     found = []
     for name in group.tensors:
-        if name in known or name in codes or not _LIKE.search(name):
-            continue
-        if _OF_ACTIVATIONS.search(name):
+        if name in known or name in codes or not _may_scale(name):
             continue
         owner = max((code for code in codes if name.startswith(code)), key=len, default=attribute)
         if owner == attribute:
@@ -139,11 +137,12 @@ def _unknown(attribute: str, group: _Group) -> list[str]:
 def names_beside(attribute: str, beside: Iterable[str]) -> list[str]:
     """Those of the names beside a float8 tensor that scale it, or may do so."""
     known = _known(attribute)
-    return [
-        name
-        for name in beside
-        if name in known or (_LIKE.search(name) and not _OF_ACTIVATIONS.search(name))
-    ]
+    return [name for name in beside if name in known or _may_scale(name)]
+
+
+def _may_scale(name: str) -> bool:
+    """Whether a tensor may scale weights, by the last part of its name."""
+    return bool(_LIKE.search(name)) and not _OF_ACTIVATIONS.search(name)
 
 
 def _block_size(model: object, module: nn.Module | None) -> tuple[int, ...] | None:

@@ -234,17 +234,16 @@ def _refuse_codes(checkpoint: Checkpoint) -> None:
 
 def _refuse_scaled(checkpoint: Checkpoint, choice: Choice) -> None:
     """Refuse layers whose values are stored without their scales."""
+    beside: dict[str, list[str]] = {}
+    for tensor_name in checkpoint.tensors:
+        prefix, _, attribute = tensor_name.rpartition(".")
+        beside.setdefault(prefix, []).append(attribute)
     for name, place in choice.places.items():
         tensor = place.tensor
         if not tensor.dtype.startswith("F8_"):
             continue
         prefix, dot, attribute = tensor.name.rpartition(".")
-        beside = {
-            other.rpartition(".")[2]: other
-            for other in checkpoint.tensors
-            if other.rpartition(".")[0] == prefix
-        }
-        for scale in _scales.names_beside(attribute, beside):
+        for scale in _scales.names_beside(attribute, beside[prefix]):
             raise ValueError(
                 f"layer {name!r} is stored as {tensor.dtype} codes with scales in "
                 f"{prefix + dot + scale!r}, and its codes alone do not tell its magnitudes; "
