@@ -113,6 +113,9 @@ def find(
     weights = cast(dict[str, Weight], layers)
     quantised = _scales.beside(model, weights)
     weights, scales = _without_scales(weights, quantised)
+    if scales:
+        _check_more_than_scales("include", include, weights, scales)
+        _check_more_than_scales("stacked", stacked, weights, scales)
     stacks = {name: stack for name, stack in stacks.items() if name in weights}
     _sharding.refuse(model, weights)
     if others:
@@ -140,6 +143,19 @@ def _without_scales(
             "pruned; choose the weights"
         )
     return left, [(name, scale, SCALE) for name, scale in scales.items()]
+
+
+def _check_more_than_scales(
+    argument: str, patterns: Patterns, layers: Iterable[str], scales: Sequence[Other]
+) -> None:
+    """Check that no pattern means scales only, which would then do nothing."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+        only = [name for name, _, _ in scales if pattern == name or fnmatchcase(name, pattern)]
+        if only and not any(fnmatchcase(layer, pattern) for layer in layers):
+            raise ValueError(
+                f"{argument}={pattern!r} matches only scales of weights, as {only[0]!r}, which are "
+                "no layers; choose the weights, which are ranked by their products with the scales"
+            )
 
 
 def _fit(layers: dict[str, Weight | Unfit]) -> dict[str, Weight | Unfit]:

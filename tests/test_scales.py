@@ -6,7 +6,7 @@ The oracle is lampfast.reference on the products in float64, which are exact the
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -304,6 +304,15 @@ def test_scales_are_no_layers_and_told() -> None:
         assert [(left.name, left.reason) for left in report.left_out] == [("weight_scale", "scale")]
     with refused(ValueError, "'a.weight_scale'", keeps=[]):
         lampfast.report({"a.weight_scale": torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize("argument", ["include", "stacked"])
+def test_a_pattern_that_means_scales_only_is_an_error(argument: str) -> None:
+    model = {"a": torch.ones(4, 4).to(torch.float8_e4m3fn), "a_scale_inv": torch.ones(4, 1)}
+    for patterns in ("*_scale_inv", ["a*", "a_scale_inv"]):
+        with pytest.raises(ValueError, match="scales of weights, as 'a_scale_inv'"):
+            lampfast.report(model, **cast(Any, {argument: patterns}))
+    assert lampfast.report(model, **cast(Any, {argument: "a*"})).numel == 16
 
 
 def test_codes_without_scales_are_values() -> None:
