@@ -272,20 +272,31 @@ def _chosen(
                 f"stacked= matches {name!r} of shape {shape}, whose slices would be single weights;"
                 " choose parameters of two dimensions or more"
             )
+    return layers, stacks, _rest(every, layers, stacks, others)
+
+
+def _rest(
+    every: Mapping[str, Weight | Unfit],
+    layers: Mapping[str, Weight | Unfit],
+    stacks: Mapping[str, Stack],
+    others: Sequence[Other],
+) -> list[Other]:
+    """What is no layer among all that patterns could ask for; biases need not be told."""
+    chosen = "left out by include= or exclude="
     reasons = {id(it): reason for _, it, reason in others}
     rest = [
-        (name, it, reasons.get(id(it), "left out by include= or exclude="))
+        (name, it, reasons.get(id(it), chosen))
         for name, it in every.items()
         if not isinstance(it, Unfit) and not name.endswith("bias")
     ]
     rest += [
-        (name + suffix, part, "left out by include= or exclude=")
+        (name + suffix, part, chosen)
         for name, stack in stacks.items()
         if stack.without
         for suffix, part in stack._replace(without=frozenset()).cut("", cast(Weight, layers[name]))
         if suffix in stack.without
     ]
-    return layers, stacks, rest
+    return rest
 
 
 def _stacks(
