@@ -40,7 +40,7 @@ class geometric:
             after training that long.
 
     Returns:
-        A callable: 1 - (1 - fraction)^r, r being the rounds done by that step.
+        A callable that gives 1 - (1 - fraction)^r, r being the rounds done by that step.
 
     Raises:
         TypeError: A number has another type.
@@ -126,7 +126,7 @@ class cubic(_Ramp):
         start: The step that it starts at; before, nothing is pruned.
 
     Returns:
-        A callable: final + (initial - final) · (1 - (step - start) / steps)³.
+        A callable that gives final + (initial - final) · (1 - (step - start) / steps)³.
 
     Raises:
         TypeError: A number has another type.
@@ -158,7 +158,7 @@ class linear(_Ramp):
         start: As for `cubic`.
 
     Returns:
-        A callable: final + (initial - final) · (1 - (step - start) / steps).
+        A callable that gives final + (initial - final) · (1 - (step - start) / steps).
 
     Raises:
         TypeError: As for `cubic`.
@@ -184,7 +184,7 @@ class constant:
         start: The step that it starts at; before, nothing is pruned.
 
     Returns:
-        A callable: `sparsity` from `start` on, 0.0 before.
+        A callable that gives `sparsity` from `start` on, and 0.0 before.
 
     Raises:
         TypeError: A number has another type.
