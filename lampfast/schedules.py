@@ -152,17 +152,17 @@ class linear(_Ramp):
         [0.0, 0.0, 0.4, 0.6, 0.8, 0.8]
 
     Args:
-        final: As for `cubic`.
-        steps: As for `cubic`.
-        initial: As for `cubic`.
-        start: As for `cubic`.
+        final: The sparsity at the end, 0.0 to 1.0; stays from then on.
+        steps: Steps from the start to the end.
+        initial: The sparsity at the start.
+        start: The step that it starts at; before, nothing is pruned.
 
     Returns:
         A callable that gives final + (initial - final) · (1 - (step - start) / steps).
 
     Raises:
-        TypeError: As for `cubic`.
-        ValueError: As for `cubic`.
+        TypeError: A number has another type.
+        ValueError: A number is out of range, or `final` is below `initial`.
     """
 
     def _easing(self, done: float) -> float:
