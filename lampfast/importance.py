@@ -70,8 +70,8 @@ def wanda(
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
-            in each slice along the first dimension; of use for parameters that are no layers
-            without it.
+            in each slice along the first dimension; needed for parameters that are not
+            layers otherwise.
 
     Returns:
         An importance for `lampfast.prune` and the others: by parameter name a tensor of its shape

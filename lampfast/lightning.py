@@ -34,7 +34,7 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
         >>> pruning = PruningCallback(schedules.cubic(0.9, 800), every=50)
         >>> trainer = Trainer(max_steps=1000, callbacks=[pruning], logger=False)
 
-    It goes with a Trainer of either package, `lightning.pytorch` or `pytorch_lightning`, and with
+    It works with a Trainer of either package, `lightning.pytorch` or `pytorch_lightning`, and with
     automatic or manual optimization. Checkpoints hold plain weights with their zeros under the
     usual names, and what `fit(ckpt_path=...)` needs to go on as if it had never stopped. The
     sparsity that the model was last pruned to is logged as "sparsity".

@@ -113,11 +113,11 @@ def load_masks(
         model: The model that the masks are for, in any form that `lampfast.masks` takes: names and
             shapes are compared with its layers. None to compare with nothing.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
-            place of those by default; of use only with a model.
-        exclude: Glob pattern or patterns over the same names: these are left out; of use only with
+            place of those by default; used only with a model.
+        exclude: Glob pattern or patterns over the same names: these are left out; used only with
             a model.
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
-            in each slice along the first dimension; of use only with a model.
+            in each slice along the first dimension; used only with a model.
 
     Returns:
         By layer name a bool tensor of the layer's shape, True where a weight is kept: torch tensors

@@ -1,4 +1,4 @@
-"""The verbs: prune in place, or ask for masks, scores or the sparsity that there is now."""
+"""The verbs: prune in place, or ask for masks, scores or the present sparsity."""
 
 from __future__ import annotations  # so that help() shows Model, not all that it may be
 
@@ -68,7 +68,7 @@ def prune(
             that is sparser already stays as it is.
         method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
             baselines prune the smallest magnitudes: "global", of all layers together; "uniform",
-            the same fraction of what remains in every layer; "uniform+", so too, but the first
+            the same fraction of what remains in every layer; "uniform+", the same, but the first
             layer stays as it is, if it is a convolution (three dimensions or more), and the last
             keeps at least a fifth of its size; "erk" (Erdős-Rényi-kernel), each layer keeps in
             proportion to the sum of its weight's dimensions (of a convolution, depthwise and
@@ -392,7 +392,7 @@ def report(
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
             in each slice along the first dimension.
         importance: For the name of every layer a tensor of its shape, whose magnitude takes the
-            place of the weight's; of use only with a sparsity.
+            place of the weight's; used only with a sparsity.
         group: The ranks that hold the model, where some layers are on some of them only, as experts
             and pipeline stages are.
 

@@ -291,7 +291,7 @@ class Pruner:
             self._step, self._history = step, history
 
     def remove(self) -> None:
-        """Prune no more and let the zeros go; the model stays as it is."""
+        """Stop pruning and stop keeping zeros; the model stays as it is."""
         self._zeros.remove()
         self._removed = True
 

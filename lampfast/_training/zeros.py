@@ -1,4 +1,4 @@
-"""Sparse training: what is zero now stays zero through every step of an optimizer."""
+"""Sparse training: pruned weights stay at zero through every step of an optimizer."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 class KeptZeros:
-    """Holds the zeros of a model's layers through its optimizers' steps; `keep_zeros` makes it.
+    """Keeps pruned weights at zero through the steps of optimizers; `keep_zeros` makes it.
 
     What is written to the weights between two steps, as by `model.load_state_dict`, is there until
     the next step, or `restore`, restores the zeros.
@@ -380,7 +380,7 @@ class KeptZeros:
             self._kept.restore_all()
 
     def remove(self) -> None:
-        """Let the zeros go: later steps may change them. Once removed it holds nothing."""
+        """Stop keeping zeros: later steps may change them. A removed handle holds nothing."""
         for undo in reversed(self._hooks):
             undo()
         changes.stop_listening(self._kept)
@@ -398,7 +398,7 @@ class KeptZeros:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the zeros go."""
+        """Stop keeping zeros."""
         self.remove()
 
     def __reduce__(self) -> NoReturn:

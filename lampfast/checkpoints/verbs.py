@@ -160,7 +160,7 @@ def report(
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
             in each slice along the first dimension.
         importance: For the name of every layer a tensor of its shape, whose magnitude takes the
-            place of the weight's; of use only with a sparsity.
+            place of the weight's; used only with a sparsity.
 
     Returns:
         What is there, or would be, overall and in every layer.
