@@ -4,10 +4,12 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 from PIL import Image
 
 import lampfast
@@ -17,6 +19,61 @@ from lampfast._cli import demo
 _DOCS = Path(__file__).parent
 _STEPS = 1000
 _SPARSITY = 0.9
+_PRUNED, _KEPT, _INK, _PALE = "#b9bec4", "#3d73a8", "#222222", "#777777"
+_SHOWN = {  # layers of EfficientNet-Lite0 that LAMP treats differently, and what they are
+    "_blocks.15._depthwise_conv.weight": "depthwise 3×3",
+    "_blocks.9._expand_conv.weight": "expanding 1×1",
+    "_fc.weight": "classifier",
+}
+
+
+def _method() -> Figure:
+    """How LAMP prunes: three layers, their scores, and one threshold for all of them."""
+    weights = demo.imagenet_weights()
+    masks, scores = lampfast.masks(weights, _SPARSITY), lampfast.scores(weights)
+    threshold = min(float(scores[name][mask].min()) for name, mask in masks.items() if mask.any())
+    figure = Figure((8.4, 3.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07))
+    ratios = {"width_ratios": [3, 3, 1.5], "wspace": 0.08}
+    panels = figure.subplots(len(_SHOWN), 3, sharex="col", squeeze=False, gridspec_kw=ratios)
+    for (left, middle, right), (name, kind) in zip(panels, _SHOWN.items(), strict=True):
+        mask = masks[name].flatten()
+        magnitudes = weights[name].abs().flatten()
+        _stacked_histogram(left, magnitudes, mask, (-3.5, 0.3))
+        left.axvline(float(magnitudes[mask].min()), color=_INK, lw=1.2)
+        label = f"{kind}\n{mask.numel():,} weights"
+        left.set_ylabel(label, fontsize="small", rotation=0, ha="right", va="center")
+        _stacked_histogram(middle, scores[name].flatten(), mask, (-10, 0))
+        middle.axvline(threshold, color=_INK, lw=1.2, ls="--")
+        kept = float(mask.float().mean())
+        right.barh([0], [kept], color=_KEPT)
+        right.barh([0], [1 - kept], left=[kept], color=_PRUNED)
+        right.set_title(f"{1 - kept:.0%} pruned", fontsize="small", pad=2)
+        right.set_ylim(-0.8, 0.8)
+        right.set_xlim(0, 1)
+        right.axis("off")
+    for panel, title in zip(panels[0], ("magnitudes", "LAMP scores"), strict=False):
+        panel.set_title(title, fontsize="medium", weight="bold")
+    panels[-1][0].set_xlabel("|w|: every layer gets its own threshold", fontsize="small")
+    panels[-1][1].set_xlabel("score: one threshold for all layers", fontsize="small")
+    return figure
+
+
+def _stacked_histogram(
+    panel: Axes, values: torch.Tensor, kept: torch.Tensor, decades: tuple[float, float]
+) -> None:
+    """How many weights have which value, on a logarithmic axis; what is pruned is grey."""
+    first, last = decades
+    edges = torch.logspace(first, last, 90, dtype=torch.float64).tolist()
+    parts = [values[~kept].tolist(), values[kept].tolist()]
+    panel.hist(parts, edges, stacked=True, color=[_PRUNED, _KEPT])
+    panel.set_xscale("log")
+    panel.set_xlim(edges[0], edges[-1])
+    panel.yaxis.set_major_locator(NullLocator())
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.tick_params(labelsize="x-small", length=2)
+    panel.tick_params(which="minor", length=0)
+    for side in ("top", "left", "right"):
+        panel.spines[side].set_visible(False)
 
 
 def _methods() -> Figure:
@@ -108,7 +165,13 @@ def _arrow(panel: Axes, start: tuple[float, float], end: tuple[float, float]) ->
 
 def main() -> None:
     """Writes one file a picture; the same bytes each time, with the same matplotlib."""
-    for name, draw in {"layers": _methods, "schedules": _schedules, "stages": _stages}.items():
+    pictures = {
+        "layers": _methods,
+        "method": _method,
+        "schedules": _schedules,
+        "stages": _stages,
+    }
+    for name, draw in pictures.items():
         drawn = BytesIO()
         draw().savefig(drawn, format="png", dpi=150)
         # Few colours are drawn: a palette of them makes a file a third as large.

@@ -36,16 +36,20 @@ def apply(
         Report(numel=640, kept=64, sparsity=0.9000, layers=1)
 
     Args:
-        model: As for `lampfast.prune`. The weights may have any values: those that are kept stay as
-            they are to the bit, NaN too, and the others become +0.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them. The weights may have
+            any values: those that are kept stay as they are to the bit, NaN too, and the others
+            become +0.
         masks: By layer name a bool tensor or array of the layer's shape, True where the weight is
             kept, as from `lampfast.masks` or `lampfast.load_masks`; tied weights have one, under
             their first name. It may have any memory format and lie on any device: one on another
             device than its layer is copied there, whole.
-        include: As for `lampfast.prune`.
-        exclude: As for `lampfast.prune`.
-        stacked: As for `lampfast.prune`; a parameter that holds several layers has one mask, of its
-            own shape.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension; a parameter that holds several layers has one
+            mask, of its own shape.
 
     Returns:
         What the masks keep, overall and in every layer. A weight that was zero and is kept counts
@@ -56,7 +60,7 @@ def apply(
         TypeError: The masks are not a mapping of names to bool tensors or arrays; or the model or a
             layer has a type, dtype or layout that is not pruned.
         ValueError: A mask is missing, has no layer or another shape than its layer, or shares
-            memory with one; or as for `lampfast.prune`.
+            memory with one; or the model or a layer is not one that is pruned.
     """
     found = parameters.find(model, include, exclude, stacked)
     layers = found.layers.checked(write=True)

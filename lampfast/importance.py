@@ -66,9 +66,12 @@ def wanda(
         model: What is to be pruned. It is run once for each batch.
         batches: Inputs such as the model is to be good at: each a tensor, a mapping of keyword
             arguments (transformers' BatchEncoding is one), or a tuple or list of positional ones.
-        include: As for `lampfast.prune`.
-        exclude: As for `lampfast.prune`.
-        stacked: As for `lampfast.prune`, of use for parameters that are no layers without it.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension; needed for parameters that are not
+            layers otherwise.
 
     Returns:
         An importance for `lampfast.prune` and the others: by parameter name a tensor of its shape
@@ -77,11 +80,11 @@ def wanda(
         float64.
 
     Raises:
-        TypeError: The model is no module, or a batch is nothing that it can be called with; or as
-            for `lampfast.prune`.
+        TypeError: The model is no module, a batch is nothing that it can be called with, or a layer
+            is not one that is pruned.
         ValueError: No batch reached a layer, there is no batch, or an input of a layer is NaN or
-            infinite; or as for `lampfast.prune`.
-        RuntimeError: As for `lampfast.prune`.
+            infinite; or the model or a layer is not one that is pruned.
+        RuntimeError: torch is tracing or transforming the call.
 
     Source:
         Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models,

@@ -110,11 +110,14 @@ def load_masks(
 
     Args:
         path: Of the file.
-        model: The model that the masks are for, as for `lampfast.masks`: names and shapes are
-            compared with its layers. None to compare with nothing.
-        include: As for `lampfast.prune`, of use only with a model.
-        exclude: As for `lampfast.prune`, of use only with a model.
-        stacked: As for `lampfast.prune`, of use only with a model.
+        model: The model that the masks are for, in any form that `lampfast.masks` takes: names and
+            shapes are compared with its layers. None to compare with nothing.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default; used only with a model.
+        exclude: Glob pattern or patterns over the same names: these are left out; used only with
+            a model.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension; used only with a model.
 
     Returns:
         By layer name a bool tensor of the layer's shape, True where a weight is kept: torch tensors
@@ -122,7 +125,8 @@ def load_masks(
         saved. In the order of the model's layers, or as they were saved.
 
     Raises:
-        TypeError: As for `lampfast.masks`.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
         ValueError: The file is not whole, or not one that `lampfast.save_masks` has written; or
             its names or shapes are not those of the model's layers.
         OSError: The file cannot be read.

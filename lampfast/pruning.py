@@ -1,4 +1,4 @@
-"""The verbs: prune in place, or ask for masks, scores or the sparsity that there is now."""
+"""The verbs: prune in place, or ask for masks, scores or the present sparsity."""
 
 from __future__ import annotations  # so that help() shows Model, not all that it may be
 
@@ -68,7 +68,7 @@ def prune(
             that is sparser already stays as it is.
         method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
             baselines prune the smallest magnitudes: "global", of all layers together; "uniform",
-            the same fraction of what remains in every layer; "uniform+", so too, but the first
+            the same fraction of what remains in every layer; "uniform+", the same, but the first
             layer stays as it is, if it is a convolution (three dimensions or more), and the last
             keeps at least a fifth of its size; "erk" (Erdős-Rényi-kernel), each layer keeps in
             proportion to the sum of its weight's dimensions (of a convolution, depthwise and
@@ -220,19 +220,28 @@ def masks(
         (True, {'a': tensor([ True,  True, False])})
 
     Args:
-        model: As for `prune`; read-only arrays and expanded tensors are fine too.
-        sparsity: As for `prune`.
-        method: As for `prune`.
-        pattern: As for `prune`.
-        dim: As for `prune`.
-        include: As for `prune`.
-        exclude: As for `prune`.
-        stacked: As for `prune`.
-        importance: As for `prune`.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them; read-only arrays and
+            expanded tensors are fine too.
+        sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
+            to 1.0, an int the number of weights.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk"; or a mapping of layer names or patterns to sparsities of their own.
+        pattern: "n:m", as "2:4", keeps n of every m weights along a layer's inputs, with no
+            sparsity beside it; ":m", as ":8", gives every layer an n of its own for the sparsity.
+        dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
+            place of the weight's.
         out: Masks to write to, as this function returns them, in any memory format; their content
             does not matter. If the call fails once it has begun to read weights (one is NaN, memory
             runs out, Ctrl-C), what they hold is undefined; the weights are as they were.
-        group: As for `prune`.
+        group: The ranks that hold the model, where some layers are on some of them only, as experts
+            and pipeline stages are.
 
     Returns:
         By parameter name a bool tensor (a numpy array for a numpy array) of the parameter's shape,
@@ -240,13 +249,17 @@ def masks(
         layers. With `out`, the same tensors as there.
 
     Raises:
-        TypeError: As for `prune`; or `out` is not a mapping, or has something other than a bool
-            tensor, or a bool array for an array.
-        ValueError: As for `prune`; or `out` has other names, shapes or devices than the layers, or
-            a mask that cannot be written, or shares memory with another one or with what is read.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken; or `out` is not a mapping, or has something other than a bool tensor, or a bool
+            array for an array.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned; or `out` has other names, shapes or devices than
+            the layers, or a mask that cannot be written, or shares memory with another one or with
+            what is read.
 
     Source:
-        As for `prune`.
+        Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
+        2021, arXiv 2010.07611, section 2.
     """
     asked = _asked(sparsity, method, pattern, dim)
     found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
@@ -291,11 +304,15 @@ def scores(
         {'a': tensor([1.0000, 0.0000, 0.1000])}
 
     Args:
-        model: As for `masks`.
-        include: As for `prune`.
-        exclude: As for `prune`.
-        stacked: As for `prune`.
-        importance: As for `prune`.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
+            place of the weight's.
 
     Returns:
         By parameter name a tensor (a numpy array for a numpy array) of the parameter's shape:
@@ -304,11 +321,15 @@ def scores(
         DTensor, which is gathered for that, one parameter at a time, each rank gets its own part.
 
     Raises:
-        TypeError: As for `prune`.
-        ValueError: As for `prune`.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned.
 
     Source:
-        As for `prune`. Equal magnitudes are ordered by their position in the layer, row-major.
+        Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
+        2021, arXiv 2010.07611, section 2. Equal magnitudes are ordered by their position in the
+        layer, row-major.
     """
     found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
     if _ranks.are_needed(found, None):
@@ -354,24 +375,35 @@ def report(
         Report(numel=4, kept=1, sparsity=0.7500, layers=1)
 
     Args:
-        model: As for `masks`.
-        sparsity: As for `prune`; without it, and without an allocation, every weight that is not
-            zero counts as kept.
-        method: As for `prune`, of use only with a sparsity, or as an allocation.
-        pattern: As for `prune`.
-        dim: As for `prune`.
-        include: As for `prune`.
-        exclude: As for `prune`.
-        stacked: As for `prune`.
-        importance: As for `prune`, of use only with a sparsity.
-        group: As for `prune`.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them.
+        sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
+            to 1.0, an int the number of weights. Without it, and without an allocation, every
+            weight that is not zero counts as kept.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk"; or a mapping of layer names or patterns to sparsities of their own; of use
+            only with a sparsity, or as an allocation.
+        pattern: "n:m", as "2:4", keeps n of every m weights along a layer's inputs, with no
+            sparsity beside it; ":m", as ":8", gives every layer an n of its own for the sparsity.
+        dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
+            place of the weight's; used only with a sparsity.
+        group: The ranks that hold the model, where some layers are on some of them only, as experts
+            and pipeline stages are.
 
     Returns:
         What is there, or would be, overall and in every layer.
 
     Raises:
-        TypeError: As for `prune`.
-        ValueError: As for `prune`; or a method or an importance is given without a
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned; or a method or an importance is given without a
             sparsity.
     """
     asked = None
@@ -422,26 +454,37 @@ def layerwise_sparsity(
         {'0.weight': 0.9189666666666667, '1.weight': 0.331}
 
     Args:
-        model: As for `masks`.
-        sparsity: As for `prune`.
-        method: As for `prune`.
-        pattern: As for `prune`.
-        dim: As for `prune`.
-        include: As for `prune`.
-        exclude: As for `prune`.
-        stacked: As for `prune`.
-        importance: As for `prune`.
-        group: As for `prune`.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them.
+        sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
+            to 1.0, an int the number of weights.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk"; or a mapping of layer names or patterns to sparsities of their own.
+        pattern: "n:m", as "2:4", keeps n of every m weights along a layer's inputs, with no
+            sparsity beside it; ":m", as ":8", gives every layer an n of its own for the sparsity.
+        dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
+            place of the weight's.
+        group: The ranks that hold the model, where some layers are on some of them only, as experts
+            and pipeline stages are.
 
     Returns:
         By layer name the fraction that would be pruned, 0.0 to 1.0.
 
     Raises:
-        TypeError: As for `prune`.
-        ValueError: As for `prune`.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned.
 
     Source:
-        As for `prune`.
+        Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
+        2021, arXiv 2010.07611, section 2.
     """
     _asked(sparsity, method, pattern, dim)  # report can do without
     planned = report(

@@ -40,7 +40,7 @@ class geometric:
             after training that long.
 
     Returns:
-        A callable: 1 - (1 - fraction)^r, r being the rounds done by that step.
+        A callable that gives 1 - (1 - fraction)^r, r being the rounds done by that step.
 
     Raises:
         TypeError: A number has another type.
@@ -126,7 +126,7 @@ class cubic(_Ramp):
         start: The step that it starts at; before, nothing is pruned.
 
     Returns:
-        A callable: final + (initial - final) · (1 - (step - start) / steps)³.
+        A callable that gives final + (initial - final) · (1 - (step - start) / steps)³.
 
     Raises:
         TypeError: A number has another type.
@@ -152,17 +152,17 @@ class linear(_Ramp):
         [0.0, 0.0, 0.4, 0.6, 0.8, 0.8]
 
     Args:
-        final: As for `cubic`.
-        steps: As for `cubic`.
-        initial: As for `cubic`.
-        start: As for `cubic`.
+        final: The sparsity at the end, 0.0 to 1.0; stays from then on.
+        steps: Steps from the start to the end.
+        initial: The sparsity at the start.
+        start: The step that it starts at; before, nothing is pruned.
 
     Returns:
-        A callable: final + (initial - final) · (1 - (step - start) / steps).
+        A callable that gives final + (initial - final) · (1 - (step - start) / steps).
 
     Raises:
-        TypeError: As for `cubic`.
-        ValueError: As for `cubic`.
+        TypeError: A number has another type.
+        ValueError: A number is out of range, or `final` is below `initial`.
     """
 
     def _easing(self, done: float) -> float:
@@ -184,7 +184,7 @@ class constant:
         start: The step that it starts at; before, nothing is pruned.
 
     Returns:
-        A callable: `sparsity` from `start` on, 0.0 before.
+        A callable that gives `sparsity` from `start` on, and 0.0 before.
 
     Raises:
         TypeError: A number has another type.

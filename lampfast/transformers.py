@@ -42,21 +42,27 @@ class PruningCallback(PrunerCallback, TrainerCallback):
             for `max_steps`: one for all batches whose gradients are accumulated, and one too
             where a gradient scaler skipped it.
         every: How many steps lie between one look at the schedule and the next.
-        method: As for `lampfast.prune`.
-        pattern: As for `lampfast.Pruner`.
-        dim: As for `lampfast.prune`.
-        include: As for `lampfast.prune`.
-        stacked: As for `lampfast.prune`.
-        exclude: As for `lampfast.prune`. Several callbacks may each prune layers of their own.
-        copies: As for `lampfast.keep_zeros`: averages of the model, which are pruned with it; or a
-            function that gives them when training begins. The Trainer tells a callback of no other
-            one, so that none is found by itself.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk".
+        pattern: ":m", as ":8": each layer keeps n of m, with its own n, for the sparsity that the
+            schedule gives.
+        dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        exclude: Glob pattern or patterns over the same names: these are left out. Several
+            callbacks may each prune layers of their own.
+        copies: Averages of the model, which are pruned with it; or a function that gives them when
+            training begins. The Trainer tells a callback of no other one, so that none is found by
+            itself.
         rewind: What the weights that remain go back to after each pruning, as by `lampfast.rewind`:
             "initial" for their values when the training began, or a state_dict of the model. So
             does all else in the model; the optimizer's state goes back to what it was when the
             training began, which is none for most, and learning rates go on. Checkpoints hold the
             initial values, in optimizer.pt, but not a state_dict, which is given again.
-        mask_gradients: As for `lampfast.keep_zeros`.
+        mask_gradients: Whether gradients of pruned weights are set to zero too, for the clipping of
+            norms and for optimizers that mix gradients, such as Muon and Adafactor.
 
     Attributes:
         pruner: The `lampfast.Pruner` of this training, made when it begins, or of the last one,

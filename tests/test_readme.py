@@ -2,27 +2,26 @@
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import torch
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PATH = pages.ROOT / "README.md"
+README = PATH.read_text()
 
 
 def test_the_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)  # layers this small only wait for threads
     names: dict[str, Any] = {}
-    pruned, trained = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    exec(pruned, names)
+    pages.run(PATH, names)
     printed = capsys.readouterr().out
     assert "2.weight" in printed
-    assert printed.endswith("90.00% of the weights are zero now\n")
-    exec(trained, names)
+    assert "90.00% of the weights are zero now\n" in printed
     steps = [step for step, _ in names["pruner"].history]
     assert steps == [50, 100, 150, 200]
-    assert capsys.readouterr().out.endswith("after step 200 pruned to 98.0%\n")
+    assert printed.endswith("after step 200 pruned to 98.0%\n")
 
 
 @pytest.mark.parametrize("last", [".venv/bin/lampfast demo", ".venv/bin/pytest"])

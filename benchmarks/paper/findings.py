@@ -157,7 +157,7 @@ def dead(rows: Sequence[Row], layers: Sequence[LayerRow]) -> str:
     }
     empty = Counter(method for _, method, *_ in networks)
     return (
-        f"As good as dead: of {len(pruned):,} networks that were pruned and retrained "
+        f"Collapsed: of {len(pruned):,} networks that were pruned and retrained "
         f"{_by_method(lost)} get less than {100 * _DEAD:g} % right, and {_by_method(empty)} have a "
         "layer without any weight, which one with shortcuts may survive. A lead over such a "
         "network is a lead, but its size says little."

@@ -62,7 +62,8 @@ class Pruner:
     as one that was rewound to zeros, is pruned no further then.
 
     Args:
-        model: As for `lampfast.prune`.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them.
         optimizers: The optimizer that trains the layers, or a sequence of several; those that
             accelerate has prepared, too.
         schedule: Gives the sparsity, a fraction 0.0 to 1.0, for the number of steps done, counted
@@ -71,22 +72,28 @@ class Pruner:
         every: How many steps lie between one look at the schedule and the next. The model is
             pruned where the schedule rises, unless it is sparser already. What a schedule reaches
             between two looks waits for the next one, so let its last step be one of them.
-        method: As for `lampfast.prune`.
-        pattern: ":m", as for `lampfast.prune`: each layer keeps n of m, with its own n, for the
-            sparsity that the schedule gives. (For n:m, prune once and call `keep_zeros`.)
-        dim: As for `lampfast.prune`.
-        include: As for `lampfast.prune`.
-        exclude: As for `lampfast.prune`.
-        stacked: As for `lampfast.prune`.
-        copies: As for `lampfast.keep_zeros`: averages of the model, which are pruned with it.
-        masks: As for `keep_zeros`: which weights are kept from the beginning. See `update`.
-        mask_gradients: As for `keep_zeros`.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk".
+        pattern: ":m", as ":8": each layer keeps n of m, with its own n, for the sparsity that the
+            schedule gives. (For n:m, prune once and call `keep_zeros`.)
+        dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        copies: Averages of the model, which are pruned with it.
+        masks: Which weights are kept from the beginning. See `update`.
+        mask_gradients: Whether gradients of pruned weights are set to zero too, for the clipping of
+            norms and for optimizers that mix gradients, such as Muon and Adafactor.
         process_group: The ranks that hold replicas of the model; None for all ranks. A rank with a
             model of its own passes a group of itself alone.
 
     Raises:
-        TypeError: As for `lampfast.prune`; or another argument has a type that it cannot have.
-        ValueError: As for `lampfast.prune`; `every` is below 1; a layer belongs to none of the
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned; `every` is below 1; a layer belongs to none of the
             optimizers; or a process group is given and torch.distributed does not run.
     """
 
@@ -284,7 +291,7 @@ class Pruner:
             self._step, self._history = step, history
 
     def remove(self) -> None:
-        """Prune no more and let the zeros go; the model stays as it is."""
+        """Stop pruning and stop keeping zeros; the model stays as it is."""
         self._zeros.remove()
         self._removed = True
 

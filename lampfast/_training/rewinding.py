@@ -63,9 +63,12 @@ def rewind(
         saved_state: A copy of its state_dict, or of the module's that it wraps, as
             torch.compile does, from any device and in any dtypes, which are
             converted to the model's.
-        include: As for `lampfast.prune`: the layers, whose zeros stay.
-        exclude: As for `lampfast.prune`; these are put back whole.
-        stacked: As for `lampfast.prune`.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default. Their zeros stay.
+        exclude: Glob pattern or patterns over the same names: these are left out, and put
+            back whole.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
         leave: Glob pattern or patterns over the names of the model's state_dict: these are left as
             they are now, for example `leave="*.running_*"`.
 
@@ -74,9 +77,10 @@ def rewind(
         pruned, as does one that training brought to exactly zero: they cannot be told apart.
 
     Raises:
-        TypeError: As for `lampfast.prune`; or the model is no module, or the state no mapping of
-            names to tensors.
-        ValueError: As for `lampfast.prune`; names or shapes in the state are not those of the
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken; or the model is no module, or the state no mapping of names to tensors.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned; names or shapes in the state are not those of the
             model, its tensors are the model's own, or a value for a layer is NaN or infinite. The
             layers may have such values now.
 

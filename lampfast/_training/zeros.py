@@ -1,4 +1,4 @@
-"""Sparse training: what is zero now stays zero through every step of an optimizer."""
+"""Sparse training: pruned weights stay at zero through every step of an optimizer."""
 
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ def keep_zeros(
     back in this process, only the weights that were pruned are kept.
 
     Args:
-        model: As for `lampfast.prune`, of torch tensors. Tied weights are kept once. A layer may be
-            a slice of what is trained, such as one expert of a stacked parameter.
+        model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
+            or (module, "weight") pairs, as `lampfast.prune` describes them, without arrays. Tied
+            weights are kept once. A layer may be a slice of what is trained, such as one expert of
+            a stacked parameter.
         optimizers: The optimizer that trains the model, or a list of all of them. A step of one
             restores the zeros of the layers in the memory of its parameters at that time, those
             that were added to it later too; so do eval() and train() of schedule-free optimizers.
@@ -86,9 +88,12 @@ def keep_zeros(
             either will do. A step of an optimizer that is made anew restores them too, for as long
             as the handle, or one of these optimizers, is held on to, but not what a wrapper of it
             writes: see `KeptZeros.restore`.
-        include: As for `lampfast.prune`.
-        exclude: As for `lampfast.prune`.
-        stacked: As for `lampfast.prune`. Masks go by parameter, with the zeros of all its slices.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension. Masks go by parameter, with the zeros of all
+            its slices.
         copies: A module that is a copy of the model, such as its average in an AveragedModel or
             timm's ModelEma, or a list of such. They get the model's zeros at once and at every
             step, pruning and `restore`, in one more pass over each copy, about half of what it
@@ -243,7 +248,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 class KeptZeros:
-    """Holds the zeros of a model's layers through its optimizers' steps; `keep_zeros` makes it.
+    """Keeps pruned weights at zero through the steps of optimizers; `keep_zeros` makes it.
 
     What is written to the weights between two steps, as by `model.load_state_dict`, is there until
     the next step, or `restore`, restores the zeros.
@@ -375,7 +380,7 @@ class KeptZeros:
             self._kept.restore_all()
 
     def remove(self) -> None:
-        """Let the zeros go: later steps may change them. Once removed it holds nothing."""
+        """Stop keeping zeros: later steps may change them. A removed handle holds nothing."""
         for undo in reversed(self._hooks):
             undo()
         changes.stop_listening(self._kept)
@@ -393,7 +398,7 @@ class KeptZeros:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the zeros go."""
+        """Stop keeping zeros."""
         self.remove()
 
     def __reduce__(self) -> NoReturn:

@@ -90,26 +90,32 @@ def prune(
     Args:
         path: Of a folder with model.safetensors or pytorch_model.bin, or with the index.json of
             either and its shards; of one safetensors file; or of a .pt, .pth or .bin file of torch.
-        sparsity: As for `lampfast.prune`.
+        sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
+            to 1.0, an int the number of weights.
         out: The new folder, or file where `path` is one. It must not be there, unless a run that
             was stopped has left it.
         in_place: Replace the checkpoint's own files, one by one, each as a whole.
-        method: As for `lampfast.prune`.
-        include: As for `lampfast.prune`, over the names of the model's parameters where config.json
-            names an architecture that transformers knows, else over the names of the tensors.
-        exclude: The same.
-        stacked: The same.
-        importance: Path of a safetensors file with a tensor for each layer, as for
-            `lampfast.prune`.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk"; or a mapping of layer names or patterns to sparsities of their own.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default. Names are those of the model's parameters where config.json
+            names an architecture that transformers knows, else those of the tensors.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: Path of a safetensors file with a tensor for each layer, whose magnitudes take
+            the place of the weights'.
         dry_run: Decide and report, and write nothing.
 
     Returns:
         What was kept, overall and in every layer.
 
     Raises:
-        TypeError: As for `lampfast.prune`; or there is neither `out` nor `in_place`, or both.
-        ValueError: As for `lampfast.prune`; or the checkpoint is not whole, its weights are packed
-            or quantised, the output is there already, or another run has left it.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken; or there is neither `out` nor `in_place`, or both.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned; or the checkpoint is not whole, its weights are
+            packed or quantised, the output is there already, or another run has left it.
         OSError: A file cannot be read or written.
         ModuleNotFoundError: safetensors (the extra `safetensors`) is not installed.
 
@@ -141,20 +147,30 @@ def report(
         Report(numel=4, kept=3, sparsity=0.2500, layers=1)
 
     Args:
-        path: As for `prune`.
-        sparsity: As for `prune`; without it every weight that is not zero counts as kept.
-        method: As for `prune`, of use only with a sparsity.
-        include: As for `prune`.
-        exclude: As for `prune`.
-        stacked: As for `prune`.
-        importance: As for `prune`, of use only with a sparsity.
+        path: Of the checkpoint: a folder, a safetensors file, or a .pt, .pth or .bin file of torch.
+        sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
+            to 1.0, an int the number of weights. Without it every weight that is not zero counts as
+            kept.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk"; or a mapping of layer names or patterns to sparsities of their own; of use
+            only with a sparsity.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
+            place of the weight's; used only with a sparsity.
 
     Returns:
         What is there, or would be, overall and in every layer.
 
     Raises:
-        TypeError: As for `prune`.
-        ValueError: As for `prune`; or a method or an importance is given without a sparsity.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned; or a method or an importance is given without a
+            sparsity.
         OSError: A file cannot be read.
     """
     arguments = Arguments(sparsity, method, include, exclude, stacked, importance)
@@ -185,20 +201,27 @@ def masks(
                 [ True,  True]])}
 
     Args:
-        path: As for `prune`.
-        sparsity: As for `prune`.
-        method: As for `prune`.
-        include: As for `prune`.
-        exclude: As for `prune`.
-        stacked: As for `prune`.
-        importance: As for `prune`.
+        path: Of the checkpoint: a folder, a safetensors file, or a .pt, .pth or .bin file of torch.
+        sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
+            to 1.0, an int the number of weights.
+        method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
+            or "erk"; or a mapping of layer names or patterns to sparsities of their own.
+        include: Glob pattern or patterns over the parameters' names: these are the layers, in the
+            place of those by default.
+        exclude: Glob pattern or patterns over the same names: these are left out.
+        stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
+            in each slice along the first dimension.
+        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
+            place of the weight's.
 
     Returns:
         By parameter name, as `lampfast.masks(model)` has them, a bool tensor of its shape.
 
     Raises:
-        TypeError: As for `prune`.
-        ValueError: As for `prune`.
+        TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
+            taken.
+        ValueError: An argument is out of range, a value is NaN or infinite, a pattern matches
+            nothing, or a layer cannot be pruned.
         OSError: A file cannot be read.
     """
     methods.check_choice(sparsity, method)
