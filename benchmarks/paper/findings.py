@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from comparison import CHANCE, Difference, Table, corrected
 from models import ARCHITECTURES
-from protocols import METHODS, PROTOCOLS
+from protocols import METHODS, PROTOCOLS, RIVALS
 from records import LayerRow, Row
 from wording import listing, percent, points, sparsity, table
 
 _SHOWN = 0.8, 0.9, 0.95, 0.98, 0.99  # sparsities of the tables, or what comes next to them
-_BASELINES = [method for method in METHODS if method != "lamp"]
+_METHODS = *METHODS, *RIVALS
+_BASELINES = [method for method in _METHODS if method != "lamp"]
 _MILDER = 0.95  # the sparsity up to which verdicts are counted once more
 _ROUNDED = 1e-3  # a sparsity is of whole weights
 _DEAD = 0.2  # accuracy: twice what guessing gives
@@ -178,7 +179,7 @@ def _numbers(cell: Cell) -> str:
     shown = [sparsity(cell.table.sparsities[number]) for number in cell.shown]
     accuracies = [
         (method, *(percent(cell.table.spread(method, number)) for number in cell.shown))
-        for method in METHODS
+        for method in _METHODS
         if method in cell.table.methods
     ]
     differences = [

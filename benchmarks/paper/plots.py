@@ -23,6 +23,7 @@ STYLES = {
     "uniform": ("#999933", "^"),
     "uniform+": ("#aa3377", "v"),
     "erk": ("#228833", "D"),
+    "rd": ("#66ccee", "X"),
 }
 DPI = 120
 _WIDTH, _HEIGHT = 4.2, 3.4  # inches a panel
