@@ -1,10 +1,10 @@
 """Layerwise sparsities of the least output distortion, a rival of LAMP that looks at data.
 
-Rebuilt from the description of RD_PRUNE: Xu, Wang, Geng, Wu, Li, Lin, *Efficient Joint Optimization of
-Layer-Adaptive Weight Pruning in Deep Neural Networks*, ICCV 2023, arXiv 2308.10438. Every layer has a
-curve, the distortion of the network's output when that layer alone is pruned by magnitude. The
-distortions of several layers are taken to add up, and dynamic programming over the layers finds the
-counts of the least sum.
+Rebuilt from the description of RD_PRUNE: Xu et al., *Efficient Joint Optimization of Layer-Adaptive
+Weight Pruning in Deep Neural Networks*, ICCV 2023, arXiv 2308.10438. Every layer has a curve, the
+distortion of the network's output when that layer alone is pruned by magnitude. The distortions of
+several layers are taken to add up, and dynamic programming over the layers finds the counts of the
+least sum.
 """
 
 from collections.abc import Sequence
