@@ -20,10 +20,8 @@ S = 0.9
 _MIB = 2**20
 _ROUNDED = 1e-5  # of the weights: so many may differ by the rounding of the peers' scores
 
-# Only lampfast and the textbook prune all models; the others take their time with the smallest.
-_CASES = [
-    *((model, name) for model in MODELS for name in ("lampfast", "textbook")),
-    *(("resnet50", name) for name in peers.MASKS if name != "textbook"),
+_MODELS = [
+    pytest.param(model, marks=() if model == "resnet50" else pytest.mark.big) for model in MODELS
 ]
 
 
@@ -41,7 +39,8 @@ def make(sized: Callable[[Shapes], Shapes]) -> Callable[[str], Weights]:
     return weights
 
 
-@pytest.mark.parametrize(("model", "name"), sorted(_CASES), ids="-".join)
+@pytest.mark.parametrize("name", ["lampfast", *peers.MASKS])
+@pytest.mark.parametrize("model", _MODELS)
 def test_masks(model: str, name: str, make: Callable[[str], Weights], clock: Clock) -> None:
     weights = make(model)
     peer = peers.MASKS.get(name)
@@ -64,7 +63,7 @@ _PRUNE: dict[str, Callable[[Weights], Callable[[], object]]] = {
 
 
 @pytest.mark.parametrize("name", _PRUNE)
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", _MODELS)
 def test_prune(model: str, name: str, make: Callable[[str], Weights], clock: Clock) -> None:
     weights = make(model)
     targets = contenders.clone(weights)
@@ -83,7 +82,7 @@ def _restored(weights: Weights, targets: Weights, name: str) -> Prepare:
 
 
 @pytest.mark.parametrize("name", ["lampfast", "textbook"])
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", _MODELS)
 def test_scores(model: str, name: str, make: Callable[[str], Weights], clock: Clock) -> None:
     weights = make(model)
     ours, theirs = partial(lampfast.scores, weights), partial(textbook.scores, weights)
