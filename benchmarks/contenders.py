@@ -115,6 +115,11 @@ def numel(weights: Weights) -> int:
     return sum(weight.numel() for weight in weights.values())
 
 
+def dropped(masks: Weights) -> int:
+    """How many weights the masks drop."""
+    return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+
+
 def spec(weights: Weights, s: float) -> _core.SelectionSpec:
     """What the engine is asked for by `lampfast.masks(weights, s)`."""
     return _core.SelectionSpec(
@@ -131,9 +136,8 @@ def check_masks(weights: Weights, s: float) -> None:
     Raises:
         AssertionError: They do not.
     """
-    masks = lampfast.masks(weights, s)
-    dropped = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
-    assert dropped == round(s * numel(weights)), f"{dropped} are dropped, not {s} of all"
+    found = dropped(lampfast.masks(weights, s))
+    assert found == round(s * numel(weights)), f"{found} are dropped, not {s} of all"
 
 
 def check_prune(weights: Weights, targets: Weights, s: float) -> None:
@@ -143,5 +147,14 @@ def check_prune(weights: Weights, targets: Weights, s: float) -> None:
         AssertionError: They are not.
     """
     prune(weights, targets, s)()()
-    zeros = sum(int((target.float() == 0).sum()) for target in targets.values())
+    check_zeros(targets, s)
+
+
+def check_zeros(weights: Weights, s: float) -> None:
+    """Checks that exactly as many weights are zero as asked for.
+
+    Raises:
+        AssertionError: They are not.
+    """
+    zeros = sum(int((weight.float() == 0).sum()) for weight in weights.values())
     assert zeros == round(s * numel(weights)), f"{zeros} are zero, not {s} of all"

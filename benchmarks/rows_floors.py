@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import contenders
-import torch
 from outcome import Cell, Goal, Grid, Line, Outcome
-from run import SPARSITIES, USUAL, Run
+from run import SPARSITIES, Run
 from shapes import MODELS
-from weights import KINDS, Weights, gaussian
+from weights import KINDS, Weights
 
 _COLUMNS = {
     "model": "",
@@ -20,7 +19,6 @@ _COLUMNS = {
     "floor ms": ",.2f",
     "ratio": ".2f",
 }
-_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -98,22 +96,6 @@ def prune(run: Run) -> Outcome:
     )
 
 
-def halves(run: Run) -> Outcome:
-    """`lampfast.masks` of 16-bit weights over those of as many float32 weights."""
-    lines = []
-    for model in MODELS:
-        run.progress(f"halves: {model}")
-        weights = gaussian(run.model(model))
-        variants = [weights, *(_converted(weights, dtype) for dtype in _HALVES.values())]
-        for variant in variants:
-            contenders.check_masks(variant, USUAL)
-        single, *times = run.medians(*(contenders.masks(variant, USUAL) for variant in variants))
-        for name, seconds in zip(_HALVES, times, strict=True):
-            what, beside = f"masks {name}: {model}", f"float32 {single * 1e3:,.2f} ms"
-            lines.append(Line(what, seconds / single, Goal(1, 0.6), seconds, beside))
-    return Outcome(lines)
-
-
 def _all_weights(run: Run) -> Iterator[tuple[str, str, Weights]]:
     for model in MODELS:
         for kind, generate in KINDS.items():
@@ -136,7 +118,3 @@ def _summary(verb: str, cases: Sequence[_Case], goal: Goal) -> list[Line]:
             beside=f"strict floor: {statistics.median(strict):.2f} ×" if strict else "",
         ),
     ]
-
-
-def _converted(weights: Weights, dtype: torch.dtype) -> Weights:
-    return {name: weight.to(dtype) for name, weight in weights.items()}

@@ -21,24 +21,19 @@ class Run:
 
     Attributes:
         machine: What is measured on.
-        rounds: How often everything is called that takes milliseconds.
-        slow_rounds: How often what takes seconds.
+        rounds: How often everything is called.
         quick: Whether to shrink all shapes: it shows that everything works, and no more.
         progress: Told what is measured next.
     """
 
     machine: Machine
     rounds: int
-    slow_rounds: int
     quick: bool
     progress: Callable[[str], None]
 
     def model(self, name: str) -> Shapes:
-        """The shapes of the model of that name."""
-        return self.sized(MODELS[name]())
-
-    def sized(self, shapes: Shapes) -> Shapes:
-        """These shapes, or in a quick run a small part of them."""
+        """The shapes of the model of that name, or in a quick run a small part of them."""
+        shapes = MODELS[name]()
         return shrunk(shapes) if self.quick else shapes
 
     def medians(self, *prepare: Prepare) -> list[float]:

@@ -1,7 +1,7 @@
-"""lampfast's speed beside its floors, its peers and its goals: `python benchmarks/speed.py`.
+"""How near masks and prune come to what the memory allows: `python benchmarks/speed.py`.
 
-Every row times all its contenders in turns in one run, and checks results before it times them.
-Slow results never fail the run: the tables say which goals are met.
+Every row times a call and its floor in turns in one run, since both take as long as the memory lets
+them; and checks results before it times them. Slow results never fail the run.
 """
 
 import json
@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import machine
-import rows_adversarial
-import rows_calls
 import rows_floors
-import rows_isa
-import rows_methods
-import rows_peers
 import rows_stages
-import rows_zeros
 import tables
 import typer
 from outcome import Outcome
@@ -27,25 +21,9 @@ from run import Row, Run
 ROWS: dict[str, Row] = {
     "masks": rows_floors.masks,
     "prune": rows_floors.prune,
-    "halves": rows_floors.halves,
-    "methods": rows_methods.methods,
-    "textbook-masks": rows_peers.textbook_masks,
-    "global-l1": rows_peers.global_magnitude,
-    "textbook-scores": rows_peers.textbook_scores,
-    "lenet": rows_calls.lenet,
-    "layers": rows_calls.thousand_layers,
-    "slices": rows_calls.slices,
-    "memory": rows_calls.memory,
-    "scaling": rows_calls.scaling,
-    "isa": rows_isa.instruction_sets,
-    "adversarial": rows_adversarial.adversarial,
     "stages": rows_stages.stages,
-    "apply": rows_zeros.apply,
-    "keep": rows_zeros.keep,
-    "keep-share": rows_zeros.share,
-    "gradients": rows_zeros.gradients,
 }
-_ROUNDS, _SLOW_ROUNDS, _QUICK_ROUNDS = 21, 2, 2
+_ROUNDS, _QUICK_ROUNDS = 21, 2
 _BIG, _QUICK_BIG = 2**27, 2**20  # elements whose reading and copying is timed
 _WIDTH = 120  # columns, where there is no terminal
 
@@ -76,7 +54,7 @@ def measure(
     this = machine.inspect(_QUICK_BIG if quick else _BIG, rounds)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(str(this))
-    run = Run(this, rounds, _SLOW_ROUNDS, quick, _progress)
+    run = Run(this, rounds, quick, _progress)
     outcomes = {name: row(run) for name, row in chosen.items()}
     _progress("")
     _print(console, outcomes)

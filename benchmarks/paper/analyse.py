@@ -14,9 +14,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    results: Annotated[Path, typer.Argument(help="The folder of results.csv.")] = HERE,
+    results: Annotated[Path, typer.Argument(help="The folder of results.csv.gz.")] = HERE,
 ) -> None:
-    """Write README.md and its pictures beside results.csv."""
+    """Write README.md and its pictures beside results.csv.gz."""
     try:
         print(page.write(results))
     except ValueError as error:

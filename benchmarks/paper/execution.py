@@ -17,7 +17,7 @@ import torch
 from data import Dataset
 from progress import Estimate
 from protocols import PROTOCOLS, Start
-from records import Outcome, Records, Run
+from records import RESULTS, Outcome, Records, Run
 from rich.console import Console
 from settings import Settings
 
@@ -146,7 +146,7 @@ def _keep_dense(
         records.add(outcome, settings, call)
     elif known != row.dense:
         raise ValueError(
-            f"results.csv has runs of {row.model!r}, seed {row.seed}, that start from the trained "
+            f"{RESULTS} has runs of {row.model!r}, seed {row.seed}, that start from the trained "
             f"network {known}; here the training gives {row.dense}, as another processor or torch "
             "may. Its runs would not be comparable: copy the folder work from where they were "
             "made, or choose other seeds with --seeds"

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 from comparison import CHANCE, Difference, Table, corrected
 from models import ARCHITECTURES
-from protocols import METHODS, PROTOCOLS
+from protocols import METHODS, PROTOCOLS, RIVALS
 from records import LayerRow, Row
 from wording import listing, percent, points, sparsity, table
 
 _SHOWN = 0.8, 0.9, 0.95, 0.98, 0.99  # sparsities of the tables, or what comes next to them
-_BASELINES = [method for method in METHODS if method != "lamp"]
+_METHODS = *METHODS, *RIVALS
+_BASELINES = [method for method in _METHODS if method != "lamp"]
 _MILDER = 0.95  # the sparsity up to which verdicts are counted once more
 _ROUNDED = 1e-3  # a sparsity is of whole weights
-_DEAD = 0.2  # accuracy: twice what guessing gives
+_COLLAPSED = 0.2  # accuracy: twice what guessing gives
 ONE_SEED = "one seed, which tells nothing"
 _VERDICTS = {"leads": "LAMP leads {}", "ties": "ties {}", "loses": "loses to {}"}
 
@@ -85,7 +86,7 @@ def _firm(cells: Sequence[Cell]) -> list[frozenset[str]]:
 def verdicts(cells: Sequence[Cell]) -> str:
     """A sentence for each protocol, what they come to together, and all the differences."""
     parts = [lines(cells, sentence), _together(cells), _by_baseline(cells), _milder(cells)]
-    return "\n\n".join([*parts, _differences(cells)])
+    return "\n\n".join([*parts, differences(cells)])
 
 
 def _together(cells: Sequence[Cell]) -> str:
@@ -131,7 +132,8 @@ def _tally(
     return Counter(found)
 
 
-def _differences(cells: Sequence[Cell]) -> str:
+def differences(cells: Sequence[Cell]) -> str:
+    """All differences of LAMP and a baseline, with their intervals."""
     rows = [
         (
             *(cell.model, cell.protocol, baseline, _marked(cell, baseline, found.verdict)),
@@ -146,10 +148,10 @@ def _differences(cells: Sequence[Cell]) -> str:
     return table([*headings, *(f"{verdict} at" for verdict in _VERDICTS)], rows, texts=4)
 
 
-def dead(rows: Sequence[Row], layers: Sequence[LayerRow]) -> str:
-    """How many networks hardly guess any more, or have lost a whole layer, and by which method."""
+def collapsed(rows: Sequence[Row], layers: Sequence[LayerRow]) -> str:
+    """How many networks hardly beat a guess, or have lost a whole layer, and by which method."""
     pruned = [row for row in rows if row.round]
-    lost = Counter(row.method for row in pruned if row.accuracy < _DEAD)
+    lost = Counter(row.method for row in pruned if row.accuracy < _COLLAPSED)
     networks = {
         (row.model, row.method, row.protocol, row.seed, row.round)
         for row in layers
@@ -158,9 +160,9 @@ def dead(rows: Sequence[Row], layers: Sequence[LayerRow]) -> str:
     empty = Counter(method for _, method, *_ in networks)
     return (
         f"Collapsed: of {len(pruned):,} networks that were pruned and retrained "
-        f"{_by_method(lost)} get less than {100 * _DEAD:g} % right, and {_by_method(empty)} have a "
-        "layer without any weight, which one with shortcuts may survive. A lead over such a "
-        "network is a lead, but its size says little."
+        f"{_by_method(lost)} get less than {100 * _COLLAPSED:g} % right, and {_by_method(empty)} "
+        "have a layer without any weight, which one with shortcuts may survive. A lead over a "
+        "collapsed network is a lead, but its size says little."
     )
 
 
@@ -178,7 +180,7 @@ def _numbers(cell: Cell) -> str:
     shown = [sparsity(cell.table.sparsities[number]) for number in cell.shown]
     accuracies = [
         (method, *(percent(cell.table.spread(method, number)) for number in cell.shown))
-        for method in METHODS
+        for method in _METHODS
         if method in cell.table.methods
     ]
     differences = [

@@ -12,19 +12,20 @@ from claims import claims
 from comparison import Share, Table, share
 from models import ARCHITECTURES
 from protocols import METHODS, PROTOCOLS, plan
-from records import LeftOut, Records, Row, Run, described, run_of
+from records import RESULTS, LeftOut, Records, Row, Run, described, run_of
 from settings import STUDY
 from wording import listing, sparsity, table
 
 _TEMPLATE = Path(__file__).with_name("template.md")
 _LAYERS_AT, _LAYERS_IN = 0.95, "iterative"
+_RIVAL = "rate-distortion"  # the folder of its results: other networks than the study's
 
 
 def write(folder: Path) -> Path:
     """Write README.md and its pictures beside the results.
 
     Args:
-        folder: Where results.csv is.
+        folder: Where results.csv.gz is.
 
     Returns:
         The page.
@@ -36,15 +37,16 @@ def write(folder: Path) -> Path:
     cells = findings.cells(results.rows)
     if not cells:
         raise ValueError(
-            f"{folder / 'results.csv'} has no run of LAMP beside one of a baseline; run study.py"
+            f"{folder / RESULTS} has no run of LAMP beside one of a baseline; run study.py"
         )
     made = described(folder)
     texts = {
         "state": _state(results.rows, made["settings"]),
         "networks": listing([f"`{name}` ({each.title})" for name, each in ARCHITECTURES.items()]),
         "verdicts": findings.verdicts(cells),
-        "dead": findings.dead(results.rows, results.layers),
+        "collapsed": findings.collapsed(results.rows, results.layers),
         "claims": claims(cells),
+        "rival": _rival(folder / _RIVAL),
         "numbers": findings.numbers(cells),
         "drop": f"{100 * plots.DROP:g}",
         "training": _training(made["settings"]),
@@ -139,6 +141,17 @@ def _shortcuts(results: Records) -> str:
                 "shortcuts."
             )
     return "".join(texts)
+
+
+def _rival(folder: Path) -> str:
+    """LAMP beside the rival that looks at data, by what its own folder has."""
+    results = Records(folder)
+    cells = findings.cells(results.rows)
+    if not cells:
+        return "Not run yet."
+    parts = [findings.lines(cells, findings.sentence), findings.differences(cells)]
+    parts += [findings.numbers(cells), findings.collapsed(results.rows, results.layers)]
+    return "\n\n".join([*parts, _made(described(folder)["calls"])])
 
 
 def _time(results: Records, steps: int) -> str:

@@ -23,6 +23,7 @@ STYLES = {
     "uniform": ("#999933", "^"),
     "uniform+": ("#aa3377", "v"),
     "erk": ("#228833", "D"),
+    "rd": ("#66ccee", "X"),
 }
 DPI = 120
 _WIDTH, _HEIGHT = 4.2, 3.4  # inches a panel
@@ -145,7 +146,8 @@ def _draw_sparsity(panel: Axes, table: Table) -> None:
     """The more is pruned, the further to the right: the logarithm of what remains."""
     panel.set_xscale("log")
     panel.set_xticks([1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01])
-    panel.set_xlim(1, 0.9 * (1 - max(table.sparsities.values())))
+    sparsities = table.sparsities.values()
+    panel.set_xlim(min(1, 1.25 * (1 - min(sparsities))), 0.9 * (1 - max(sparsities)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - value):g}%"))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(color="0.9")

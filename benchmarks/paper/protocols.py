@@ -10,6 +10,7 @@ from time import process_time
 from typing import Any, NamedTuple, cast, get_args
 
 import data
+import rate_distortion
 import torch
 from data import Dataset
 from models import ARCHITECTURES
@@ -22,7 +23,8 @@ import lampfast
 from lampfast import parameters, textbook
 from lampfast.methods import Method
 
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = get_args(Method)  # of the study
+RIVALS = ("rd",)  # what can be put beside LAMP, too: rate_distortion.py
 PROTOCOLS = "iterative", "one-shot", "rewinding"
 DENSE = "dense"  # the protocol of the row of a network that is not pruned
 
@@ -132,15 +134,14 @@ def perform(run: Run, start: Start, dataset: Dataset, settings: Settings, starte
         RuntimeError: A weight that was pruned came back in training.
     """
     outcome, model = Outcome([], [], []), ARCHITECTURES[run.model].make()
-    method = cast(Method, run.method)
     for number, sparsity in enumerate(sparsities(run.protocol, settings), 1):
         if number == 1 or run.protocol == "one-shot":
             model.load_state_dict(start.trained)
         where: dict[str, Any] = {**run._asdict(), "round": number}
-        if reason := _impossible(model, sparsity, method):
+        if reason := _impossible(model, sparsity, run.method):
             outcome.left_out.append(LeftOut(**where, sparsity=sparsity, reason=reason))
             continue
-        seconds, textbook_seconds = _prune(model, sparsity, method)
+        seconds, textbook_seconds = _prune(model, sparsity, run.method, dataset)
         if run.protocol == "rewinding":
             lampfast.rewind(model, start.early)
         training_seconds = _retrain(model, run.seed, number, dataset, settings)
@@ -167,8 +168,7 @@ def perform(run: Run, start: Start, dataset: Dataset, settings: Settings, starte
 
 def warm_up() -> None:
     """Prune once both ways, so that the first time that is taken is no longer than others."""
-    model = nn.Linear(8, 8)
-    _prune(model, 0.5, "lamp")
+    _prune_by_lamp(nn.Linear(8, 8), 0.5)
 
 
 def _train_dense(model: str, seed: int, dataset: Dataset, settings: Settings) -> Start:
@@ -210,24 +210,36 @@ def _batches(
     return dataset.train.batches(settings.batch, count, _SEEDS_APART * seed + number)
 
 
-def _impossible(model: nn.Module, sparsity: float, method: Method) -> str | None:
+def _impossible(model: nn.Module, sparsity: float, method: str) -> str | None:
     """Why a method cannot prune to a sparsity, if it cannot; only the sizes of layers matter."""
+    if method in RIVALS:
+        return None
     try:
         sizes = {name: torch.ones(layer.shape) for name, layer in _layers(model).items()}
-        lampfast.report(sizes, sparsity, method=method)
+        lampfast.report(sizes, sparsity, method=cast(Method, method))
     except ValueError as error:
         return str(error)
     return None
 
 
-def _prune(model: nn.Module, sparsity: float, method: Method) -> tuple[float, float | None]:
+def _prune(
+    model: nn.Module, sparsity: float, method: str, dataset: Dataset
+) -> tuple[float, float | None]:
     """Prune; the seconds of it, and for LAMP those of the textbook with a copy before."""
-    textbook_seconds = None
     if method == "lamp":
-        copies = {name: layer.detach().clone() for name, layer in _layers(model).items()}
-        textbook_seconds = _seconds(lambda: textbook.prune(copies, sparsity))
-    seconds = _seconds(lambda: lampfast.prune(model, sparsity, method=method))
-    return seconds, textbook_seconds
+        return _prune_by_lamp(model, sparsity)
+    if method in RIVALS:
+        images = dataset.train.first(rate_distortion.CALIBRATION)
+        counts = rate_distortion.allocation(model, images, sparsity)
+        return _seconds(lambda: lampfast.prune(model, method=counts)), None
+    return _seconds(lambda: lampfast.prune(model, sparsity, method=cast(Method, method))), None
+
+
+def _prune_by_lamp(model: nn.Module, sparsity: float) -> tuple[float, float]:
+    """Prune by LAMP, a copy by the textbook before; the seconds of both."""
+    copies = {name: layer.detach().clone() for name, layer in _layers(model).items()}
+    textbook_seconds = _seconds(lambda: textbook.prune(copies, sparsity))
+    return _seconds(lambda: lampfast.prune(model, sparsity)), textbook_seconds
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Parameter]:

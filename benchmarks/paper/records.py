@@ -1,8 +1,10 @@
-"""The results on disk: tidy CSV files that at any moment hold whole runs only."""
+"""The results on disk: tidy CSV files, compressed, that at any moment hold whole runs only."""
 
 import csv
+import gzip
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from settings import Settings
+
+RESULTS, LAYERS, LEFT_OUT = "results.csv.gz", "layers.csv.gz", "left_out.csv.gz"
 
 
 class Run(NamedTuple):
@@ -23,7 +27,7 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of results.csv: a network after one pruning and the training that follows.
+    """A line of results.csv.gz: a network after one pruning and the training that follows.
 
     Attributes:
         round: 1 for the first pruning of the run, 0 for the network before any.
@@ -56,7 +60,7 @@ class Row(NamedTuple):
 
 
 class LayerRow(NamedTuple):
-    """A line of layers.csv: what one layer of a network has left after a round."""
+    """A line of layers.csv.gz: what one layer of a network has left after a round."""
 
     model: str
     method: str
@@ -69,7 +73,7 @@ class LayerRow(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A line of left_out.csv: a round that a method cannot do, and why."""
+    """A line of left_out.csv.gz: a round that a method cannot do, and why."""
 
     model: str
     method: str
@@ -99,10 +103,10 @@ def run_of(line: Row | LayerRow | LeftOut) -> Run:
 class Records:
     """The results of one folder; only one process at a time may add to them.
 
-    Every file is replaced as a whole, results.csv last: what is in it is there completely.
+    Every file is replaced as a whole, results.csv.gz last: what is in it is there completely.
 
     Args:
-        folder: Where results.csv, layers.csv, left_out.csv and results.json are, or will be.
+        folder: Where the three CSV files and results.json are, or will be.
 
     Raises:
         ValueError: A file has other columns than these.
@@ -110,9 +114,9 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows = read(folder / "results.csv", Row)
-        self.left_out = read(folder / "left_out.csv", LeftOut)
-        self.layers = read(folder / "layers.csv", LayerRow)
+        self.rows = read(folder / RESULTS, Row)
+        self.left_out = read(folder / LEFT_OUT, LeftOut)
+        self.layers = read(folder / LAYERS, LayerRow)
         rounds = {(run_of(row), row.round) for row in self.rows}
         # An interruption between the files may have left more in those that were written first.
         self.layers = [line for line in self.layers if (run_of(line), line.round) in rounds]
@@ -131,7 +135,7 @@ class Records:
         others = {row.settings for row in self.rows} - {settings.identity}
         if others:
             raise ValueError(
-                f"{self.folder / 'results.csv'} has rows of the settings {', '.join(others)}, not "
+                f"{self.folder / RESULTS} has rows of the settings {', '.join(others)}, not "
                 f"{settings.identity}, which are this study's; move them away, or choose another "
                 "folder with --results"
             )
@@ -150,10 +154,10 @@ class Records:
         self.left_out = _others(self.left_out, runs) + outcome.left_out
         self._rounds = Counter(_runs(self.rows, self.left_out))
         self._describe(settings, call)
-        write(self.folder / "layers.csv", LayerRow, self.layers)
+        write(self.folder / LAYERS, LayerRow, self.layers)
         if self.left_out:
-            write(self.folder / "left_out.csv", LeftOut, self.left_out)
-        write(self.folder / "results.csv", Row, self.rows)
+            write(self.folder / LEFT_OUT, LeftOut, self.left_out)
+        write(self.folder / RESULTS, Row, self.rows)
 
     def _describe(self, settings: Settings, call: Mapping[str, Any]) -> None:
         """Write down what makes the results."""
@@ -161,7 +165,7 @@ class Records:
         made = described(self.folder) if path.exists() else {"calls": {}}
         made["settings"] = {"identity": settings.identity, **asdict(settings)}
         made["calls"][call["started"]] = dict(call)
-        _replace(path, json.dumps(made, indent=1) + "\n")
+        _replace(path, (json.dumps(made, indent=1) + "\n").encode())
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -187,14 +191,17 @@ def read(path: Path, kind: type[Line]) -> list[Line]:
     if not path.exists():
         return []
     columns = list(kind._fields)
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        if (heading := next(reader, [])) != columns:
-            raise ValueError(f"{path} has the columns {heading}, not {columns}; {_AGAIN}")
-        try:
-            return [kind(*map(_value, columns, line)) for line in _whole(reader, len(columns))]
-        except ValueError as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}; {_AGAIN}") from None
+    try:
+        text = gzip.decompress(path.read_bytes()).decode()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {_AGAIN}") from None
+    reader = csv.reader(StringIO(text, newline=""))
+    if (heading := next(reader, [])) != columns:
+        raise ValueError(f"{path} has the columns {heading}, not {columns}; {_AGAIN}")
+    try:
+        return [kind(*map(_value, columns, line)) for line in _whole(reader, len(columns))]
+    except ValueError as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; {_AGAIN}") from None
 
 
 def write(path: Path, kind: type[Line], lines: Iterable[Line]) -> None:
@@ -203,7 +210,8 @@ def write(path: Path, kind: type[Line], lines: Iterable[Line]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(kind._fields)
     writer.writerows(map(_texts, lines))
-    _replace(path, file.getvalue())
+    # The same lines give the same bytes on any day, at any place.
+    _replace(path, gzip.compress(file.getvalue().encode(), mtime=0))
 
 
 _AGAIN = "copy the folder again, or go back to its last commit"
@@ -238,10 +246,10 @@ def _others(lines: list[Line], runs: set[Run]) -> list[Line]:
     return [line for line in lines if run_of(line) not in runs]
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".writing")
-    with temporary.open("w", newline="") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -15,7 +15,7 @@ import page
 import protocols
 import typer
 from models import ARCHITECTURES
-from protocols import METHODS, PROTOCOLS
+from protocols import METHODS, PROTOCOLS, RIVALS
 from rich.console import Console
 from rich.markup import escape
 from settings import QUICK, STUDY
@@ -36,7 +36,9 @@ def main(
     chosen_protocols: Annotated[str, typer.Option("--protocols", help="With commas.")] = ",".join(
         PROTOCOLS
     ),
-    methods: Annotated[str, typer.Option(help="With commas.")] = ",".join(METHODS),
+    methods: Annotated[
+        str, typer.Option(help=f"With commas; also {', '.join(RIVALS)}: rate_distortion.py.")
+    ] = ",".join(METHODS),
     seeds: Annotated[
         str, typer.Option(help="With commas; usually 0,1,2,3,4 for mlp and 0,1,2 for the others.")
     ] = "",
@@ -54,7 +56,7 @@ def main(
     runs = protocols.plan(
         _chosen("--models", models, ARCHITECTURES),
         _chosen("--protocols", chosen_protocols, PROTOCOLS),
-        _chosen("--methods", methods, METHODS),
+        _chosen("--methods", methods, (*METHODS, *RIVALS)),
         _seeds(seeds or ("0" if quick else "")),
     )
     folder = results or (Path(tempfile.mkdtemp(prefix="lampfast-study-")) if quick else HERE)

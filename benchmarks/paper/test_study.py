@@ -1,4 +1,4 @@
-"""The paper's comparison (benchmarks/paper): its reader, its protocols, resuming, its page."""
+"""The study's own tests: its reader, its protocols, resuming, the rival, its page."""
 
 import csv
 import doctest
@@ -6,39 +6,38 @@ import gzip
 import re
 import shutil
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from math import prod
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-import pytest
-import torch
-from rich.console import Console
-from torch import nn
-from typer.testing import CliRunner
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 import comparison
 import data
 import execution
 import findings
+import numpy as np
 import page
 import protocols
+import pytest
+import rate_distortion
 import records
 import study
+import torch
 import training
 import wording
 from claims import claims
 from data import Dataset
 from models import ARCHITECTURES
 from records import LayerRow, LeftOut, Outcome, Records, Row, Run
+from rich.console import Console
 from settings import QUICK, STUDY
+from torch import nn
+from typer.testing import CliRunner
 
 import lampfast
 
@@ -198,7 +197,7 @@ def test_all_methods_start_from_one_network_in_one_order(
 
 
 @pytest.mark.parametrize("protocol", protocols.PROTOCOLS)
-@pytest.mark.parametrize("method", protocols.METHODS)
+@pytest.mark.parametrize("method", [*protocols.METHODS, *protocols.RIVALS])
 def test_a_run_leaves_a_row_a_round_and_the_layers_of_each(
     protocol: str, method: str, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -268,6 +267,44 @@ def test_what_a_method_cannot_do_is_left_out(dataset: Dataset, tmp_path: Path) -
     (left_out,) = outcome.left_out
     assert left_out.round == 2
     assert "it keeps at least" in left_out.reason
+
+
+# The rival that looks at data.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_allocations_have_the_least_sum_of_distortions(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    curves = [
+        rate_distortion.Curve(np.arange(size + 1), np.sort(random.random(size + 1))[::-1])
+        for size in random.integers(1, 6, 3)
+    ]
+    total = int(random.integers(0, sum(curve.available for curve in curves) + 1))
+
+    def distortion(kept: Iterable[int]) -> float:
+        return sum(float(curve.distortion[i]) for curve, i in zip(curves, kept, strict=True))
+
+    every = product(*(range(curve.available + 1) for curve in curves))
+    least = min(distortion(kept) for kept in every if sum(kept) == total)
+    found = rate_distortion.allocate(curves, total)
+    assert sum(found) == total
+    assert distortion(found) == pytest.approx(least)
+
+
+def test_large_layers_are_shared_in_units() -> None:
+    kept = np.array([0, 100_000])
+    curves = [rate_distortion.Curve(kept, np.array([worst, 0.0])) for worst in (1.0, 2.0)]
+    assert rate_distortion.allocate(curves, 123_457) == [23_457, 100_000]
+
+
+def test_an_allocation_leaves_the_network_as_it_was(dataset: Dataset) -> None:
+    model = ARCHITECTURES["resnet"].make()
+    lampfast.prune(model, 0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    counts = rate_distortion.allocation(model, dataset.train, 0.9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    report = lampfast.prune(model, method=counts)
+    assert report.numel - report.kept == round(0.9 * report.numel)
 
 
 # Resuming.
@@ -341,17 +378,17 @@ def test_an_interrupted_study_goes_on_without_repeating(
     assert comparable(folder) == comparable(whole)
 
 
-@pytest.mark.parametrize("broken", ["results.csv", "layers.csv"])
+@pytest.mark.parametrize("broken", [records.RESULTS, records.LAYERS])
 def test_an_interruption_between_two_files_is_harmless(
     broken: str, whole: Path, place: Path, performed: list[Run]
 ) -> None:
     expected = comparable(whole)
     results = Records(whole)
     results.rows = [row for row in results.rows if records.run_of(row) != RUNS[-1]]
-    if broken == "layers.csv":
+    if broken == records.LAYERS:
         results.layers = [row for row in results.layers if records.run_of(row) != RUNS[-1]]
-    records.write(whole / "results.csv", Row, results.rows)
-    records.write(whole / "layers.csv", LayerRow, results.layers)
+    records.write(whole / records.RESULTS, Row, results.rows)
+    records.write(whole / records.LAYERS, LayerRow, results.layers)
     go_on(whole, place)
     assert performed == [RUNS[-1]]
     assert comparable(whole) == expected
@@ -361,8 +398,8 @@ def test_a_run_that_is_not_whole_is_made_again(
     whole: Path, place: Path, performed: list[Run]
 ) -> None:
     expected = comparable(whole)
-    lines = (whole / "results.csv").read_text().splitlines(keepends=True)
-    (whole / "results.csv").write_text("".join(lines[:-1]))
+    results = Records(whole)
+    records.write(whole / records.RESULTS, Row, results.rows[:-1])
     go_on(whole, place)
     assert performed == [RUNS[-1]]
     assert comparable(whole) == expected
@@ -377,7 +414,7 @@ def test_two_workers_make_the_same(whole: Path, place: Path, tmp_path: Path) -> 
 
 
 def test_the_rows_are_tidy(whole: Path) -> None:
-    with (whole / "results.csv").open(newline="") as file:
+    with gzip.open(whole / records.RESULTS, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
     wanted = "dataset model method protocol seed round sparsity accuracy loss"
     assert list(rows[0])[:9] == wanted.split()
@@ -392,12 +429,12 @@ def test_the_rows_are_tidy(whole: Path) -> None:
 
 
 def test_other_settings_are_not_mixed_in(whole: Path, place: Path) -> None:
-    before = (whole / "results.csv").read_bytes()
+    before = (whole / records.RESULTS).read_bytes()
     other = replace(SETTINGS, learning_rate=1e-3)
     assert other.identity != SETTINGS.identity
     with pytest.raises(ValueError, match=f"{SETTINGS.identity}, not {other.identity}"):
         execution.go_on(RUNS, other, place, whole, 1, Console(quiet=True))
-    assert (whole / "results.csv").read_bytes() == before
+    assert (whole / records.RESULTS).read_bytes() == before
 
 
 def test_another_trained_network_is_not_mixed_in(whole: Path, place: Path) -> None:
@@ -406,18 +443,18 @@ def test_another_trained_network_is_not_mixed_in(whole: Path, place: Path) -> No
         state["trained"]["1.weight"] += 1  # as another machine might train it
         torch.save(state, cached)
     more = [*RUNS, Run("mlp", 0, "one-shot", "erk")]
-    before = (whole / "results.csv").read_bytes()
+    before = (whole / records.RESULTS).read_bytes()
     with pytest.raises(ValueError, match="start from the trained network"):
         go_on(whole, place, runs=more)
-    assert (whole / "results.csv").read_bytes() == before
+    assert (whole / records.RESULTS).read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("results.csv", "", r"has the columns \[\], not \['dataset'"),
-        ("layers.csv", "model,method\n", r"has the columns \['model', 'method'\]"),
-        ("results.csv", None, r"results.csv, line \d+: 4 cells instead of 15; copy"),
+        (records.RESULTS, "", r"has the columns \[\], not \['dataset'"),
+        (records.LAYERS, "model,method\n", r"has the columns \['model', 'method'\]"),
+        (records.RESULTS, None, r"results.csv.gz, line \d+: 4 cells instead of 15; copy"),
         ("results.json", "", r"results.json cannot be read"),
     ],
 )
@@ -425,7 +462,12 @@ def test_broken_results_are_named(
     name: str, content: str | None, message: str, whole: Path, place: Path
 ) -> None:
     file = whole / name
-    file.write_text(file.read_text() + "a,b,c,d\n" if content is None else content)
+    if name.endswith(".gz"):
+        before = gzip.decompress(file.read_bytes()).decode()
+        text = before + "a,b,c,d\n" if content is None else content
+        file.write_bytes(gzip.compress(text.encode()))
+    else:
+        file.write_text(content or "")
     with pytest.raises(ValueError, match=message):
         go_on(whole, place, runs=[*RUNS, Run("mlp", 0, "one-shot", "erk")])
 
@@ -623,7 +665,7 @@ def test_one_seed_tells_nothing() -> None:
     assert comparison.difference([0.0, 0.0]).verdict == "ties"
 
 
-@pytest.mark.parametrize("module", [comparison, wording])
+@pytest.mark.parametrize("module", [comparison, rate_distortion, wording])
 def test_examples_hold(module: ModuleType) -> None:
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0
