@@ -29,10 +29,15 @@ def masks(weights: Weights, s: float, method: Method = "lamp") -> Prepare:
 
 def prune(weights: Weights, targets: Weights, s: float) -> Prepare:
     """Times `lampfast.prune` on `targets`, which are restored from `weights` before every call."""
+    return restored(weights, targets, lambda layers: partial(lampfast.prune, layers, s))
+
+
+def restored(weights: Weights, targets: Weights, call: Callable[[Weights], Call]) -> Prepare:
+    """Times a call on `targets`, which are restored from `weights` before every call."""
 
     def prepare() -> Call:
         restore(weights, targets)
-        return partial(lampfast.prune, targets, s)
+        return call(targets)
 
     return prepare
 

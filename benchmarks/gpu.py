@@ -66,7 +66,7 @@ def _written(line: Line) -> str:
     median = "" if line.median is None else f"{line.median * 1e3:,.2f} ms"
     bars = f"must {goal.write(goal.must):<9} aim {goal.write(goal.aim):<9}"
     figure = f"{goal.form.format(line.figure):>8}  {bars} {goal.verdict(line.figure):<8}"
-    return f"{line.what:<16} {figure} {median:>12}  {line.beside}".rstrip()
+    return f"{line.what:<18} {figure} {median:>12}  {line.beside}".rstrip()
 
 
 def _say(text: str) -> None:
@@ -105,6 +105,8 @@ class Bench:
         yield self.beside("masks", ours, partial(theirs, self.weights, _SPARSITY), 30, 80)
         ours = partial(lampfast.scores, self.weights)
         yield self.beside("scores", ours, partial(textbook.scores, self.weights), 4, 8)
+        # What any textbook has to do first; torch sorts by CUB's radix sort.
+        yield self.beside("scores", ours, self.sort, 1, 2, peer="CUB's sort")
         yield self.one_model()
         if self.device.type == "cuda":
             yield self.memory()
@@ -125,11 +127,24 @@ class Bench:
         contenders.check_prune(self.weights, self.targets, _SPARSITY)
         return self._over_floor("prune, float32", prepare, 12, Goal(1.6, 1.2))
 
-    def beside(self, what: str, ours: Call, theirs: Call, must: float, aim: float) -> Line:
-        """The textbook on the same GPU over lampfast."""
+    def sort(self) -> None:
+        """Sorts every layer, with the places, one result after the other."""
+        for weight in self.weights.values():
+            weight.flatten().sort()
+
+    def beside(
+        self,
+        what: str,
+        ours: Call,
+        theirs: Call,
+        must: float,
+        aim: float,
+        peer: str = "textbook",
+    ) -> Line:
+        """The textbook, or another peer, on the same GPU over lampfast."""
         fast, slow = self._medians(lambda: ours, lambda: theirs, rounds=2)
         goal = Goal(must, aim, _MORE, at_least=True)
-        return Line(f"{what}, textbook", slow / fast, goal, fast, f"{slow * 1e3:,.0f} ms")
+        return Line(f"{what}, {peer}", slow / fast, goal, fast, f"{slow * 1e3:,.0f} ms")
 
     def one_model(self) -> Line:
         """A whole call of `lampfast.prune` on ResNet-50."""

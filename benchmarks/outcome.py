@@ -1,9 +1,6 @@
-"""What a row of the benchmark hands back: figures beside their goals, and tables of details."""
+"""Figures beside their goals."""
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
-
-Cell: TypeAlias = str | float | None
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the summary.
+    """One figure.
 
     Attributes:
         what: What was measured.
@@ -54,26 +51,3 @@ class Line:
     goal: Goal
     median: float | None = None
     beside: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of details.
-
-    Attributes:
-        title: What it shows.
-        columns: By heading how a number in that column is written, a format specification.
-        rows: A cell for each column: a text, a number, or None for nothing.
-    """
-
-    title: str
-    columns: dict[str, str]
-    rows: list[tuple[Cell, ...]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a row of the benchmark found."""
-
-    lines: list[Line] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)

@@ -7,7 +7,6 @@ import contenders
 import peers
 import pytest
 import torch
-from contenders import Prepare
 from shapes import MODELS, Shapes
 from timing import Clock
 from weights import Weights, gaussian
@@ -67,18 +66,11 @@ _PRUNE: dict[str, Callable[[Weights], Callable[[], object]]] = {
 def test_prune(model: str, name: str, make: Callable[[str], Weights], clock: Clock) -> None:
     weights = make(model)
     targets = contenders.clone(weights)
-    clock(f"prune {model} to {S:.0%}", _restored(weights, targets, name), slow=name != "lampfast")
+    prepare = contenders.restored(weights, targets, _PRUNE[name])
+    clock(f"prune {model} to {S:.0%}", prepare, slow=name != "lampfast")
     if name == "lampfast":
         masks = lampfast.masks(weights, S)
         assert all(torch.equal(targets[each], weights[each] * masks[each]) for each in weights)
-
-
-def _restored(weights: Weights, targets: Weights, name: str) -> Prepare:
-    def prepare() -> Callable[[], object]:
-        contenders.restore(weights, targets)
-        return _PRUNE[name](targets)
-
-    return prepare
 
 
 @pytest.mark.parametrize("name", ["lampfast", "textbook"])

@@ -16,11 +16,6 @@ import lampfast
 from lampfast import reference, textbook
 
 S = 0.9
-LENET = {
-    "0.weight": (300, 784),
-    "2.weight": (100, 300),
-    "4.weight": (10, 100),
-}  # LeCun et al., 1998
 
 
 def _copied(call: Callable[[Weights], object], weights: Weights, targets: Weights) -> Prepare:

@@ -8,7 +8,6 @@ from typing import Any
 import contenders
 import pytest
 import torch
-from contenders import Prepare
 from timing import Clock
 from weights import Weights
 
@@ -22,14 +21,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True},
     "fused": {"fused": True},
 }
-
-
-def _restored(weights: Weights, targets: Weights, call: Callable[[], object]) -> Prepare:
-    def prepare() -> Callable[[], object]:
-        contenders.restore(weights, targets)
-        return call
-
-    return prepare
 
 
 @pytest.mark.parametrize("dtype", _DTYPES)
@@ -46,7 +37,8 @@ def test_masks_on_weights(what: str, dtype: str, resnet50: Weights, clock: Clock
         "apply": partial(lampfast.apply, targets, masks),
         "keep-zeros": partial(packed_masks.apply, layers, packed),
     }
-    clock(f"masks of resnet50 on {dtype} weights", _restored(weights, targets, calls[what]))
+    prepare = contenders.restored(weights, targets, lambda _: calls[what])
+    clock(f"masks of resnet50 on {dtype} weights", prepare)
     assert all(torch.equal(targets[name], pruned[name]) for name in pruned)
 
 

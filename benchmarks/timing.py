@@ -15,7 +15,8 @@ from weights import Weights, gaussian
 import lampfast
 
 ROUNDS = 21
-_KEPT = {"min", "max", "mean", "stddev", "median", "iqr", "ops", "rounds", "iterations"}
+# What --benchmark-compare reads of a file.
+_KEPT = {"min", "max", "mean", "stddev", "median", "iqr", "ops", "outliers", "rounds", "iterations"}
 
 Clock = Callable[..., Any]
 
