@@ -18,6 +18,7 @@ with _extras.needed("lampfast's plot", "plot", "matplotlib"):
 _PRUNED, _KEPT, _SIZE, _LINE = "#4477aa", "0.4", "0.8", "0.1"
 _NAME_SIZE, _TEXT_SIZE = "x-small", "small"
 _LONGEST_NAME = 26  # characters; what is longer would take more room than the bars
+_MOST_BARS = 120  # more have gaps that are finer than a pixel, which would show as stripes
 _SAMPLES = 500  # of a schedule: finer than a line can show
 _WIDTHS = 3.3, 7.0  # inches: one column of a paper, and a whole page
 
@@ -61,13 +62,15 @@ def sparsity_over_steps(
     history: Sequence[tuple[int, float]],
     schedule: Callable[[int], float] | None = None,
     figure: Figure | SubFigure | None = None,
+    last: int = 0,
 ) -> Figure:
     """What `Pruner.plot` draws: the sparsity after each pruning, and what the schedule says.
 
     Args:
         history: The steps at which the model was pruned, ascending, and the sparsity after each.
-        schedule: From step to sparsity; a thin line from step 1 to the last of the history.
-        figure: As for `Report.plot`.
+        schedule: From step to sparsity; a thin line from step 1 to the last.
+        figure: An empty matplotlib figure or subfigure to draw into; without it, a new one.
+        last: The last step that was made, if it came after the last pruning.
 
     Returns:
         The figure, with one axes.
@@ -78,9 +81,14 @@ def sparsity_over_steps(
     figure = _drawn_on(figure, (_WIDTHS[0], 2.2))
     panel = figure.subplots()
     steps, sparsities = [step for step, _ in history], [sparsity for _, sparsity in history]
-    panel.plot(steps, sparsities, ".-", color=_PRUNED, ds="steps-post", ms=3, label="model")
-    if schedule is not None and steps:
-        asked = sorted({max(round(steps[-1] * part / _SAMPLES), 1) for part in range(_SAMPLES + 1)})
+    pruned = range(len(steps))  # which points of the line have a marker
+    if steps and last > steps[-1]:
+        steps, sparsities = [*steps, last], [*sparsities, sparsities[-1]]
+    look = {"color": _PRUNED, "ds": "steps-post", "ms": 3}
+    panel.plot(steps, sparsities, ".-", label="model", markevery=list(pruned), **look)
+    last = max([last, *steps])
+    if schedule is not None and last:
+        asked = sorted({max(round(last * part / _SAMPLES), 1) for part in range(_SAMPLES + 1)})
         panel.plot(asked, [schedule(step) for step in asked], color=_LINE, lw=0.7, label="schedule")
         panel.legend(fontsize=_NAME_SIZE, frameon=False)
     panel.set_xlabel("step", fontsize=_TEXT_SIZE)
@@ -142,7 +150,7 @@ def _size(names: Sequence[str], reports: int) -> tuple[float, float]:
 
 def _draw_sparsity(panel: Axes, report: Report, label: str) -> None:
     sparsities = [layer.sparsity for layer in report.layers]
-    panel.bar(range(len(sparsities)), sparsities, color=_PRUNED)
+    _draw_bars(panel, sparsities, _PRUNED, bottom=0)
     panel.axhline(report.sparsity, color=_LINE, lw=0.7, ls="--")
     panel.set_title(label, loc="left", fontsize=_TEXT_SIZE)
     panel.set_title(f"total {report.sparsity:.2%}", loc="right", fontsize=_NAME_SIZE)
@@ -151,15 +159,23 @@ def _draw_sparsity(panel: Axes, report: Report, label: str) -> None:
     _scale_to_percent(panel)
 
 
+def _draw_bars(panel: Axes, heights: Sequence[float], color: str, *, bottom: float) -> None:
+    """A bar for each layer; where they are too many for gaps, the filled outline of all."""
+    if len(heights) <= _MOST_BARS:
+        panel.bar(range(len(heights)), heights, color=color)
+    else:
+        edges = [position - 0.5 for position in range(len(heights) + 1)]
+        panel.stairs(heights, edges, baseline=bottom, fill=True, color=color)
+
+
 def _draw_sizes(panel: Axes, report: Report, *, with_kept: bool) -> None:
     sizes = [layer.numel for layer in report.layers]
-    positions, title = range(len(sizes)), f"{report.numel:,} weights"
+    title, least = f"{report.numel:,} weights", 0.5  # so that a layer of one weight can be seen
     panel.set_yscale("log")
-    # From below one weight, so that a layer of one is to be seen.
-    panel.set_ylim(0.5, 2 * max([10, *sizes]))
-    panel.bar(positions, sizes, color=_SIZE)
+    panel.set_ylim(least, 2 * max([10, *sizes]))
+    _draw_bars(panel, sizes, _SIZE, bottom=least)
     if with_kept:
-        panel.bar(positions, [layer.kept for layer in report.layers], color=_KEPT)
+        _draw_bars(panel, [layer.kept for layer in report.layers], _KEPT, bottom=least)
         title += f", dark: {report.kept:,} kept"
     panel.set_title(title, loc="right", fontsize=_NAME_SIZE)
     panel.set_ylabel("weights", fontsize=_TEXT_SIZE)

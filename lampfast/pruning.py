@@ -69,16 +69,16 @@ def prune(
         method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
             baselines prune the smallest magnitudes: "global", of all layers together; "uniform",
             the same fraction of what remains in every layer; "uniform+", the same, but the first
-            layer stays as it is, if it is a convolution (three dimensions or more), and the last
-            keeps at least a fifth of its size; "erk" (Erdős-Rényi-kernel), each layer keeps in
-            proportion to the sum of its weight's dimensions (of a convolution, depthwise and
-            grouped ones too: out + in / groups + kernel sides), and what a layer is too small for
-            is shared by the others. What remains is what is not zero, of the importance where one
-            is given. Counts of layers are rounded by the largest remainder. Or an allocation of
-            one's own, and then no sparsity: by layer name or glob pattern the sparsity of each
-            layer, a fraction or a count as above. A name goes before patterns, and of patterns
-            that match the same layer the last one holds; the name of a stack stands for all its
-            slices; layers that nothing matches stay dense.
+            layer stays as it is, with the zeros that it has, if it is a convolution (three
+            dimensions or more), and the last keeps at least a fifth of its size; "erk"
+            (Erdős-Rényi-kernel), each layer keeps in proportion to the sum of its weight's
+            dimensions (of a convolution, depthwise and grouped ones too: out + in / groups + kernel
+            sides), and what a layer is too small for is shared by the others. What remains is what
+            is not zero, of the importance where one is given. Counts of layers are rounded by the
+            largest remainder. Or an allocation of one's own, and then no sparsity: by layer name or
+            glob pattern the sparsity of each layer, a fraction or a count as above. A name goes
+            before patterns, and of patterns that match the same layer the last one holds; the name
+            of a stack stands for all its slices; layers that nothing matches stay dense.
         pattern: "n:m", as "2:4": of every m weights along a layer's inputs (dimension 1, or 0 of
             what stores them first, as transformers' Conv1D, transposed convolutions and experts)
             the n of largest magnitude stay, of equal ones the later; sparsity and method are left

@@ -1,16 +1,25 @@
 """What a pruning left, as `Report`: a table for people, attributes and a dict for programs."""
 
+import csv
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["LayerReport", "LeftOut", "Report"]
 
+# Of the printed table, of CSV files and of data frames.
+COLUMNS = ("layer", "shape", "weights", "kept", "sparsity", "threshold")
+
 _Row = TypeVar("_Row")
+_FOLDED = 60  # a notebook folds longer tables
+_LEFT, _RIGHT = "text-align:left", "text-align:right;font-variant-numeric:tabular-nums"
+_TOTAL = "border-top:1px solid;font-weight:bold;"
 
 
 class LayerReport(NamedTuple):
@@ -154,6 +163,69 @@ class Report:
             ],
         }
 
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a row for each layer to a CSV file.
+
+        Example:
+            >>> import tempfile
+            >>> report = Report((LayerReport("fc.weight", (2, 50), 100, 10, 0.25),))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     report.to_csv(f"{folder}/layers.csv")
+            ...     print(open(f"{folder}/layers.csv").read())
+            layer,shape,weights,kept,sparsity,threshold
+            fc.weight,2x50,100,10,0.9,0.25
+            <BLANKLINE>
+
+        Args:
+            path: Of the file; one that exists is replaced. The threshold is empty where there is
+                none.
+
+        Raises:
+            TypeError: The path is not a str or a path.
+            ValueError: The path is empty.
+            OSError: The file cannot be written.
+        """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path is a {type(path).__name__}; pass a str or a pathlib.Path")
+        if not os.fspath(path):
+            raise ValueError("path is empty; pass that of the file to write")
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(COLUMNS)
+            rows.writerows(csv_rows(self))
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Make a pandas data frame with a row for each layer, by the layers' names.
+
+        Example:
+            >>> report = Report((LayerReport("fc.weight", (2, 50), 100, 10, 0.25),))
+            >>> report.to_dataframe()  # doctest: +SKIP
+                         shape  weights  kept  sparsity  threshold
+            layer
+            fc.weight  (2, 50)      100    10       0.9       0.25
+
+        Returns:
+            The data frame; its threshold is NaN where there is none.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            if error.name != "pandas":
+                raise
+            raise ModuleNotFoundError(
+                "Report.to_dataframe needs pandas, which is not installed. Install it with "
+                "pip install pandas, or use to_dict() or to_csv(path)",
+                name="pandas",
+            ) from None
+        rows = [
+            (it.name, it.shape, it.numel, it.kept, it.sparsity, it.threshold) for it in self.layers
+        ]
+        frame = pandas.DataFrame(rows, columns=list(COLUMNS))
+        return frame.astype({"threshold": "float64"}).set_index("layer")
+
     def plot(
         self,
         *others: "Report",
@@ -213,12 +285,17 @@ class Report:
         return "\n".join([*lines, *self._last_line()])
 
     def _repr_html_(self) -> str:
-        head, *body = self._rows()
-        return (
+        head, *body, total = self._rows()
+        table = (
             f"<table><thead>{_html_row(head, 'th')}</thead>"
-            f"<tbody>{''.join(_html_row(row, 'td') for row in body)}</tbody></table>"
-            + "".join(f"<p>{escape(line)}</p>" for line in self._last_line())
+            f"<tbody>{''.join(_html_row(row, 'td') for row in body)}</tbody>"
+            f"<tfoot>{_html_row(total, 'td', _TOTAL)}</tfoot></table>"
         )
+        if len(body) > _FOLDED:
+            weights, kept, sparsity = _counts(self)
+            summary = f"{len(body):,} layers, {weights} weights, {kept} kept, sparsity {sparsity}"
+            table = f"<details><summary>{summary}</summary>{table}</details>"
+        return table + "".join(f"<p>{escape(line)}</p>" for line in self._last_line())
 
     def _last_line(self) -> Iterable[str]:
         """What was left out, in one line; none if that is nothing."""
@@ -233,11 +310,18 @@ class Report:
 
     def _rows(self) -> Iterable[tuple[str, ...]]:
         """The table as text: a heading, the layers, the total."""
-        yield "layer", "shape", "weights", "kept", "sparsity", "threshold"
+        yield COLUMNS
         for layer in self.layers:
             threshold = "" if layer.threshold is None else f"{layer.threshold:.4g}"
             yield layer.name, str(layer.shape), *_counts(layer), threshold
         yield "total", "", *_counts(self), ""
+
+
+def csv_rows(report: Report) -> Iterable[tuple[Any, ...]]:
+    """What a CSV file has of each layer, in the order of `COLUMNS`."""
+    for layer in report.layers:
+        shape = "x".join(map(str, layer.shape))
+        yield layer.name, shape, layer.numel, layer.kept, layer.sparsity, layer.threshold
 
 
 def _all_of(kind: type[_Row], argument: str, given: Iterable[_Row]) -> tuple[_Row, ...]:
@@ -263,5 +347,14 @@ def _counts(part: LayerReport | Report) -> tuple[str, str, str]:
     return f"{part.numel:,}", f"{part.kept:,}", f"{part.sparsity:.2%}"
 
 
-def _html_row(cells: Iterable[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+def _html_row(cells: Sequence[str], tag: str, style: str = "") -> str:
+    """A row of the table: names and shapes to the left, numbers to the right."""
+    sides = [_LEFT, _LEFT, *[_RIGHT] * (len(cells) - 2)]
+    return (
+        "<tr>"
+        + "".join(
+            f'<{tag} style="{style}{side}">{escape(cell)}</{tag}>'
+            for cell, side in zip(cells, sides, strict=True)
+        )
+        + "</tr>"
+    )

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Rectangle, StepPatch
 
 import lampfast
 from lampfast import _plotting
@@ -37,6 +37,13 @@ def _panels(figure: Figure) -> list[Axes]:
 
 
 def _heights(panel: Axes, bars: int = 0) -> list[float]:
+    """The heights of a panel's bars, or of what fills their outline where they are many."""
+    if not panel.containers:
+        outline = panel.patches[bars]
+        assert isinstance(outline, StepPatch)
+        values, edges, _ = outline.get_data()
+        assert edges.tolist() == [i - 0.5 for i in range(len(values) + 1)]
+        return list(values)
     rectangles = list(panel.containers[bars])
     assert all(isinstance(bar, Rectangle) for bar in rectangles)
     centres = [bar.get_x() + bar.get_width() / 2 for bar in rectangles]
@@ -82,6 +89,14 @@ def test_several_reports_are_rows(reports: int) -> None:
     assert [_values(row.lines[0])[0] for row in rows] == [(0, report.sparsity) for report in drawn]
     assert len(sizes.containers) == 1  # what remains would be of one of them only
     assert {row.get_xlim() for row in rows} == {sizes.get_xlim()}
+
+
+@pytest.mark.parametrize(("layers", "have_gaps"), [(120, True), (121, False), (1000, False)])
+def test_many_layers_have_no_gaps_between_them(layers: int, have_gaps: bool) -> None:
+    report = _report(layers)
+    panel, _ = _panels(report.plot())
+    assert bool(panel.containers) == have_gaps
+    assert _heights(panel) == [layer.sparsity for layer in report.layers]
 
 
 def test_labels_are_optional() -> None:
@@ -254,6 +269,19 @@ def test_a_schedule_is_drawn_to_the_last_step(last: int) -> None:
     legend = panel.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["model", "schedule"]
+
+
+def test_it_is_drawn_to_the_last_step_after_the_last_pruning() -> None:
+    drawn = _plotting.sparsity_over_steps([(10, 0.2), (20, 0.5)], lambda step: 0.5, last=50)
+    model, schedule = _panels(drawn)[0].lines
+    assert _values(model) == [(10, 0.2), (20, 0.5), (50, 0.5)]
+    assert model.get_markevery() == [0, 1]  # none where nothing was pruned
+    assert _values(schedule)[-1] == (50, 0.5)
+
+
+def test_before_the_first_pruning_there_is_the_schedule() -> None:
+    (panel,) = _panels(_plotting.sparsity_over_steps([], lambda step: 0.5, last=3))
+    assert [_values(line) for line in panel.lines] == [[], [(1, 0.5), (2, 0.5), (3, 0.5)]]
 
 
 def test_nothing_pruned_yet_is_an_empty_picture() -> None:

@@ -1,9 +1,12 @@
 """What a report says, as attributes, text, HTML and a dict; and what it counts."""
 
 import copy
+import csv
 import json
 import pickle
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +68,51 @@ def test_html() -> None:
     assert cells.rows[2] == ["<fc>", "(10,)", "10", "0", "100.00%", ""]
     assert cells.rows[-1] == ["total", "", "9,419", "1,235", "86.89%", ""]
     assert len(cells.rows) == 6
+
+
+def test_html_aligns_numbers_and_sets_the_total_off() -> None:
+    html = REPORT._repr_html_()
+    head, *_, total = html.split("<tr>")[1:]
+    assert head.count("text-align:left") == 2
+    assert head.count("text-align:right") == 4
+    assert "<tfoot>" in html
+    assert total.count("border-top") == total.count("bold") == 6
+
+
+@pytest.mark.parametrize(("layers", "folded"), [(60, False), (61, True)])
+def test_html_folds_long_models(layers: int, folded: bool) -> None:
+    report = Report(LayerReport(f"<{i}>", (4,), 4, 1, 0.5) for i in range(layers))
+    html = report._repr_html_()
+    assert ("<details>" in html) == folded
+    assert ("61 layers, 244 weights, 61 kept, sparsity 75.00%" in html) == folded
+    assert html.count("<tr>") == layers + 2
+
+
+def test_csv(tmp_path: Path) -> None:
+    REPORT.to_csv(tmp_path / "layers.csv")
+    with open(tmp_path / "layers.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["layer", "shape", "weights", "kept", "sparsity", "threshold"]
+    assert rows[1] == ["conv.weight", "64x3x7x7", "9408", "1234", str(8174 / 9408), "0.0123456"]
+    assert rows[2] == ["<fc>", "10", "10", "0", "1.0", ""]
+    assert len(rows) == 5
+
+
+def test_dataframe() -> None:
+    pytest.importorskip("pandas")
+    frame = REPORT.to_dataframe()
+    assert list(frame.index) == ["conv.weight", "<fc>", "scale", "empty"]
+    assert list(frame.columns) == ["shape", "weights", "kept", "sparsity", "threshold"]
+    assert frame.loc["conv.weight"].tolist() == [(64, 3, 7, 7), 9408, 1234, 8174 / 9408, 0.0123456]
+    assert frame["threshold"].isna().tolist() == [False, True, False, True]
+    assert Report(()).to_dataframe().empty
+
+
+def test_it_says_where_pandas_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pandas") as error:
+        REPORT.to_dataframe()
+    assert error.value.name == "pandas"
 
 
 def test_dict() -> None:

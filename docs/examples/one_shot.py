@@ -1,22 +1,27 @@
-"""One-shot pruning: train, prune once, train what remains."""
+"""One-shot pruning: train, prune once, train what remains; by LAMP, and uniformly to compare."""
+
+import copy
 
 import torch
 from task import QUICK, Task, network, train
 
 import lampfast
 
-STEPS = 20 if QUICK else 2000
-SPARSITY = 0.9
+STEPS = 20 if QUICK else 1300
+SPARSITY = 0.98
 
-task, model = Task(), network()
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-train(model, optimizer, task, STEPS)
-print(f"trained:    accuracy {task.accuracy(model):.1%}")
+task, dense = Task(), network()
+train(dense, torch.optim.AdamW(dense.parameters(), lr=1e-3), task, STEPS)
+print(f"dense:    accuracy {task.accuracy(dense):.1%}")
 
-print(lampfast.prune(model, SPARSITY))
-print(f"pruned:     accuracy {task.accuracy(model):.1%}")
-
-with lampfast.keep_zeros(model, optimizer):
-    train(model, optimizer, task, STEPS)
-sparsity = lampfast.report(model).sparsity
-print(f"retrained:  accuracy {task.accuracy(model):.1%} at sparsity {sparsity:.1%}")
+for method in ("uniform", "lamp"):
+    model = copy.deepcopy(dense)
+    report = lampfast.prune(model, SPARSITY, method=method)
+    print(report)
+    pruned = task.accuracy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with lampfast.keep_zeros(model, optimizer):
+        train(model, optimizer, task, STEPS)
+    retrained = task.accuracy(model)
+    sparsity = lampfast.report(model).sparsity
+    print(f"{method}: accuracy {pruned:.1%}, retrained {retrained:.1%} at sparsity {sparsity:.1%}")

@@ -1,4 +1,4 @@
-"""A small task that the examples share: a network learns what a random one answers."""
+"""A small task that the examples share: a network learns what a sparse random one answers."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from torch.nn import functional
 
 QUICK = "--quick" in sys.argv  # a few steps, to see that everything runs
 
-_INPUTS, _CLASSES, _BATCH = 20, 10, 128
+_INPUTS, _HIDDEN, _CLASSES, _BATCH = 100, 10, 10, 128
+_CONNECTED = 0.05  # of the inputs, with each hidden unit: most weights of a network are not needed
 
 
 class Task:
@@ -17,12 +18,13 @@ class Task:
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
-        self._first = self._normal(_INPUTS, 50)
-        self._second = self._normal(50, _CLASSES)
+        is_connected = torch.rand(_INPUTS, _HIDDEN, generator=self._generator) < _CONNECTED
+        self._first = self._normal(_INPUTS, _HIDDEN) * is_connected
+        self._second = self._normal(_HIDDEN, _CLASSES)
         self._test = self._labelled(5000)
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs of shape (batch, 20), and their classes."""
+        """Inputs of shape (batch, 100), and their classes."""
         return self._labelled(_BATCH)
 
     def accuracy(self, model: nn.Module) -> float:
@@ -40,7 +42,7 @@ class Task:
 
 
 def network() -> nn.Module:
-    """Three linear layers, 37,000 weights."""
+    """Three linear layers, 61,000 weights."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(_INPUTS, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, _CLASSES)

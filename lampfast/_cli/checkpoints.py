@@ -25,6 +25,7 @@ from rich.progress import (
 from lampfast._cli import sizes, tables
 from lampfast.checkpoints import verbs
 from lampfast.checkpoints.verbs import Arguments, Outcome
+from lampfast.reports import COLUMNS, csv_rows
 
 _PAGE = "docs/sparse_weights.md"
 _PACKAGES = ("lampfast", "torch", "numpy", "safetensors", "transformers")
@@ -212,15 +213,9 @@ def _write(
         if csv_file is not None:
             with open(csv_file, "w", newline="", encoding="utf-8") as file:
                 rows = csv.writer(file)
-                rows.writerow(
-                    ["method", "layer", "shape", "weights", "kept", "sparsity", "threshold"]
-                )
+                rows.writerow(["method", *COLUMNS])
                 for name, outcome in outcomes.items():
-                    for it in outcome.report.layers:
-                        shape = "x".join(map(str, it.shape))
-                        rows.writerow(
-                            [name, it.name, shape, it.numel, it.kept, it.sparsity, it.threshold]
-                        )
+                    rows.writerows([name, *row] for row in csv_rows(outcome.report))
 
 
 def _versions() -> dict[str, str]:

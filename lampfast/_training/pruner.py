@@ -146,7 +146,7 @@ class Pruner:
         return list(self._history)
 
     def plot(self, figure: Figure | SubFigure | None = None) -> Figure:
-        """Draw the sparsity after each pruning, and what the schedule says.
+        """Draw the sparsity after each pruning, and what the schedule says, up to the last step.
 
         Example:
             >>> import lampfast, torch
@@ -170,7 +170,7 @@ class Pruner:
         """
         from lampfast import _plotting
 
-        return _plotting.sparsity_over_steps(self._history, self._schedule, figure)
+        return _plotting.sparsity_over_steps(self._history, self._schedule, figure, self._step)
 
     def step(self) -> None:
         """Count one optimizer step; prune if it is time.

@@ -303,6 +303,10 @@ CALLS: dict[str, Callable[[], Call]] = {
         layers=lambda net, _: lampfast.report(net).layers,
         left_out=lambda *_: [lampfast.reports.LeftOut("a", (2, 3), 6, "router")],
     ),
+    "Report.to_csv": _call(
+        lambda net, _: lampfast.report(net).to_csv,
+        path=lambda *_: tempfile.mkdtemp(dir=CHECKPOINT.parent) + "/layers.csv",
+    ),
     "Report.plot": _call(
         lambda net, _: lampfast.report(net).plot, labels=lambda *_: ["now"], figure=None
     ),
@@ -346,6 +350,7 @@ GOOD: dict[str, list[str]] = {
     "a schedule, step": ["0", "2**70"],
     "to_zeros, model": ["module", "lazy module"],
     "checkpoints.prune, dry_run": ["True"],
+    "Report.to_csv, path": ["str", "Path"],
     "Report, layers": ["[]", "()", "{}", "empty str"],
     "left_out": ["[]", "()", "{}", "empty str"],
 }
