@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from lampfast import _core
 from lampfast._engine import gpus, pieces, shards, tracing, views
-from lampfast._engine.communicator import GroupCommunicator, group_of
+from lampfast._engine.communicator import Communicator, GroupCommunicator, group_of
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import Pointer, View, Weight
 
@@ -57,17 +57,31 @@ class _Cut(NamedTuple):
     box: pieces.Box
 
 
+class _Told(NamedTuple):
+    """What ranks tell each other at the end of a section.
+
+    Attributes:
+        own: What this one does.
+        everyone: What all have told, once it has ended.
+    """
+
+    own: dict[str, Any]
+    everyone: list[dict[str, Any]]
+
+
 class _Directory(NamedTuple):
     """What all ranks hold.
 
     Attributes:
         layers: The layers.
+        stacks: By parameter, the names of the layers that are its slices.
         owners: By layer, which rank counts each box: the first that holds it.
         copied: By layer, the boxes that several ranks hold.
         begins: By layer, where boxes begin, if each ends before the next one begins.
     """
 
     layers: list[Whole]
+    stacks: dict[str, list[str]]
     owners: list[dict[_Key, int]]
     copied: list[set[_Key]]
     begins: list[list[int]]
@@ -78,33 +92,37 @@ class Sharded:
 
     Args:
         found: The layers, of which some are DTensors, or all lie on some ranks only.
+        communicator: The ranks. All that is done here and later belongs into a section of its
+            `failing_together`.
         question: What is asked, which must be the same on all ranks.
         write: Whether they are to be changed in place.
         importance: What is scored in their place, by name.
-        group: The ranks; without it, those of the DTensors' meshes.
+        compare: Whether ranks may hold other values of the same part. Copies that are DTensors
+            torch keeps alike.
     """
 
     def __init__(
         self,
         found: Layers,
+        communicator: Communicator,
         question: object,
         *,
         write: bool = False,
         importance: Mapping[str, Weight] | None = None,
-        group: distributed.ProcessGroup | None = None,
+        compare: bool = False,
     ) -> None:
         self._found = found
         self._distinct = {id(weight): name for name, weight in reversed(found.wholes.items())}
-        self.communicator = GroupCommunicator(group or _group_of(found.wholes))
+        self.communicator = communicator
+        self._scored = importance
         with self.together(question) as told:
             tracing.refuse()
             self._check(write)
-            told.append(json.dumps(self._held()))
-        directory = _directory(self.communicator, told[0])
-        self.layers = directory.layers
-        self._directory = directory
-        self._scored = importance
-        if group is not None:  # else the copies are those of DTensors, which torch keeps alike
+            held = json.dumps(self._held())
+            told.own.update(held=_digest_of(held), known=list(_known))
+        self._directory = _learned(communicator, held, told.everyone)
+        self.layers, self.stacks = self._directory.layers, self._directory.stacks
+        if compare:
             self._compare_copies()
 
     # --- what this rank has ---
@@ -148,13 +166,15 @@ class Sharded:
         by_layer: dict[str, list[Any]] = {}
         for cut in self._cuts:
             by_layer.setdefault(cut.layer, []).append((cut.box.first, cut.box.shape))
-        told = []
+        held = []
         for name, weight in self.wholes.items():
             dtype = self._local[name].dtype.name
-            for part in pieces.parts(weight.shape, self._found.stacks.get(name)):
+            stack = self._found.stacks.get(name)
+            for part in pieces.parts(weight.shape, stack):
                 layer = name + part.suffix
-                told.append((layer, part.shape, dtype, by_layer.get(layer, [])))
-        return told
+                of = None if stack is None or stack.without else name
+                held.append((layer, part.shape, dtype, by_layer.get(layer, []), of))
+        return held
 
     def _compare_copies(self) -> None:
         """Check that what several ranks hold is the same on all of them.
@@ -162,7 +182,7 @@ class Sharded:
         Raises:
             ValueError: It is not.
         """
-        with self.together() as told:
+        with self.together():
             positions = {layer.name: i for i, layer in enumerate(self.layers)}
             digests = {
                 f"{cut.layer} {cut.box.first} {cut.box.shape}": (cut.layer, _digest(piece))
@@ -170,9 +190,8 @@ class Sharded:
                 if (cut.box.first, cut.box.shape) in self._directory.copied[positions[cut.layer]]
                 for piece in [self._piece(cut)]
             }
-            told.append(json.dumps(digests))
         seen: dict[str, tuple[str, int]] = {}
-        for rank, answer in enumerate(self.communicator.gather(told[0].encode(), 0)):
+        for rank, answer in enumerate(self.communicator.gather(json.dumps(digests).encode(), 0)):
             for key, (layer, digest) in json.loads(answer).items():
                 known, first = seen.setdefault(key, (digest, rank))
                 if known != digest:
@@ -185,22 +204,23 @@ class Sharded:
     # --- calls ---
 
     @contextmanager
-    def together(self, question: object = None) -> Iterator[list[str]]:
+    def together(self, question: object = None) -> Iterator[_Told]:
         """A section that fails on all ranks if it does on one; all must have the same question."""
-        told: list[str] = []
+        asked = _digest_of(repr(question))
+        told = _Told({"asked": asked}, [])
         error: Exception | None = None
         try:
             yield told
         except Exception as raised:
             error = raised
-        asked = hashlib.sha256(repr(question).encode()).hexdigest()
-        own = {"asked": asked, "error": None if error is None else str(error)}
-        answers = self.communicator.gather(json.dumps(own).encode(), 512)
+            told.own["error"] = str(error)
+        answers = self.communicator.gather(json.dumps(told.own).encode(), 512)
         if error is not None:
             raise error
         everyone = [json.loads(answer) for answer in answers]
+        told.everyone.extend(everyone)
         for rank, each in enumerate(everyone):
-            if each["error"] is not None:
+            if "error" in each:
                 raise RuntimeError(
                     f"rank {rank} has failed, so that no rank has changed a weight: {each['error']}"
                 )
@@ -230,6 +250,7 @@ class Sharded:
         with self._calling() as (pointers, machine):
             targets = self._pointers(masks, _core.Dtype.boolean)
             _core.masks(pointers, targets, spec, machine)
+        self.communicator.finish()
         return {
             name: pieces.like(
                 cast(torch.Tensor, weight), masks[name].to(shards.part(weight).device)
@@ -246,7 +267,12 @@ class Sharded:
         with self._calling() as (pointers, machine):
             targets = self._pointers(self._weights())
             _core.prune(pointers, targets, spec, machine, None, before_writing)
+        self.communicator.finish()
         views.write_back(self._views, list(self._local.values()))
+
+    def wait(self) -> None:
+        """Wait for all ranks; raise if one has failed."""
+        self.communicator.sum(memoryview(bytearray(8)))
 
     def local_views(self) -> list[View]:
         """Views of what this rank has of each parameter."""
@@ -401,27 +427,38 @@ def _index_steps(shape: Sequence[int]) -> list[int]:
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def _group_of(wholes: Mapping[str, Weight]) -> distributed.ProcessGroup:
-    """The group of all ranks that the meshes of DTensors have."""
-    meshes = [weight.device_mesh for weight in wholes.values() if isinstance(weight, DTensor)]
+def communicator_of(
+    weights: Iterable[object], group: distributed.ProcessGroup | None
+) -> Communicator:
+    """That of a group or, without one, of all ranks that the meshes of DTensors have."""
+    return GroupCommunicator(group or _group_of(weights))
+
+
+def _group_of(weights: Iterable[object]) -> distributed.ProcessGroup:
+    meshes = [weight.device_mesh for weight in weights if isinstance(weight, DTensor)]
     if meshes and meshes[0].ndim == 1 and all(mesh == meshes[0] for mesh in meshes):
         return meshes[0].get_group()
     return group_of({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
 
 
-_known: OrderedDict[tuple[bytes, ...], _Directory] = OrderedDict()
+_known: OrderedDict[str, _Directory] = OrderedDict()  # by digest of what all ranks hold
 
 
-def _directory(communicator: GroupCommunicator, own: str) -> _Directory:
-    """What all ranks hold; known from the last calls unless one of them holds something else."""
-    digests = communicator.gather(hashlib.sha256(own.encode()).digest(), 32)
-    key = tuple(digests)
-    if key not in _known:
-        everyone = communicator.gather(own.encode(), 0)
-        _known[key] = _merged([json.loads(each) for each in everyone])
-        while len(_known) > 8:
+def _learned(
+    communicator: Communicator, own: str, everyone: Sequence[Mapping[str, Any]]
+) -> _Directory:
+    """What all ranks hold; known from the last calls if that is so on all of them."""
+    key = _digest_of(" ".join(each["held"] for each in everyone))
+    if not all(key in each["known"] for each in everyone):
+        held = communicator.gather(own.encode(), 0)
+        _known[key] = _merged([json.loads(each) for each in held])
+        while len(_known) > 4:
             _known.popitem(last=False)
     return _known[key]
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
@@ -434,8 +471,11 @@ def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
     owners: dict[str, dict[_Key, int]] = {}
     copied: dict[str, set[_Key]] = {}
     holders: dict[str, list[int]] = {}
-    for rank, told in enumerate(everyone):
-        for name, shape, dtype, boxes in told:
+    stacks: dict[str, dict[str, None]] = {}
+    for rank, held in enumerate(everyone):
+        for name, shape, dtype, boxes, stack in held:
+            if stack is not None:
+                stacks.setdefault(stack, {})[name] = None
             here = Whole(name, tuple(shape), dtype)
             if layers.setdefault(name, here) != here:
                 raise ValueError(
@@ -451,15 +491,16 @@ def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
                     copied.setdefault(name, set()).add(key)
     begins = []
     for name, layer in layers.items():
-        held = sum(prod(shape) for _, shape in owners[name])
-        if held != layer.size:
+        there = sum(prod(shape) for _, shape in owners[name])
+        if there != layer.size:
             raise ValueError(
-                f"layer {name!r} has {layer.size} elements, and ranks {holders[name]} hold {held} "
+                f"layer {name!r} has {layer.size} elements, and ranks {holders[name]} hold {there} "
                 "of them; pass a group= of all ranks that have a part of it, each part once"
             )
         begins.append(_begins(layer.shape, owners[name]))
     return _Directory(
         list(layers.values()),
+        {name: list(slices) for name, slices in stacks.items()},
         [owners[name] for name in layers],
         [copied.get(name, set()) for name in layers],
         begins,
