@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.placement_types import Placement
 
 from lampfast import _core
-from lampfast._engine import views
+from lampfast._engine import sharded, views
 from lampfast._engine.communicator import Board, Communicator
 
 
@@ -54,20 +60,21 @@ class Group:
             number = self._begun[rank]
             self._begun[rank] += 1
             self.sent[rank] += sent.nbytes
-            here = self._open.setdefault(number, _Collective({}, {}, threading.Event(), [], time.monotonic()))
-            here.sent[rank], here.received[rank] = sent.clone(), received
-            here.kinds.append((how, sent.numel()))
-            if len(here.sent) < self.size:
-                return here
+            now = time.monotonic()
+            this = self._open.setdefault(number, _Collective({}, {}, threading.Event(), [], now))
+            this.sent[rank], this.received[rank] = sent.clone(), received
+            this.kinds.append((how, sent.numel()))
+            if len(this.sent) < self.size:
+                return this
             del self._open[number]
             self.collectives += 1
-        assert len(set(here.kinds)) == 1, "ranks have come to different collectives"
-        given = [here.sent[r] for r in range(self.size)]
+        assert len(set(this.kinds)) == 1, "ranks have come to different collectives"
+        given = [this.sent[r] for r in range(self.size)]
         result = torch.cat(given) if how == "gather" else _reduced(how, given)
-        for each in here.received.values():
+        for each in this.received.values():
             each.copy_(result)
-        here.done.set()
-        return here
+        this.done.set()
+        return this
 
 
 def _reduced(how: str, given: list[torch.Tensor]) -> torch.Tensor:
@@ -108,6 +115,54 @@ class Rank(Communicator):
 
     def _start_gather(self, received: torch.Tensor, sent: torch.Tensor) -> _Collective:
         return self.group.start(self.rank, "gather", sent, received)
+
+
+class Placed(NamedTuple):
+    """How a parameter lies on ranks.
+
+    Attributes:
+        mesh: The ranks.
+        placements: For each dimension of the mesh, what it does to the parameter.
+    """
+
+    mesh: torch.Tensor
+    placements: tuple[Placement, ...]
+
+    def local(self, rank: int, whole: torch.Tensor) -> torch.Tensor:
+        """What torch itself gives a rank of a tensor."""
+        coordinate = (self.mesh == rank).nonzero()[0].tolist()
+        own = whole
+        for along, (index, placement) in enumerate(zip(coordinate, self.placements, strict=True)):
+            if not isinstance(placement, Replicate):
+                cut = cast(Any, placement)._split_tensor(
+                    own, self.mesh.size(along), with_padding=False
+                )
+                own = cut[0][index]
+        return own
+
+    def dtensor(self, rank: int, whole: torch.Tensor) -> DTensor:
+        """The same as a DTensor, with no process group behind its mesh."""
+        return DTensor.from_local(
+            self.local(rank, whole).clone(),
+            DeviceMesh("cpu", self.mesh, _init_backend=False, _rank=rank),
+            self.placements,
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+
+
+can_place = "_rank" in inspect.signature(DeviceMesh.__init__).parameters  # in new versions of torch
+
+
+here = threading.local()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """A section in which calls of lampfast communicate by `here.rank` of their thread."""
+    with mock.patch.object(sharded, "communicator_of", side_effect=lambda *_: here.rank):
+        yield
 
 
 class Box(NamedTuple):

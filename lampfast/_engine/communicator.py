@@ -55,8 +55,11 @@ class Board:
 
     def next(self) -> str:
         """What the notes about the next collective begin with."""
-        self._number += 1
         return f"lampfast/{self._name}/{self._number}/"
+
+    def turn(self) -> None:
+        """The next collective has begun, or all ranks have failed before it."""
+        self._number += 1
 
 
 class Communicator(ABC):
@@ -124,8 +127,10 @@ class Communicator(ABC):
         if self._is_over or self._board.store is None:
             return
         self._is_over = True
+        note = self._board.next()
+        self._board.turn()
         try:
-            self._give_up(self._board.store, self._board.next(), error)
+            self._give_up(self._board.store, note, error)
         except Exception:  # the store or the group has gone, and with it what could be told
             return
 
@@ -195,6 +200,7 @@ class Communicator(ABC):
         self.sent += sent.nbytes
         try:
             work = start()
+            self._board.turn()
             pause = self.first_look
             while not self._is_done(work, pause):
                 pause = min(2 * pause, 1.0)
