@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -92,29 +93,28 @@ def virtual(ranks: Sequence[int], blocks: int, dtype: torch.dtype) -> None:
     pointers = [views.part("", it, getattr(_core.Dtype, str(dtype)[6:])).pointer for it in shards]
     weights = sum(it.numel() for it in shards)
     print(f"{len(shards)} layers, {weights / 1e6:.1f} million weights a rank, {dtype}")
-    alone = seconds(lambda: thresholds(pointers, weights, None, shards))
+    threads = torch.get_num_threads()
     print(f"{'ranks':>6} collectives  sent/KiB  a layer/KiB  time/ms  of one process")
     for count in ranks:
         communicator = Echo(count)
-        thresholds(pointers, weights * count, communicator, shards)
+        own = sharding(communicator, shards)
+        decide(pointers, weights * count, (threads, [], own))
         calls, sent = communicator.collectives, communicator.sent / 1024
-        communicator = Echo(count)
-        took = seconds(lambda: thresholds(pointers, weights * count, communicator, shards))  # noqa: B023
+        alone, took = seconds(
+            partial(decide, pointers, weights, (threads, [])),
+            partial(decide, pointers, weights * count, (threads, [], own)),
+        )
         print(
             f"{count:6} {calls:11} {sent:9.0f} {sent / len(shards):12.1f} {took * 1e3:8.0f} "
             f"{took / alone:15.2f}"
         )
 
 
-def thresholds(
-    pointers: Sequence[Any], weights: int, communicator: Echo | None, shards: Sequence[torch.Tensor]
-) -> None:
-    """Decide what pruning 90% would zero."""
-    spec = _core.SelectionSpec(_core.Ranking.lamp, [int(0.9 * weights)])
-    machine: Any = torch.get_num_threads(), []
-    if communicator is not None:
-        machine = *machine, sharding(communicator, shards)
-    _core.thresholds(pointers, spec, machine)
+def decide(pointers: Sequence[Any], weights: int, machine: Any) -> None:
+    """Find what pruning 90% would zero."""
+    _core.thresholds(
+        pointers, _core.SelectionSpec(_core.Ranking.lamp, [weights * 9 // 10]), machine
+    )
 
 
 def sharding(communicator: Echo, shards: Sequence[torch.Tensor]) -> tuple[Any, ...]:
@@ -127,22 +127,21 @@ def sharding(communicator: Echo, shards: Sequence[torch.Tensor]) -> tuple[Any, .
     return communicator, layers, pieces, begins
 
 
-def seconds(call: Any, rounds: int = 5) -> float:
-    """The median time of a call."""
-    times = []
+def seconds(*calls: Callable[[], object], rounds: int = 5) -> list[float]:
+    """The median times of calls, made in turns."""
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        for call, taken in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken) for taken in times]
 
 
 def gloo(ranks: Sequence[int], layers: int, side: int) -> None:
     """Count and time whole calls on ranks that are processes."""
     print(f"{layers} float32 layers of {side} x {side} in all, sharded by rows")
-    print(
-        f"{'ranks':>6} collectives  a layer/KiB  time/ms  of which the plain model's on one thread"
-    )
+    print(f"{'ranks':>6} collectives  a layer/KiB  time/ms  of the plain model, one thread")
     for count in ranks:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "rank", folder, str(count), str(layers), str(side)]
@@ -175,8 +174,8 @@ def one_rank(folder: Path, ranks: int, layers: int, side: int, rank: int) -> Non
         return made[-1]
 
     with mock.patch.object(sharded, "GroupCommunicator", recorded):
-        took = seconds(lambda: lampfast.report(model, 0.9))
-    plain = seconds(lambda: lampfast.report(whole, 0.9)) if rank == 0 else 0.0
+        [took] = seconds(lambda: lampfast.report(model, 0.9))
+    [plain] = seconds(lambda: lampfast.report(whole, 0.9)) if rank == 0 else [0.0]
     result = made[-1].collectives, made[-1].sent, took, plain
     (folder / f"{rank}.json").write_text(json.dumps(result))
     distributed.barrier()

@@ -164,6 +164,12 @@ def test_same_bits_of_ties(case: Case) -> None:
     assert not differences(case)
 
 
+def test_same_bits_where_some_ranks_have_no_part() -> None:
+    case = tied((Shard(0),), torch.arange(3))
+    some = case.placed | {"a": Placed(torch.tensor([1, 2]), (Shard(1),))}
+    assert not differences(case._replace(placed={"b": some["b"], "a": some["a"]}))
+
+
 @pytest.fixture(autouse=True)
 def _forgetful() -> Any:
     """What is known of ranks must not outlive a rule that is broken."""

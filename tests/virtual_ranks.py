@@ -130,7 +130,10 @@ class Placed(NamedTuple):
 
     def local(self, rank: int, whole: torch.Tensor) -> torch.Tensor:
         """What torch itself gives a rank of a tensor."""
-        coordinate = (self.mesh == rank).nonzero()[0].tolist()
+        found = (self.mesh == rank).nonzero().tolist()
+        if not found:
+            return whole.new_empty(0)
+        [coordinate] = found
         own = whole
         for along, (index, placement) in enumerate(zip(coordinate, self.placements, strict=True)):
             if not isinstance(placement, Replicate):

@@ -150,9 +150,11 @@ class Sharded:
         for name, weight in self.wholes.items():
             held = pieces.layout(weight)
             shape = tuple(sum(count for _, count in along) for along in held)
-            if shape != self._local[name].shape:
+            local = self._local[name]
+            is_empty = 0 in shape and not local.size  # with any shape
+            if shape != local.shape and not is_empty:
                 raise ValueError(
-                    f"layer {name!r} has a local tensor of shape {self._local[name].shape}, where "
+                    f"layer {name!r} has a local tensor of shape {local.shape}, where "
                     f"its placements {cast(DTensor, weight).placements} say {shape}; distribute it "
                     "by torch.distributed.tensor.distribute_tensor"
                 )
