@@ -259,7 +259,7 @@ class GroupCommunicator(Communicator):
         return distributed.all_reduce(numbers, operation, self._group, async_op=True)
 
     def _start_gather(self, received: torch.Tensor, sent: torch.Tensor) -> Any:
-        return distributed.all_gather_into_tensor(received, sent, self._group, async_op=True)
+        return _gather_into(received, sent, self._group, async_op=True)
 
     def _is_done(self, work: Any, seconds: float) -> bool:
         if self._device.type == "cpu":
@@ -272,6 +272,10 @@ class GroupCommunicator(Communicator):
             time.sleep(pause)
             pause = min(2 * pause, 1e-3)
         return True
+
+
+# Which newer versions of torch have under another name, and warn of this one.
+_gather_into = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 
 
 def group_of(ranks: Iterable[int]) -> distributed.ProcessGroup:
