@@ -36,8 +36,9 @@ def prune(
 ) -> Report:
     """Zero the weights of lowest LAMP score, in place, until the model has `sparsity`.
 
-    The result is the one that exact arithmetic gives: exactly as many weights as asked for, the
-    same ones whatever the threads, memory format or dtype. If anything is wrong, nothing changes.
+    The result is the one that exact arithmetic gives, in every dtype: exactly as many weights as
+    asked for, and the same ones whatever the machine, the number of threads and the memory format.
+    If anything is wrong, nothing changes.
 
     Example:
         >>> import lampfast, torch
