@@ -48,14 +48,13 @@ def keep_zeros(
     masks: Mapping[str, torch.Tensor] | None = None,
     mask_gradients: bool = False,
 ) -> KeptZeros:
-    """Keep the weights that are zero now at zero through every step of the optimizers.
+    """Keep pruned weights, those that are zero now, at zero through every step of the optimizers.
 
-    After each step the weights that it has moved away from zero are set to +0 in one pass; the
-    others are not touched. Momentum, weight decay, foreach and fused steps, closures, gradient
-    scaling and torch.compile of the model need nothing else. `lampfast.prune` of the same layers
-    adds the new zeros by itself. The weights stay ordinary parameters: nothing is wrapped, and a
-    state_dict or a copy of the model is as it would be. The masks take one bit a weight, on the
-    layer's device.
+    After each step, pruned weights that it has moved away from zero are set to +0, in one pass;
+    the others are not touched. This works with momentum, weight decay, foreach and fused steps,
+    closures, gradient scaling and torch.compile. A later `lampfast.prune` of the same layers adds
+    its zeros. The weights stay ordinary parameters: nothing is wrapped, and a state_dict or a copy
+    of the model is as it would be. The masks take one bit a weight, on the layer's device.
 
     Example:
         >>> import lampfast, torch
@@ -70,24 +69,24 @@ def keep_zeros(
         >>> lampfast.report(model).sparsity
         0.9
 
-    A layer that is zero throughout may have been pruned so, or start so, as the B of LoRA does. It
-    is kept at zero, with a warning that names it; but it is free to train, with a warning too, if
-    this process has pruned others of the layers and not that one, and where `rewind` has put zeros
-    back in this process, only the weights that were pruned are kept.
+    A layer that is all zero may have been pruned to that, or start that way, as the B of LoRA does.
+    It is kept at zero, with a warning that names it. There are two exceptions: it is free to train,
+    with a warning, if this process has pruned other layers and not this one; and where `rewind` has
+    put zeros back in this process, only the weights that had been pruned are kept at zero.
 
     Args:
         model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
             or (module, "weight") pairs, as `lampfast.prune` describes them, without arrays. Tied
             weights are kept once. A layer may be a slice of what is trained, such as one expert of
             a stacked parameter.
-        optimizers: The optimizer that trains the model, or a list of all of them. A step of one
-            restores the zeros of the layers in the memory of its parameters at that time, those
-            that were added to it later too; so do eval() and train() of schedule-free optimizers.
-            What wraps an optimizer and writes weights itself, as Lookahead does, is passed in that
-            one's place; of what only hands steps on, as accelerate's and Lightning's wrappers do,
-            either will do. A step of an optimizer that is made anew restores them too, for as long
-            as the handle, or one of these optimizers, is held on to, but not what a wrapper of it
-            writes: see `KeptZeros.restore`.
+        optimizers: The optimizer that trains the model, or a list of all of them. After a step, the
+            zeros of the layers among its parameters are restored, also of parameters that were
+            added later; the same after eval() and train() of schedule-free optimizers. Pass a
+            wrapper that writes weights itself, such as Lookahead, instead of the optimizer inside;
+            of wrappers that only forward steps, such as accelerate's and Lightning's, pass either.
+            Optimizers that are made later restore the zeros too, as long as the handle or one of
+            these optimizers is alive, but not after what a wrapper of theirs writes: see
+            `KeptZeros.restore`.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -95,20 +94,21 @@ def keep_zeros(
             in each slice along the first dimension. Masks go by parameter, with the zeros of all
             its slices.
         copies: A module that is a copy of the model, such as its average in an AveragedModel or
-            timm's ModelEma, or a list of such. They get the model's zeros at once and at every
-            step, pruning and `restore`, in one more pass over each copy, about half of what it
-            takes to average it. It makes no difference when they are updated: an average of zeros
-            is zero. Layers are found by their names behind those of wrappers. For any other copy
-            pass a mapping of names to tensors, which may have some of the layers only.
-        masks: Which weights are kept, as for `KeptZeros.update`, in the place of those that are not
-            zero now; the others are set to zero. Weights may grow again by `KeptZeros.update`.
-        mask_gradients: Whether gradients of pruned weights are set to zero too, where a backward
-            pass accumulates them. Needed where one number is computed of many gradients: the norm
-            by which they are clipped, the updates of Adafactor, Muon, LAMB and the like, and the
-            logged norm. SGD, Adam and others that treat each weight alone do not need it. What is
-            first trained later is masked from its first step on. Under DistributedDataParallel
-            the averages are masked as the masks of all ranks are, unless a communication hook only
-            approximates them, as that of PowerSGD.
+            timm's ModelEma, or a list of copies. They get the model's zeros at once and at every
+            step, pruning and `restore`. That is one more pass over each copy, about half the cost
+            of averaging it. When they are updated makes no difference: an average of zeros is zero.
+            Layers are found by their names, without the prefixes of wrappers. For any other copy,
+            pass a mapping of names to tensors, which may have only some of the layers.
+        masks: Which weights are kept: by parameter name a bool tensor of its shape. Without masks,
+            those that are not zero now. The others are set to zero. Weights may grow again by
+            `KeptZeros.update`.
+        mask_gradients: Whether gradients of pruned weights are set to zero too, as a backward pass
+            accumulates them. Needed where one number is computed from many gradients: the norm by
+            which they are clipped, a norm that is logged, and the updates of Adafactor, Muon, LAMB
+            and the like. SGD, Adam and others that treat each weight by itself do not need it.
+            Parameters that begin to train later are masked from their first step on. It works under
+            DistributedDataParallel, unless a communication hook such as PowerSGD's only
+            approximates the average.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
