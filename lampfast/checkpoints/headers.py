@@ -70,6 +70,18 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
 
+class Chunk(NamedTuple):
+    """A part of a tensor that does not lie in one file as a whole.
+
+    Attributes:
+        start: The index of its first element in the tensor.
+        tensor: The part.
+    """
+
+    start: tuple[int, ...]
+    tensor: Tensor
+
+
 class Header(NamedTuple):
     """What a file says of its tensors.
 

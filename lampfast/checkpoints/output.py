@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from lampfast import _files
 from lampfast.checkpoints import resuming, torch_files, writing
 from lampfast.checkpoints.deciding import Decision
 from lampfast.checkpoints.reading import Checkpoint, Identity, Source
 from lampfast.checkpoints.resuming import State
+from lampfast.checkpoints.zeroing import Rule
 
 _SPARE = 1 << 20  # bytes for the state and the file system's own
 
@@ -79,6 +78,14 @@ class Output:
                 )
         return None
 
+    @property
+    def home(self) -> Path:
+        """A folder that is there, on the disk of the output."""
+        home = self._place.absolute()
+        while not home.is_dir():
+            home = home.parent
+        return home
+
     def check_space(self, decisions: Sequence[Decision]) -> None:
         """Check that the disk has room for what will be written.
 
@@ -88,9 +95,7 @@ class Output:
         pruned = {it.place.tensor.file for it in decisions if it.pruned}
         sizes = [self._checkpoint.sources[name].identity.size for name in pruned]
         needed = max(sizes, default=0) if self._in_place else sum(sizes)
-        home = self._place
-        while not home.exists():
-            home = home.absolute().parent
+        home = self.home
         free = shutil.disk_usage(home).free
         if free < needed + _SPARE:
             raise ValueError(
@@ -101,16 +106,22 @@ class Output:
     def write(
         self,
         state: State,
-        importances: Mapping[str, torch.Tensor],
+        rule: Callable[[Decision], Rule],
         progress: Callable[[str, int, int], None] | None,
     ) -> Written:
-        """Write all files that are not finished, the index last, and forget the state."""
+        """Write all files that are not finished, the index last, and forget the state.
+
+        Args:
+            state: What is decided, and what is finished.
+            rule: What a decision means for the place that it is for.
+            progress: Is told how much is written.
+        """
         folder = self._place if self._checkpoint.is_folder else self._place.absolute().parent
         folder.mkdir(parents=True, exist_ok=True)
         carried: Counter[str] = Counter()
         with resuming.alone(self._lock):
             state.save()
-            written = self._write_weights(state, importances, carried, progress)
+            written = self._write_weights(state, rule, carried, progress)
             if not self._in_place:
                 self._carry_others(carried)
             _files.keep_entries(folder)
@@ -121,7 +132,7 @@ class Output:
     def _write_weights(
         self,
         state: State,
-        importances: Mapping[str, torch.Tensor],
+        rule: Callable[[Decision], Rule],
         carried: Counter[str],
         progress: Callable[[str, int, int], None] | None,
     ) -> int:
@@ -146,8 +157,8 @@ class Output:
             elif self._is_finished(state, name):
                 advance(source.identity.size)
             else:
-                plan = writing.FilePlan(by_file[name], importances)
-                self._write_file(state, source, plan, advance)
+                plan = writing.FilePlan(by_file[name], rule)
+                self._write_file(state, source, plan, by_file[name], advance)
                 written += source.identity.size
         return written
 
@@ -156,6 +167,7 @@ class Output:
         state: State,
         source: Source,
         plan: writing.FilePlan,
+        decisions: Sequence[Decision],
         progress: Callable[[int], None],
     ) -> None:
         final = self._final(source.name)
@@ -164,6 +176,10 @@ class Output:
             writing.copy_zeroed(source.path, beside, plan, progress)
             if source.path.suffix in torch_files.SUFFIXES:
                 torch_files.renew_checksums(beside)
+            elif archives := self._checkpoint.archives.get(source.name):
+                starts = {it.place.tensor.start for it in decisions}
+                changed = [it for it in archives if any(0 <= at - it[0] < it[1] for at in starts)]
+                torch_files.renew_checksums(beside, changed)
             source.check_unchanged()
             # In this order: a file in its place is either the source's or one that is noted.
             state.finished[source.name] = Identity.of(beside)
