@@ -86,11 +86,12 @@ def test_agreement_with_the_plain_call(tmp_path: Path, sparsity: float) -> None:
     assert all(torch.equal(masks[name], expected[name]) for name in masks)
     report = checkpoints.prune(source, sparsity, out=tmp_path / "sparse")
     assert report == checkpoints.report(source, sparsity)
-    assert str(report) == str(lampfast.prune(content, sparsity, **arguments))
+    assert report.layers == lampfast.prune(content, sparsity, **arguments).layers
     found = checkpoint_files.loaded(tmp_path / "sparse")
     for name, tensor in _content().items():
         wanted = content[name] if name in LAYERS else tensor
-        assert torch.equal(found[name].view(torch.uint8), wanted.view(torch.uint8)), name
+        ours, theirs = (it.reshape(-1).view(torch.uint8) for it in (found[name], wanted))
+        assert torch.equal(ours, theirs), name
     now = checkpoints.report(tmp_path / "sparse")
     assert now.kept == sum(int((found[name].float() != 0).sum()) for name in LAYERS)
     checkpoints.prune(source, sparsity, in_place=True)
