@@ -88,7 +88,7 @@ class Assembly:
         whole = raw[: numel * first.itemsize].view(dtype).reshape(shape_of(pieces))
         target = whole.view(_INTEGERS[first.itemsize]).numpy()
         for piece in pieces:
-            copy(self._mapped.array(piece.place), target[piece.box])
+            copy(self._mapped.array(piece.place), target[(*piece.box, ...)])
         return whole
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import checkpoint_files
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -79,7 +80,8 @@ def _sharded(
     from torch.distributed.checkpoint import filesystem, metadata
 
     folder.mkdir()
-    entries, places = {}, {}
+    entries: dict[str, metadata.STORAGE_TYPES] = {}
+    places = {}
     files = {f"__{rank}_0.distcp": io.BytesIO() for rank in range(ranks)}
     turns = itertools.cycle(files)
     for name, (tensor, starts) in tensors.items():
@@ -138,6 +140,17 @@ def test_chunks(tmp_path: Path, sparsity: float) -> None:
     assert report.layers == lampfast.prune(layers, sparsity, stacked="experts.up").layers
     found = {name: torch.zeros_like(it) for name, it in tensors.items()}
     load(found, checkpoint_id=tmp_path / "sparse", no_dist=True)
+    for name, tensor in (tensors | layers).items():
+        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def test_chunks_as_safetensors(tmp_path: Path) -> None:
+    tensors = {name: tensor for name, (tensor, _) in _in_chunks().items()}
+    _sharded(tmp_path / "dense", _in_chunks(), 3)
+    report = checkpoints.prune(tmp_path / "dense", 0.6, out=tmp_path / "o.safetensors")
+    layers = {name: it.clone() for name, it in tensors.items() if not name.startswith("norm")}
+    assert report.layers == lampfast.prune(layers, 0.6, stacked="experts.up").layers
+    found = load_file(tmp_path / "o.safetensors")
     for name, tensor in (tensors | layers).items():
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
