@@ -32,7 +32,10 @@ _PACKAGES = ("lampfast", "torch", "numpy", "safetensors", "transformers")
 
 Checkpoint = Annotated[
     Path,
-    typer.Argument(help="A folder as Hugging Face has it, or a .safetensors, .pt or .bin file."),
+    typer.Argument(
+        help="A folder of Hugging Face or of torch.distributed.checkpoint, or a .safetensors, .pt "
+        "or .bin file."
+    ),
 ]
 Include = Annotated[
     list[str] | None,
@@ -69,7 +72,10 @@ def prune(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The new folder, or file of a file.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The new folder, or file of a file; .safetensors converts torch's."
+        ),
     ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the checkpoint's own files.")

@@ -60,8 +60,7 @@ def write(
     for name, new in tensors.items():
         for start, part in _chunks(checkpoint, checkpoint.tensors[name]):
             source = files.array(Place(part, 0, part.shape, part.strides))
-            box = [slice(at, at + n) for at, n in zip(start, part.shape, strict=True)]
-            mapped.copy(source, mapped.array(raw, _whole(new))[(*box, ...)])
+            mapped.copy(source, mapped.box_of(mapped.array(raw, _whole(new)), start, part.shape))
             for decision in by_region.get(_region(part), ()):
                 place = _moved(decision.place, new, start)
                 rule(decision).zero(mapped.array(raw, place))

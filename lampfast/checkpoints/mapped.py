@@ -3,8 +3,9 @@
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,13 +87,11 @@ class Assembly:
         raw, self._free = self._free[:size], self._free[size:]
         numel = sum(piece.place.numel for piece in pieces)
         whole = raw[: numel * first.itemsize].view(dtype).reshape(shape_of(pieces))
-        target = whole.view(_INTEGERS[first.itemsize]).numpy()
+        target = zeroing.bits(whole)
         for piece in pieces:
-            copy(self._mapped.array(piece.place), target[(*piece.box, ...)])
+            part = box_of(target, piece.start, piece.place.shape)
+            copy(self._mapped.array(piece.place), part)
         return whole
-
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_direct(pieces: Pieces) -> bool:
@@ -111,6 +110,13 @@ def array(raw: Bits, place: Place) -> Bits:
     )
 
 
+def box_of(whole: Bits, start: Sequence[int], shape: Sequence[int]) -> Bits:
+    """A box of an array, as a view also of one without dimensions."""
+    box: list[Any] = [slice(at, at + n) for at, n in zip(start, shape, strict=True)]
+    found: Bits = whole[(*box, ...)]
+    return found
+
+
 def copy(source: Bits, target: Bits) -> None:
     """Copy elements, so that no more than some of them are in memory twice."""
     parts = zip(zeroing.pieces_of(source), zeroing.pieces_of(target), strict=True)
@@ -124,10 +130,10 @@ def whole_of(mapped: Mapped, tensor: Tensor, chunks: Iterable[Chunk]) -> torch.T
     if dtype is None:
         raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which is not read")
     found = torch.empty(tensor.shape, dtype=dtype)
-    target = found.view(_INTEGERS[dtype.itemsize]).numpy()
+    target = zeroing.bits(found)
     for start, part in chunks:
-        box = tuple(slice(at, at + n) for at, n in zip(start, part.shape, strict=True))
-        target[box] = mapped.array(Place(part, 0, part.shape, part.strides))
+        source = mapped.array(Place(part, 0, part.shape, part.strides))
+        copy(source, box_of(target, start, part.shape))
     return found
 
 

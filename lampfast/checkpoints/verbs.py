@@ -104,7 +104,10 @@ def prune(
 
     Args:
         path: Of a folder with model.safetensors or pytorch_model.bin, or with the index.json of
-            either and its shards; of one safetensors file; or of a .pt, .pth or .bin file of torch.
+            either and its shards; of a folder of torch.distributed.checkpoint; of one safetensors
+            file; or of a .pt, .pth or .bin file of torch. float8 tensors are ranked by their
+            products with the scales beside them, in whichever file these lie; scales are never
+            touched.
         sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
             to 1.0, an int the number of weights.
         out: The new folder, or file where `path` is one. It must not be there, unless a run that
