@@ -43,13 +43,23 @@ class Mapped:
         return array(self.bytes(place.tensor.file).numpy(), place)
 
     def view(self, place: Place) -> torch.Tensor:
-        """What lies in an aligned place."""
+        """What lies in an aligned place.
+
+        Raises:
+            ValueError: It is not aligned, or torch has no such dtype.
+        """
         tensor = place.tensor
         dtype = headers.DTYPES[tensor.dtype]
         if dtype is None:
             raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which is not read")
         if not place.numel:
             return torch.empty(place.shape, dtype=dtype)
+        if not place.is_aligned:
+            raise ValueError(
+                f"tensor {tensor.name!r} begins at byte {tensor.start} of {tensor.file!r}, which "
+                f"is no multiple of its {dtype.itemsize} bytes a value; save the file once more "
+                "with safetensors, which aligns them"
+            )
         raw = self.bytes(tensor.file)[tensor.start : tensor.stop].view(dtype)
         offset = int(raw.storage_offset()) + place.offset
         return raw.as_strided(place.shape, place.strides, offset)

@@ -136,7 +136,8 @@ class Checkpoint:
         files = self.mapped()
         for ours, theirs in zip(left, right, strict=True):
             is_alike = ours.start == theirs.start and ours.place.shape == theirs.place.shape
-            if not is_alike or ours.place.tensor.dtype != theirs.place.tensor.dtype:
+            dtype = ours.place.tensor.dtype
+            if not is_alike or theirs.place.tensor.dtype != dtype or not headers.DTYPES[dtype]:
                 return False
             arrays = (zeroing.pieces_of(files.array(piece.place)) for piece in (ours, theirs))
             if not all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True)):

@@ -57,6 +57,7 @@ def _watched(total: int, progress: Callable[[str, int, int], None]) -> Iterator[
     finally:
         is_done.set()
         thread.join()
+    progress("reading", total, total)
 
 
 def _read_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import lampfast
 from lampfast import _core, checkpoints
@@ -97,6 +98,48 @@ def test_agreement_with_the_plain_call(tmp_path: Path, sparsity: float) -> None:
     checkpoints.prune(source, sparsity, in_place=True)
     sparse = checkpoint_files.digests(tmp_path / "sparse")
     assert checkpoint_files.digests(source) == sparse
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_of_an_architecture(tmp_path: Path) -> None:
+    """Each expert lies with scales of its own, and is a half of a slice in the model."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    torch.manual_seed(0)
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "model.safetensors"
+    content = load_file(file)
+    for name in [name for name in content if re.search(r"w\d\.weight|_proj\.weight", name)]:
+        content[name] = _codes(*content[name].shape)
+        content[f"{name}_scale_inv"] = torch.rand(len(content[name]), 1)
+    save_file(content, file, {"format": "pt"})
+    masks = checkpoints.masks(tmp_path / "dense", 0.6)
+    report = checkpoints.report(tmp_path / "dense", 0.6)
+    assert {it.reason for it in report.left_out} <= {"embedding", "router", "scale"}
+    layers: checkpoint_files.Weights = {}
+    for name in (layer.name for layer in report.layers):
+        found = re.fullmatch(r"(.*)\.(gate_up|down)_proj\[(\d)\](\.\w+)?", name)
+        part = {".gate": "w1", ".up": "w3", None: "w2"}
+        stored = f"{found[1]}.{found[3]}.{part[found[4]]}.weight" if found else name
+        stored = stored.replace(".mlp.", ".block_sparse_moe.")
+        stored = stored if stored in content else stored.replace(".block_sparse_moe.", ".mlp.")
+        layers[name] = content[stored]
+        if f"{stored}_scale_inv" in content:
+            layers[f"{name}_scale_inv"] = content[f"{stored}_scale_inv"]
+    expected = lampfast.masks(layers, 0.6)
+    halves = [masks["model.layers.0.mlp.experts.gate_up_proj"][1].chunk(2)[i] for i in (0, 1)]
+    prefix = "model.layers.0.mlp.experts.gate_up_proj[1]"
+    assert torch.equal(halves[0], expected[f"{prefix}.gate"])
+    assert torch.equal(halves[1], expected[f"{prefix}.up"])
+    assert report.layers == lampfast.report(layers, 0.6).layers
 
 
 def test_a_stopped_run_finds_the_scales_again(tmp_path: Path) -> None:
