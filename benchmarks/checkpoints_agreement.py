@@ -28,7 +28,13 @@ PATTERN = "2:4"
 
 
 def _smollm2() -> Any:
-    return smollm2.load_model()
+    loaded = smollm2.load_model()
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # of the file that it was read from, or it is not saved
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    return model
 
 
 def _minilm() -> Any:

@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,6 +29,15 @@ _LOCAL_HEADER, _NAME_LENGTH = 30, 26  # bytes, as the zip format has them
 _CENTRAL_HEADER, _CENTRAL_CRC = 46, 16
 _DESCRIPTOR = b"PK\x07\x08"
 _BLOCK = 1 << 23
+_BROKEN = (  # what zipfile raises of archives that are not whole
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    StopIteration,
+)
 
 
 def read(path: Path, name: str) -> Header:
@@ -79,7 +88,11 @@ def place_of_chunk(
     """
     if not 0 <= offset <= offset + length <= size:
         raise ValueError(f"{str(path)!r} is not whole: tensor {entry!r} lies beyond its end")
-    content = _loaded(cast(Any, _Part(file, offset, length)), path)
+    part = _Part(file, offset, length)
+    with _archive(part, path):
+        pass  # it is whole, so that its checksums can be corrected
+    part.seek(0)
+    content = _loaded(cast(Any, part), path)
     if not isinstance(content, torch.Tensor):
         raise ValueError(
             f"{str(path)!r} holds a {type(content).__name__} where tensor {entry!r} should lie; "
@@ -142,7 +155,7 @@ def renew_checksums(path: Path, parts: Sequence[tuple[int, int]] | None = None) 
     """
     with open(path, "rb+") as file:
         for offset, length in parts or [(0, path.stat().st_size)]:
-            with zipfile.ZipFile(cast(Any, _Part(file, offset, length))) as archive:
+            with _archive(_Part(file, offset, length), path) as archive:
                 _renew(file, archive, offset)
         file.flush()
         os.fsync(file.fileno())
@@ -227,9 +240,21 @@ def _place(entry: str, tensor: torch.Tensor, path: Path, file: str, size: int) -
 
 def _digest(path: Path) -> str:
     """Of what says where the tensors lie."""
-    with open(path, "rb") as file, zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as file, _archive(file, path) as archive:
         pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         found = hashlib.sha256(archive.read(pickled))
         file.seek(archive.start_dir)
         found.update(file.read())
     return found.hexdigest()
+
+
+@contextmanager
+def _archive(file: Any, path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive; one that is not whole is an error that names its file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except (*_BROKEN, ValueError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no whole file of torch.save: {error}; save it once more"
+        ) from None
