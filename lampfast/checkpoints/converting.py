@@ -48,10 +48,7 @@ def write(
     end = max((tensor.stop for tensor in tensors.values()), default=len(header))
     with open(target, "wb") as file:
         file.write(header)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, not later
-        else:
-            os.ftruncate(file.fileno(), end)
+        os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, not later
     raw = torch.from_file(str(target), shared=True, size=end, dtype=torch.uint8).numpy()
     files = checkpoint.mapped()
     by_region: dict[tuple[object, ...], list[Decision]] = {}

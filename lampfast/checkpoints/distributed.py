@@ -73,7 +73,7 @@ class _Unpickler(pickle.Unpickler):
             return _FUNCTIONS[module, name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no metadata needs")
+        raise pickle.UnpicklingError(f"it names {module + '.' + name!r}, which no metadata needs")
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError(f"it refers to something outside, {pid!r}")
@@ -131,14 +131,14 @@ def read_metadata(folder: Path) -> list[StoredTensor]:
     except Exception as error:  # whatever a broken pickle makes the unpickler raise
         raise ValueError(
             f"{str(path)!r} is no metadata of torch.distributed.checkpoint that can be read "
-            f"without executing it: {error}; save the checkpoint once more"
+            f"without executing it: {_short(error)}; save the checkpoint once more"
         ) from None
     try:
         stored = list(_tensors(folder, found))
     except (AttributeError, TypeError, KeyError, IndexError) as error:
         raise ValueError(
-            f"{str(path)!r} is not understood ({type(error).__name__}: {error}); save the "
-            "checkpoint once more"
+            f"{str(path)!r} is not understood ({type(error).__name__}: {_short(error)}); save "
+            "the checkpoint once more"
         ) from None
     if not stored:
         raise ValueError(f"{str(folder)!r} has no tensor of a model; save its state dict")
@@ -264,6 +264,11 @@ def _check_chunks(folder: Path, name: str, shape: tuple[int, ...], chunks: list[
         f"the {len(chunks)} chunks of {name!r} in {str(folder)!r} do not make up its shape "
         f"{list(shape)}; save the checkpoint once more"
     )
+
+
+def _short(error: Exception) -> str:
+    """What an error says, in one line: garbage in a pickle may be long and of many."""
+    return " ".join(str(error).split())[:300]
 
 
 def _integers(numbers: Sequence[Any]) -> tuple[int, ...]:

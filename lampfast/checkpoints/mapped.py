@@ -157,9 +157,11 @@ def _scratch(size: int, folder: Path | None) -> torch.Tensor:
     """Memory that the system may write to a disk, in a file without a name."""
     if not size:
         return torch.empty(0, dtype=torch.uint8)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
+    home = folder or Path(tempfile.gettempdir())
+    with tempfile.TemporaryFile(dir=home) as file:
+        try:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not later
-        else:
-            os.ftruncate(file.fileno(), size)
+        except OSError as error:
+            problem = f"{error.strerror}, and {size:,} bytes are needed to put layers together"
+            raise OSError(error.errno, problem, str(home)) from None
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)

@@ -176,6 +176,27 @@ def test_blocks_of_any_size(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert checkpoint_files.digests(tmp_path / "cached") == whole
 
 
+def test_values_that_are_not_aligned(tmp_path: Path) -> None:
+    """As a header of odd length leaves them, which safetensors itself never writes."""
+    torch.manual_seed(0)
+    content = {"a.weight": torch.randint(-3, 4, (50, 30)).float(), "b.weight": torch.randn(30, 20)}
+    save_file(content, tmp_path / "aligned.safetensors")
+    raw = (tmp_path / "aligned.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip() + b"\n"
+    header += b" " * ((len(header) + 1) % 2)
+    odd = len(header).to_bytes(8, "little") + header + raw[8 + length :]
+    (tmp_path / "odd.safetensors").write_bytes(odd)
+    assert len(header) % 2
+    checkpoints.prune(tmp_path / "odd.safetensors", 0.6, out=tmp_path / "o.safetensors")
+    expected = dict(content)
+    lampfast.prune(expected, 0.6)
+    pruned = (tmp_path / "o.safetensors").read_bytes()
+    assert pruned[: 8 + len(header)] == odd[: 8 + len(header)]
+    found = load_file(tmp_path / "o.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_tensor_in_two_files_is_zeroed_in_both(source: Path, tmp_path: Path) -> None:
     first, second, _ = sorted(source.glob("*.safetensors"))
     double = load_file(second) | {"layers.0.up.weight": checkpoint_files.weights()[LAYERS[0]]}
