@@ -544,6 +544,48 @@ def _asked(
     return _Asked(sparsity, method, parsed)
 
 
+def check_asked(
+    sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
+) -> None:
+    """Check what is asked for, as far as that needs no model.
+
+    Raises:
+        TypeError: As for `prune`.
+        ValueError: As for `prune`.
+    """
+    _asked(sparsity, method, pattern, dim)
+
+
+def selected(
+    model: Model,
+    found: Layers,
+    layers: list[View],
+    sparsity: float | None,
+    *,
+    method: Method | Allocation,
+    pattern: str | None = None,
+    dim: int | None = None,
+    importance: Mapping[str, Weight] | None = None,
+) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
+    """What `prune` would select, for who has views of the layers that lie elsewhere.
+
+    Args:
+        model: That the layers are of, as its modules tell how their weights lie.
+        found: The layers as `parameters.find` finds them.
+        layers: The views.
+        sparsity: As for `prune`.
+        method: As for `prune`.
+        pattern: As for `prune`.
+        dim: As for `prune`.
+        importance: As for `prune`.
+
+    Returns:
+        The layers and what is compared, where the engine can reach both, and what it is to select.
+    """
+    asked = _asked(sparsity, method, pattern, dim)
+    return _plan(model, found, layers, _sources(found, layers, importance), asked)
+
+
 def _plan(
     model: Model, found: Layers, layers: list[View], sources: list[View], asked: _Asked
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
