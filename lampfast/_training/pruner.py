@@ -239,7 +239,7 @@ class Pruner:
                 self._layers,
                 self._group,
             )
-        self._zeros.update(masks)
+        self._zeros._take(masks)
 
     def dense_gradients(self) -> AbstractContextManager[None]:
         """Leave the gradients that come meanwhile whole, as `KeptZeros.dense_gradients` does.

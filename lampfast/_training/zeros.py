@@ -314,11 +314,15 @@ class KeptZeros:
         if masks is None:
             self._kept.update()
         else:
-            masks = self._checked_masks(masks)
-            stale = regrowth.stale(self._kept.layers, masks, self._optimizers, self._wholes)
-            with Deferred():
-                self._kept.set_masks(masks)
-                regrowth.forget(stale)
+            self._take(masks)
+
+    def _take(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Keep what masks say from now on."""
+        masks = self._checked_masks(masks)
+        stale = regrowth.stale(self._kept.layers, masks, self._optimizers, self._wholes)
+        with Deferred():
+            self._kept.set_masks(masks)
+            regrowth.forget(stale)
 
     def _checked_masks(self, masks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return given_masks.masks(masks, self._wholes)
