@@ -78,15 +78,30 @@ def pruned(
     method: Method | Allocation,
     importance: Mapping[str, Weight] | None,
     result: Callable[[Sequence[View], Thresholds], Report],
+    record: Callable[[Report], None] | None = None,
 ) -> Report:
-    """Prune, as soon as no rank can fail any more; `result` is made on all of them before that."""
+    """Prune, as soon as no rank can fail any more; `result` is made on all of them before that.
+
+    `record` is called after it, since until then another rank may keep the weights from changing.
+    """
     model = _sharded(found, group, ("prune", sparsity, method), importance, write=True)
     spec = _spec(model, found, sparsity, method)
+    reports: list[Report] = []
+
+    def write(before_writing: in_place.BeforeWriting) -> None:
+        model.prune(spec, before_writing)
+        if record is not None:
+            record(reports[0])
+
+    def made(thresholds: Thresholds) -> Report:
+        reports.append(result(_layers(model), thresholds))
+        return reports[0]
+
     return in_place.zero(
         [*found.wholes.values(), *(view.weight for view in model.local_views())],
         model.local_views(),
-        lambda before_writing: model.prune(spec, before_writing),
-        lambda made: result(_layers(model), made),
+        write,
+        made,
     )
 
 

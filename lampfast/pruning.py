@@ -162,19 +162,21 @@ def pruned(
     record: Callable[[Report], None] | None = None,
     group: ProcessGroup | None = None,
 ) -> Report:
-    """What `prune` does; `record` is called last of all that may keep the weights from changing."""
+    """What `prune` does; `record` is called once nothing can keep the weights from changing."""
     asked = _asked(sparsity, method, pattern, dim)
     found = parameters.find(model, include, exclude, stacked).ranked(importance)
     left = _coverage.left_out(found)
 
-    def result(layers: Sequence[View], thresholds: Sequence[_core.LayerThreshold]) -> Report:
+    if _ranks.are_needed(found.layers, group, pattern):
+        made = partial(reported, left_out=left)
+        return _ranks.pruned(found.layers, group, sparsity, method, importance, made, record)
+
+    def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
         report = reported(layers, thresholds, left)
         if record is not None:
             record(report)
         return report
 
-    if _ranks.are_needed(found.layers, group, pattern):
-        return _ranks.pruned(found.layers, group, sparsity, method, importance, result)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     importances = _sources(found.layers, layers, importance, write=True)
@@ -185,7 +187,7 @@ def pruned(
         calls.prune(targets, sources, spec, before_writing)
         views.write_back(layers, targets)
 
-    return in_place.zero(found.layers.wholes.values(), wholes, write, partial(result, layers))
+    return in_place.zero(found.layers.wholes.values(), wholes, write, result)
 
 
 @_arguments.by_its_name

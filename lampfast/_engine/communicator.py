@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -47,6 +51,40 @@ class GroupCommunicator:
                 for each, tail, size in zip(found, tails, sizes, strict=True)
             ]
         return found
+
+    def anywhere(self, flags: Sequence[bool]) -> list[bool]:
+        """Which flags are set on any rank."""
+        numbers = np.array(flags, np.int64)
+        if len(flags):
+            self.max(numbers.data)
+        return [bool(number) for number in numbers]
+
+    @contextmanager
+    def together(self, question: object = None) -> Iterator[list[str]]:
+        """A section that fails on all ranks if it does on one; all must have the same question."""
+        told: list[str] = []
+        error: Exception | None = None
+        try:
+            yield told
+        except Exception as raised:
+            error = raised
+        asked = hashlib.sha256(repr(question).encode()).hexdigest()
+        own = {"asked": asked, "error": None if error is None else str(error)}
+        answers = self.gather(json.dumps(own).encode(), 512)
+        if error is not None:
+            raise error
+        everyone = [json.loads(answer) for answer in answers]
+        for rank, each in enumerate(everyone):
+            if each["error"] is not None:
+                raise RuntimeError(
+                    f"rank {rank} has failed, so that no rank has changed a weight: {each['error']}"
+                )
+        others = [rank for rank, each in enumerate(everyone) if each["asked"] != asked]
+        if others:
+            raise ValueError(
+                f"ranks {others} have called with other arguments than rank "
+                f"{self.rank}; make the same call on all ranks"
+            )
 
     def _reduce(self, numbers: memoryview, how: distributed.ReduceOp.RedOpType) -> None:
         here = torch.frombuffer(numbers, dtype=torch.int64)

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -21,7 +21,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from lampfast import _core
-from lampfast._engine import gpus, pieces, shards, tracing, views
+from lampfast._engine import calls, gpus, pieces, shards, tracing, views
 from lampfast._engine.communicator import GroupCommunicator, group_of
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import Pointer, View, Weight
@@ -95,7 +95,7 @@ class Sharded:
     ) -> None:
         self._found = found
         self._distinct = {id(weight): name for name, weight in reversed(found.wholes.items())}
-        self.communicator = GroupCommunicator(group or _group_of(found.wholes))
+        self.communicator = GroupCommunicator(group or group_of_meshes(found.wholes))
         with self.together(question) as told:
             tracing.refuse()
             self._check(write)
@@ -184,32 +184,9 @@ class Sharded:
 
     # --- calls ---
 
-    @contextmanager
-    def together(self, question: object = None) -> Iterator[list[str]]:
+    def together(self, question: object = None) -> AbstractContextManager[list[str]]:
         """A section that fails on all ranks if it does on one; all must have the same question."""
-        told: list[str] = []
-        error: Exception | None = None
-        try:
-            yield told
-        except Exception as raised:
-            error = raised
-        asked = hashlib.sha256(repr(question).encode()).hexdigest()
-        own = {"asked": asked, "error": None if error is None else str(error)}
-        answers = self.communicator.gather(json.dumps(own).encode(), 512)
-        if error is not None:
-            raise error
-        everyone = [json.loads(answer) for answer in answers]
-        for rank, each in enumerate(everyone):
-            if each["error"] is not None:
-                raise RuntimeError(
-                    f"rank {rank} has failed, so that no rank has changed a weight: {each['error']}"
-                )
-        others = [rank for rank, each in enumerate(everyone) if each["asked"] != asked]
-        if others:
-            raise ValueError(
-                f"ranks {others} have called with other arguments than rank "
-                f"{self.communicator.rank}; make the same call on all ranks"
-            )
+        return self.communicator.together(question)
 
     def zeros(self) -> list[_core.LayerThreshold]:
         """The thresholds that prune what is zero already."""
@@ -246,6 +223,23 @@ class Sharded:
         with self._calling() as (pointers, machine):
             targets = self._pointers(self._weights())
             _core.prune(pointers, targets, spec, machine, None, before_writing)
+        views.write_back(self._views, list(self._local.values()))
+
+    def prune_zeros(
+        self,
+        masks: Mapping[str, torch.Tensor],
+        before_writing: Callable[[list[_core.LayerThreshold]], None],
+    ) -> None:
+        """Zero the weights where masks, which lie as this rank's parts do, are False."""
+        here = {name: masks[name].to(_device(view)) for name, view in self._local.items()}
+        given = self._pointers(here, _core.Dtype.float8_e5m2)  # in which True is not zero
+        part = self._machine_part(["float8_e5m2"] * len(self.layers))
+        try:
+            with _lent(given, part) as machine:
+                _core.prune_zeros(given, self._pointers(self._weights()), machine, before_writing)
+        except _core.NotFiniteError as error:  # of the bytes as float8
+            position = 0 if error.element is None else error.element.layer
+            raise calls.no_mask(self.layers[position].name) from None
         views.write_back(self._views, list(self._local.values()))
 
     def local_views(self) -> list[View]:
@@ -401,7 +395,7 @@ def _index_steps(shape: Sequence[int]) -> list[int]:
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def _group_of(wholes: Mapping[str, Weight]) -> distributed.ProcessGroup:
+def group_of_meshes(wholes: Mapping[str, Weight]) -> distributed.ProcessGroup:
     """The group of all ranks that the meshes of DTensors have."""
     meshes = [weight.device_mesh for weight in wholes.values() if isinstance(weight, DTensor)]
     if meshes and meshes[0].ndim == 1 and all(mesh == meshes[0] for mesh in meshes):
