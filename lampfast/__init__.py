@@ -1,4 +1,4 @@
-"""lampfast prunes any torch model by the LAMP score: exactly, in place, at the speed of memory.
+"""lampfast prunes torch models by the LAMP score: exactly, in place, at the speed of memory.
 
 The score rescales each weight's magnitude by what pruning it, and nothing larger, would cost its
 layer. One global threshold on the score then gives every layer its own sparsity, with no

@@ -81,11 +81,11 @@ def sparsity_over_steps(
     figure = _drawn_on(figure, (_WIDTHS[0], 2.2))
     panel = figure.subplots()
     steps, sparsities = [step for step, _ in history], [sparsity for _, sparsity in history]
-    pruned = range(len(steps))  # which points of the line have a marker
+    prunings = list(range(len(steps)))  # the points of the line that have a marker
     if steps and last > steps[-1]:
         steps, sparsities = [*steps, last], [*sparsities, sparsities[-1]]
-    look = {"color": _PRUNED, "ds": "steps-post", "ms": 3}
-    panel.plot(steps, sparsities, ".-", label="model", markevery=list(pruned), **look)
+    (line,) = panel.plot(steps, sparsities, ".-", color=_PRUNED, ds="steps-post", label="model")
+    line.set(markersize=3, markevery=prunings)
     last = max([last, *steps])
     if schedule is not None and last:
         asked = sorted({max(round(last * part / _SAMPLES), 1) for part in range(_SAMPLES + 1)})

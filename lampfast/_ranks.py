@@ -82,15 +82,30 @@ def pruned(
     method: Method | Allocation,
     importance: Mapping[str, Weight] | None,
     result: Callable[[Sequence[View], Thresholds], Report],
+    record: Callable[[Report], None] | None = None,
 ) -> Report:
-    """Prune, as soon as no rank can fail any more; `result` is made on all of them before that."""
+    """Prune, as soon as no rank can fail any more; `result` is made on all of them before that.
+
+    `record` is called after it, since until then another rank may keep the weights from changing.
+    """
+    reports: list[Report] = []
     with _sharded(found, group, ("prune", sparsity, method), importance, write=True) as model:
         spec = _spec(model, sparsity, method)
+
+        def write(before_writing: in_place.BeforeWriting) -> None:
+            model.prune(spec, before_writing)
+            if record is not None:
+                record(reports[0])
+
+        def made(thresholds: Thresholds) -> Report:
+            reports.append(result(_layers(model), thresholds))
+            return reports[0]
+
         return in_place.zero(
             [*found.wholes.values(), *(view.weight for view in model.local_views())],
             model.local_views(),
-            lambda before_writing: model.prune(spec, before_writing),
-            lambda made: result(_layers(model), made),
+            write,
+            made,
         )
 
 
@@ -135,15 +150,15 @@ def _sharded(
     verb, sparsity, method = call
     asked = verb, sparsity, dict(method) if isinstance(method, Mapping) else method
     question = *asked, importance is None
-    communicator = sharded.communicator_of(found.wholes.values(), group)
+    communicator = sharded.communicator_of(found.wholes, group)
     with communicator.failing_together():
         yield sharded.Sharded(
             found,
-            communicator,
             question,
             write=write,
             importance=importance,
-            compare=group is not None,
+            group=group,
+            communicator=communicator,
         )
 
 
@@ -164,7 +179,7 @@ def _tell(model: object, group: ProcessGroup | None, error: BaseException) -> No
         return
     from lampfast._engine import sharded
 
-    sharded.communicator_of(weights, group).give_up(error)
+    sharded.communicator_of(dict(enumerate(weights)), group).give_up(error)
 
 
 def _weights(model: object) -> list[object]:

@@ -19,7 +19,7 @@ SCALE = "scale"  # why such a tensor is no layer
 
 _ABSENT = object()
 
-_CODES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+CODES = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 _CODE_NAMES = frozenset({"float8_e4m3fn", "float8_e5m2"})  # of arrays of ml_dtypes
 
 _OF_WEIGHTS = re.compile(r"_scale_inv$|(^|_)weight_scale$|^qscale_weight$")
@@ -76,7 +76,7 @@ def beside(model: object, weights: Mapping[str, Weight]) -> dict[str, Quantised]
 
 def _is_coded(weight: object) -> bool:
     dtype: Any = getattr(weight, "dtype", None)
-    return dtype in _CODES or getattr(dtype, "name", None) in _CODE_NAMES
+    return dtype in CODES or getattr(dtype, "name", None) in _CODE_NAMES
 
 
 def _grouped(
@@ -149,14 +149,14 @@ def _block_size(model: object, module: nn.Module | None) -> tuple[int, ...] | No
     """The extents of a block that a module tells, or else the model's configuration."""
     given: Any = getattr(module, "block_size", _ABSENT)
     if given is not _ABSENT:
-        return _integers(given) if given is not None else ()
+        return integers(given) if given is not None else ()
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if isinstance(config, Mapping):
-        return _integers(config.get("weight_block_size"))
-    return _integers(getattr(config, "weight_block_size", None))
+        return integers(config.get("weight_block_size"))
+    return integers(getattr(config, "weight_block_size", None))
 
 
-def _integers(given: object) -> tuple[int, ...] | None:
+def integers(given: object) -> tuple[int, ...] | None:
     """Positive integers, if that is what was given."""
     if not isinstance(given, Sequence):
         return None

@@ -3,11 +3,12 @@
 from __future__ import annotations  # so that help() shows Model, not all that it may be
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
-from lampfast import _core, _coverage, parameters
-from lampfast._engine import calls, collector, in_place, views
-from lampfast._engine.views import Weight
-from lampfast.parameters import Model, Patterns
+from lampfast import _core, _coverage, _ranks, parameters
+from lampfast._engine import calls, collector, in_place, placed, shards, views
+from lampfast._engine.views import View, Weight
+from lampfast.parameters import Found, Model, Patterns
 from lampfast.pruning import reported
 from lampfast.reports import Report
 
@@ -43,7 +44,9 @@ def apply(
         masks: By layer name a bool tensor or array of the layer's shape, True where the weight is
             kept, as from `lampfast.masks` or `lampfast.load_masks`; tied weights have one, under
             their first name. It may have any memory format and lie on any device: one on another
-            device than its layer is copied there, whole.
+            device than its layer is copied there, whole. Of a sharded model, of which every rank
+            makes the call, it is a DTensor, or whole on every rank; one that is not placed as its
+            layer is gathered for a moment.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -63,6 +66,8 @@ def apply(
             memory with one; or the model or a layer is not one that is pruned.
     """
     found = parameters.find(model, include, exclude, stacked)
+    if _ranks.are_needed(found.layers, None):
+        return _applied_by_ranks(found, masks)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     given = found.layers.spread(views.masks_of_layers(masks, wholes), layers)
@@ -78,3 +83,25 @@ def apply(
         return reported(layers, thresholds, left, by_magnitude=False)
 
     return in_place.zero(found.layers.wholes.values(), wholes, write, result)
+
+
+def _applied_by_ranks(found: Found, masks: Mapping[str, Weight]) -> Report:
+    """The same for a sharded model: each rank zeroes what it has."""
+    from lampfast._engine.sharded import Sharded
+
+    model = Sharded(found.layers, ("apply", placed.described(masks)), write=True)
+    with model.together():
+        views.check_names("masks", masks, list(model.wholes), views.OF_THE_LAYERS)
+        for name, weight in model.wholes.items():
+            views.readable_mask(name, shards.part(masks[name]))
+            views.check_mask_shape(name, masks[name].shape, weight.shape)
+    with model.together():
+        own = {name: placed.own(weight, masks[name]) for name, weight in model.wholes.items()}
+        views.masks_of_layers(own, model.local_views())
+        left = _coverage.left_out(found)
+    return in_place.zero(
+        [*found.layers.wholes.values(), *(view.weight for view in model.local_views())],
+        model.local_views(),
+        lambda before_writing: model.prune_zeros(own, before_writing),
+        lambda made: reported(cast(Sequence[View], model.layers), made, left, by_magnitude=False),
+    )

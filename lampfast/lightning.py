@@ -35,9 +35,10 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
         >>> trainer = Trainer(max_steps=1000, callbacks=[pruning], logger=False)
 
     It works with a Trainer of either package, `lightning.pytorch` or `pytorch_lightning`, and with
-    automatic or manual optimization. Checkpoints hold plain weights with their zeros under the
-    usual names, and what `fit(ckpt_path=...)` needs to go on as if it had never stopped. The
-    sparsity that the model was last pruned to is logged as "sparsity".
+    automatic or manual optimization. What `configure_model` shards by fully_shard, as with
+    ModelParallelStrategy, is pruned as in one process. Checkpoints hold plain weights with their
+    zeros under the usual names, and what `fit(ckpt_path=...)` needs to go on as if it had never
+    stopped. The sparsity that the model was last pruned to is logged as "sparsity".
 
     Args:
         schedule: Gives the sparsity, 0.0 to 1.0, at a step: one of `lampfast.schedules`, or any
@@ -65,7 +66,8 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
             "initial" for their values when the training began, or a state_dict of the model. So
             does all else in the model; the state of optimizers goes back to what it was when the
             training began, which is none for most. Learning rates go on, and so do averages.
-            Checkpoints hold the initial values, but not a state_dict, which is given again.
+            Checkpoints hold the initial values, but not a state_dict, which is given again, nor
+            the initial values of a sharded model: to resume it, pass a state_dict.
         mask_gradients: Whether gradients of pruned weights are set to zero too, for the clipping of
             norms and for optimizers that mix gradients, such as Muon and Adafactor.
 

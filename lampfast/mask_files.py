@@ -15,20 +15,24 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lampfast import _extras, _files, parameters
-from lampfast._engine import collector, tracing, views
-from lampfast._engine.views import View, Weight
+from lampfast._engine import collector, packed_masks, placed, shards, tracing, views
+from lampfast._engine.stacks import Layers
+from lampfast._engine.views import Weight
 from lampfast.parameters import Model, Patterns
+
+if TYPE_CHECKING:
+    from lampfast._engine.communicator import GroupCommunicator
 
 _VERSION_KEY = "lampfast.masks"
 _VERSION = "1"
@@ -53,7 +57,8 @@ def save_masks(masks: Mapping[str, Weight], path: str | os.PathLike[str]) -> Non
 
     Args:
         masks: By layer name a bool tensor or array of any shape, memory format and device, True
-            where a weight is kept, as from `lampfast.masks`.
+            where a weight is kept, as from `lampfast.masks`. Where some are DTensors, every rank
+            makes the call: one mask at a time is gathered, and the first rank writes the file.
         path: Of the file; one that exists is replaced.
 
     Raises:
@@ -71,13 +76,29 @@ def save_masks(masks: Mapping[str, Weight], path: str | os.PathLike[str]) -> Non
     safetensors = _safetensors("lampfast.save_masks")
     tracing.refuse()
     _check_named(masks)
-    given = [views.readable_mask(name, mask) for name, mask in masks.items()]
-    metadata = {
-        _VERSION_KEY: _VERSION,
-        "bit_order": "little",
-        "shapes": json.dumps({view.name: list(view.shape) for view in given}),
-    }
-    packed = {view.name: _packed(view.weight) for view in given}
+    ranks = _ranks_of(masks)
+    with _together(ranks, ("save_masks", placed.described(masks))):
+        for name, mask in masks.items():
+            views.readable_mask(name, shards.part(mask))
+    is_writer = ranks is None or ranks.rank == 0
+    packed = {}
+    for name, mask in masks.items():
+        whole = placed.whole(mask)  # which all ranks ask for
+        if is_writer:
+            packed[name] = _packed(whole)
+    with _together(ranks):
+        if is_writer:
+            shapes = {name: list(mask.shape) for name, mask in masks.items()}
+            _save(safetensors, packed, shapes, path)
+
+
+def _save(
+    safetensors: Any,
+    packed: Mapping[str, npt.NDArray[np.uint8]],
+    shapes: Mapping[str, list[int]],
+    path: str | os.PathLike[str],
+) -> None:
+    metadata = {_VERSION_KEY: _VERSION, "bit_order": "little", "shapes": json.dumps(shapes)}
 
     def write(place: Path) -> None:
         try:
@@ -111,7 +132,8 @@ def load_masks(
     Args:
         path: Of the file.
         model: The model that the masks are for, in any form that `lampfast.masks` takes: names and
-            shapes are compared with its layers. None to compare with nothing.
+            shapes are compared with its layers. None to compare with nothing. Of one that is
+            sharded, every rank makes the call and reads the file.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default; used only with a model.
         exclude: Glob pattern or patterns over the same names: these are left out; used only with
@@ -122,7 +144,8 @@ def load_masks(
     Returns:
         By layer name a bool tensor of the layer's shape, True where a weight is kept: torch tensors
         in host memory, row-major, also where numpy arrays, other devices or memory formats were
-        saved. In the order of the model's layers, or as they were saved.
+        saved. In the order of the model's layers, or as they were saved. For a layer that is a
+        DTensor one that is placed as it is.
 
     Raises:
         TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
@@ -138,10 +161,34 @@ def load_masks(
         raise ValueError(
             "include, exclude and stacked choose layers of a model, but none is given; pass it"
         )
-    layers: Sequence[View] = []
+    layers: dict[str, Weight] = {}
     if model is not None:
-        found = parameters.find(model, include, exclude, stacked).layers
-        layers = found.views(found.checked())
+        layers = _distinct(parameters.find(model, include, exclude, stacked).layers)
+    with _together(_ranks_of(layers), ("load_masks", list(layers))):
+        packed, shapes = _read(safetensors, path)
+        if model is not None:
+            _check_fits(path, shapes, layers)
+            shapes = {name: shapes[name] for name in layers}
+        made: dict[str, torch.Tensor] = {}
+        for name, shape in shapes.items():
+            mask = packed_masks.unpacked(packed.pop(name), shape)
+            made[name] = placed.cut(layers[name], mask) if name in layers else mask
+    return made
+
+
+def _distinct(layers: Layers) -> dict[str, Weight]:
+    """The parameters of layers that can be pruned, tied ones once."""
+    if any(map(shards.is_sharded, layers.wholes.values())):
+        found = views.layers({name: shards.part(whole) for name, whole in layers.wholes.items()})
+    else:
+        found = list(layers.views(layers.checked()))
+    return {view.name: layers.wholes[view.name] for view in found}
+
+
+def _read(
+    safetensors: Any, path: str | os.PathLike[str]
+) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, tuple[int, ...]]]:
+    """The bits and the shapes that a file has."""
     with open(path, "rb") as file:
         shapes = _shapes(path, file)
         file.seek(0)
@@ -150,10 +197,30 @@ def load_masks(
         except safetensors.SafetensorError as error:
             raise _not_ours(path, f"it is not whole: {error}") from None
     _check_packed(path, shapes, packed)
-    if model is not None:
-        _check_fits(path, shapes, layers)
-        shapes = {layer.name: shapes[layer.name] for layer in layers}
-    return {name: _unpacked(packed.pop(name), shape) for name, shape in shapes.items()}
+    return packed, shapes
+
+
+def _ranks_of(values: Mapping[str, Weight]) -> GroupCommunicator | None:
+    """The ranks that have parts of values, if some are sharded."""
+    if not any(map(shards.is_sharded, values.values())):
+        return None
+    from lampfast._engine.communicator import GroupCommunicator
+    from lampfast._engine.sharded import group_of_meshes
+
+    return GroupCommunicator(group_of_meshes(values))
+
+
+def _together(
+    ranks: GroupCommunicator | None, question: object = None
+) -> AbstractContextManager[object]:
+    """A section that fails on all ranks if it does on one, where there are several."""
+    return nullcontext() if ranks is None else ranks.together(question)
+
+
+def _packed(mask: Weight) -> npt.NDArray[np.uint8]:
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu().numpy()
+    return packed_masks.packed(mask)
 
 
 def _safetensors(verb: str) -> Any:
@@ -172,18 +239,6 @@ def _check_named(masks: Mapping[str, Weight]) -> None:
             raise ValueError(
                 f"a layer is named {name!r}, which safetensors needs for itself; rename it"
             )
-
-
-def _packed(mask: Weight) -> npt.NDArray[np.uint8]:
-    """A mask's bits, in row-major order."""
-    if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu().numpy()
-    return np.packbits(mask.reshape(-1), bitorder="little")
-
-
-def _unpacked(packed: npt.NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
-    bits = np.unpackbits(packed, count=prod(shape), bitorder="little")
-    return torch.from_numpy(bits.view(np.bool_).reshape(shape))
 
 
 def _replace(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -255,16 +310,18 @@ def _is_shape(value: Any) -> bool:
 
 
 def _check_fits(
-    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]], layers: Sequence[View]
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    layers: Mapping[str, Weight],
 ) -> None:
     """Check that a file has the masks of these layers, and no others."""
     name = str(path)
-    views.check_names(name, shapes, layers, "choose the layers with include= and exclude=")
-    for layer in layers:
-        if shapes[layer.name] != tuple(layer.shape):
+    views.check_names(name, shapes, list(layers), "choose the layers with include= and exclude=")
+    for layer, weight in layers.items():
+        if shapes[layer] != tuple(weight.shape):
             raise ValueError(
-                f"mask of layer {layer.name!r} in {name} has shape {shapes[layer.name]}, the layer "
-                f"has shape {tuple(layer.shape)}; pass the model that the masks were made for"
+                f"mask of layer {layer!r} in {name} has shape {shapes[layer]}, the layer has shape "
+                f"{tuple(weight.shape)}; pass the model that the masks were made for"
             )
 
 

@@ -15,7 +15,9 @@ from lampfast._engine.views import View
 __all__ = ["Allocation", "Method", "kept_counts"]
 
 Method: TypeAlias = Literal["lamp", "global", "uniform", "uniform+", "erk"]
+"""How a sparsity of all layers together is shared among them; see `lampfast.prune`."""
 Allocation: TypeAlias = Mapping[str, float]
+"""The sparsity of each layer, by its name or by a glob pattern: `{"*": 0.5, "*.mlp.*": 0.7}`."""
 Shape: TypeAlias = Sequence[int]
 
 _METHODS = get_args(Method)

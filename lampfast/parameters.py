@@ -26,7 +26,9 @@ __all__ = ["Model", "Patterns", "Weight"]
 Model: TypeAlias = (
     nn.Module | Mapping[str, Weight] | Sequence[Weight] | Sequence[tuple[nn.Module, str]]
 )
+"""What can be pruned; see `lampfast.prune`."""
 Patterns: TypeAlias = str | Sequence[str] | None
+"""One or more glob patterns of layers' names."""
 
 _NO_WEIGHTS = (str, bytes, bytearray, memoryview, range)  # sequences that hold no tensors
 

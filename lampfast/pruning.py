@@ -36,8 +36,9 @@ def prune(
 ) -> Report:
     """Zero the weights of lowest LAMP score, in place, until the model has `sparsity`.
 
-    The result is the one that exact arithmetic gives: exactly as many weights as asked for, the
-    same ones whatever the threads, memory format or dtype. If anything is wrong, nothing changes.
+    The result is the one that exact arithmetic gives, in every dtype: exactly as many weights as
+    asked for, and the same ones whatever the machine, the number of threads and the memory format.
+    If anything is wrong, nothing changes.
 
     Example:
         >>> import lampfast, torch
@@ -51,34 +52,34 @@ def prune(
         {'a': tensor([ 3.,  0., -2.]), 'b': tensor([[ 0., -8.]])}
 
     Args:
-        model: A module, of which names are its own where torch.compile, DataParallel or
-            DistributedDataParallel wraps it; a mapping of names to torch tensors or numpy arrays,
-            such as a state_dict, where every entry is a layer, vectors such as biases too (beside
-            matrices with a warning; leave them out with `exclude`); a sequence of tensors or
-            arrays; or a sequence of (module, "weight") pairs, as torch.nn.utils.prune takes it.
-            Layers may have any shape, memory format and mix of float32, float16, bfloat16, float64,
-            float8_e4m3fn and float8_e5m2 (of arrays, in the dtypes of ml_dtypes), on any device or
-            several (those on devices without an engine are copied to host memory and back). Tied
-            weights count once. float8 weights with scales beside them ("X_scale_inv" or "X_scale"
-            for "X", of a tensor, a row or a block) are ranked by the exact product of value and
-            scale, without a copy of the model (on a GPU through host memory, with a warning); a
-            scale is never a layer.
+        model: A module; a mapping of names to torch tensors or numpy arrays; a sequence of tensors
+            or arrays; or a sequence of (module, "weight") pairs, as torch.nn.utils.prune takes it.
+            In a mapping, such as a state_dict, every entry is a layer, biases too: pass the module,
+            not its state_dict. Wrappers (torch.compile, DataParallel, DistributedDataParallel) are
+            looked through, and names are those of the module inside. Layers may have any shape and
+            memory format, and any mix of float32, float16, bfloat16, float64, float8_e4m3fn and
+            float8_e5m2 (arrays, in the dtypes of ml_dtypes), on one or several devices. Layers on a
+            device without an engine are copied to host memory and back. Tied weights count once.
+            float8 weights with scales beside them ("X_scale_inv" or "X_scale" for "X", one for a
+            tensor, a row or a block) are ranked by the exact product of value and scale, without a
+            copy of the model (on a GPU through host memory, with a warning); a scale is never a
+            layer.
         sparsity: That of all layers together: a float is the fraction that is zero at the end,
             0.0 to 1.0, an int the number of weights. Weights that are zero already count; a model
             that is sparser already stays as it is.
-        method: How the sparsity is shared among the layers. "lamp": by the LAMP score. Its
-            baselines prune the smallest magnitudes: "global", of all layers together; "uniform",
-            the same fraction of what remains in every layer; "uniform+", the same, but the first
+        method: How the sparsity is shared among the layers. "lamp": by the LAMP score. The
+            baselines prune the smallest magnitudes. "global": of all layers together. "uniform":
+            the same fraction of what remains in every layer. "uniform+": the same, but the first
             layer stays as it is, with the zeros that it has, if it is a convolution (three
-            dimensions or more), and the last keeps at least a fifth of its size; "erk"
-            (Erdős-Rényi-kernel), each layer keeps in proportion to the sum of its weight's
+            dimensions or more), and the last keeps at least a fifth of its size. "erk"
+            (Erdős-Rényi-kernel): each layer keeps in proportion to the sum of its weight's
             dimensions (of a convolution, depthwise and grouped ones too: out + in / groups + kernel
-            sides), and what a layer is too small for is shared by the others. What remains is what
-            is not zero, of the importance where one is given. Counts of layers are rounded by the
-            largest remainder. Or an allocation of one's own, and then no sparsity: by layer name or
-            glob pattern the sparsity of each layer, a fraction or a count as above. A name goes
-            before patterns, and of patterns that match the same layer the last one holds; the name
-            of a stack stands for all its slices; layers that nothing matches stay dense.
+            sides), and the excess of a layer that is too small for its share goes to the others.
+            What remains is what is not zero; with an importance, where that is not zero. Counts of
+            layers are rounded by the largest remainder. Or an allocation of your own, without a
+            sparsity: for each layer name or glob pattern a sparsity, a fraction or a count as
+            above. Names take precedence over patterns, and later patterns over earlier ones. The
+            name of a stack stands for all its slices. Layers that nothing matches stay dense.
         pattern: "n:m", as "2:4": of every m weights along a layer's inputs (dimension 1, or 0 of
             what stores them first, as transformers' Conv1D, transposed convolutions and experts)
             the n of largest magnitude stay, of equal ones the later; sparsity and method are left
@@ -161,21 +162,23 @@ def pruned(
     record: Callable[[Report], None] | None = None,
     group: ProcessGroup | None = None,
 ) -> Report:
-    """What `prune` does; `record` is called last of all that may keep the weights from changing."""
+    """What `prune` does; `record` is called once nothing can keep the weights from changing."""
     with _ranks.telling_others(model, group):
         asked = _asked(sparsity, method, pattern, dim)
         found = parameters.find(model, include, exclude, stacked).ranked(importance)
         left = _coverage.left_out(found)
         are_several = _ranks.are_needed(found.layers, group, pattern)
 
-    def result(layers: Sequence[View], thresholds: Sequence[_core.LayerThreshold]) -> Report:
+    if are_several:
+        made = partial(reported, left_out=left)
+        return _ranks.pruned(found.layers, group, sparsity, method, importance, made, record)
+
+    def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
         report = reported(layers, thresholds, left)
         if record is not None:
             record(report)
         return report
 
-    if are_several:
-        return _ranks.pruned(found.layers, group, sparsity, method, importance, result)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
     importances = _sources(found.layers, layers, importance, write=True)
@@ -186,7 +189,7 @@ def pruned(
         calls.prune(targets, sources, spec, before_writing)
         views.write_back(layers, targets)
 
-    return in_place.zero(found.layers.wholes.values(), wholes, write, partial(result, layers))
+    return in_place.zero(found.layers.wholes.values(), wholes, write, result)
 
 
 @_arguments.by_its_name
@@ -559,6 +562,48 @@ def _asked_of_report(
             "many; pass one for what prune would do, or leave them out for what there is now"
         )
     return None
+
+
+def check_asked(
+    sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
+) -> None:
+    """Check what is asked for, as far as that needs no model.
+
+    Raises:
+        TypeError: As for `prune`.
+        ValueError: As for `prune`.
+    """
+    _asked(sparsity, method, pattern, dim)
+
+
+def selected(
+    model: Model,
+    found: Layers,
+    layers: list[View],
+    sparsity: float | None,
+    *,
+    method: Method | Allocation,
+    pattern: str | None = None,
+    dim: int | None = None,
+    importance: Mapping[str, Weight] | None = None,
+) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
+    """What `prune` would select, for who has views of the layers that lie elsewhere.
+
+    Args:
+        model: That the layers are of, as its modules tell how their weights lie.
+        found: The layers as `parameters.find` finds them.
+        layers: The views.
+        sparsity: As for `prune`.
+        method: As for `prune`.
+        pattern: As for `prune`.
+        dim: As for `prune`.
+        importance: As for `prune`.
+
+    Returns:
+        The layers and what is compared, where the engine can reach both, and what it is to select.
+    """
+    asked = _asked(sparsity, method, pattern, dim)
+    return _plan(model, found, layers, _sources(found, layers, importance), asked)
 
 
 def _plan(

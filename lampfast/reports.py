@@ -167,14 +167,13 @@ class Report:
         """Write a row for each layer to a CSV file.
 
         Example:
-            >>> import tempfile
+            >>> import pathlib, tempfile
             >>> report = Report((LayerReport("fc.weight", (2, 50), 100, 10, 0.25),))
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report.to_csv(f"{folder}/layers.csv")
-            ...     print(open(f"{folder}/layers.csv").read())
-            layer,shape,weights,kept,sparsity,threshold
-            fc.weight,2x50,100,10,0.9,0.25
-            <BLANKLINE>
+            ...     path = pathlib.Path(folder, "layers.csv")
+            ...     report.to_csv(path)
+            ...     path.read_text().splitlines()
+            ['layer,shape,weights,kept,sparsity,threshold', 'fc.weight,2x50,100,10,0.9,0.25']
 
         Args:
             path: Of the file; one that exists is replaced. The threshold is empty where there is

@@ -17,6 +17,7 @@ from lampfast import _arguments
 __all__ = ["Schedule", "constant", "cubic", "geometric", "linear"]
 
 Schedule: TypeAlias = Callable[[int], float]
+"""From the number of steps that are done to a sparsity that never goes down."""
 
 
 @dataclass(frozen=True)

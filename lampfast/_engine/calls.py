@@ -110,10 +110,15 @@ def prune_zeros(
             _core.prune_zeros(pointers, _pointers(layers), machine, before_writing)
     except _core.NotFiniteError as error:  # of the bytes as float8
         position = 0 if error.element is None else error.element.layer
-        raise ValueError(
-            f"mask of layer {masks[position].name!r} has bytes that are neither 0 nor 1, as a bool "
-            "view of integers may have; pass (integers != 0) instead"
-        ) from None
+        raise no_mask(masks[position].name) from None
+
+
+def no_mask(name: str) -> ValueError:
+    """What is raised where a mask's bytes are no bools."""
+    return ValueError(
+        f"mask of layer {name!r} has bytes that are neither 0 nor 1, as a bool view of integers "
+        "may have; pass (integers != 0) instead"
+    )
 
 
 def pack_masks(layers: Sequence[View], masks: Sequence[torch.Tensor]) -> None:

@@ -8,15 +8,17 @@ raise then, and the group is as good as before.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -38,6 +40,18 @@ class Store(Protocol):
 
     def add(self, key: str, amount: int) -> int:
         """Count, and say how far."""
+
+
+class Told(NamedTuple):
+    """What ranks tell each other at the end of a section.
+
+    Attributes:
+        own: What this one does.
+        everyone: What all have told, once it has ended.
+    """
+
+    own: dict[str, Any]
+    everyone: list[dict[str, Any]]
 
 
 class Board:
@@ -108,6 +122,40 @@ class Communicator(ABC):
             more, _ = self._gather(len(own), own[expected:], most - expected)
             found = [a + b for a, b in zip(found, more, strict=True)]
         return [each[:size] for each, size in zip(found, sizes, strict=True)]
+
+    def anywhere(self, flags: Sequence[bool]) -> list[bool]:
+        """Which flags are set on any rank."""
+        numbers = np.array(flags, np.int64)
+        if len(flags):
+            self.max(numbers.data)
+        return [bool(number) for number in numbers]
+
+    @contextmanager
+    def together(self, question: object = None) -> Iterator[Told]:
+        """A section that fails on all ranks if it does on one; all must have the same question."""
+        asked = digest_of(repr(question))
+        told = Told({"asked": asked}, [])
+        error: Exception | None = None
+        try:
+            yield told
+        except Exception as raised:
+            error = raised
+            told.own["error"] = str(error)
+        answers = self.gather(json.dumps(told.own).encode(), 512)
+        if error is not None:
+            raise error
+        told.everyone.extend(json.loads(answer) for answer in answers)
+        for rank, each in enumerate(told.everyone):
+            if "error" in each:
+                raise RuntimeError(
+                    f"rank {rank} has failed, so that no rank has changed a weight: {each['error']}"
+                )
+        others = [rank for rank, each in enumerate(told.everyone) if each["asked"] != asked]
+        if others:
+            raise ValueError(
+                f"ranks {others} have called with other arguments than rank "
+                f"{self.rank}; make the same call on all ranks"
+            )
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -276,6 +324,11 @@ class GroupCommunicator(Communicator):
 
 # Which newer versions of torch have under another name, and warn of this one.
 _gather_into = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
+
+
+def digest_of(text: str) -> str:
+    """A digest of what need not be told as a whole."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def group_of(ranks: Iterable[int]) -> distributed.ProcessGroup:

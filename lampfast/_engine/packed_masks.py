@@ -5,9 +5,11 @@ layer's memory, or a bool tensor of the layer's shape where there is no engine.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lampfast._engine import calls, views
@@ -42,16 +44,15 @@ def carried(before: View, mask: torch.Tensor, now: View) -> torch.Tensor:
     return from_bools(now, to_bools(before, mask))
 
 
-def to_bytes(layer: View, mask: torch.Tensor) -> torch.Tensor:
-    """A mask in row-major order, on the CPU: bit i % 8 of byte i // 8 is that of weight i."""
-    kept = to_bools(layer, mask).cpu().contiguous().numpy()
-    return torch.from_numpy(np.packbits(kept.reshape(-1), bitorder="little"))
+def packed(kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Bools as bits in row-major order: bit i % 8 of byte i // 8 is the i-th one."""
+    return np.packbits(kept.reshape(-1), bitorder="little")
 
 
-def from_bytes(layer: View, packed: torch.Tensor) -> torch.Tensor:
-    """The mask that `to_bytes` gave, for this or another layer of the same shape."""
-    bits = np.unpackbits(packed.cpu().numpy(), count=layer.size, bitorder="little")
-    return from_bools(layer, torch.from_numpy(bits.astype(bool)).reshape(layer.weight.shape))
+def unpacked(bits: npt.NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
+    """The bools of a shape of which `packed` has made bits."""
+    kept = np.unpackbits(bits, count=prod(shape), bitorder="little")
+    return torch.from_numpy(kept.view(np.bool_).reshape(shape))
 
 
 def _empty(layer: View) -> torch.Tensor:

@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -21,8 +21,14 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from lampfast import _core
-from lampfast._engine import gpus, pieces, shards, tracing, views
-from lampfast._engine.communicator import Communicator, GroupCommunicator, group_of
+from lampfast._engine import calls, gpus, pieces, shards, tracing, views
+from lampfast._engine.communicator import (
+    Communicator,
+    GroupCommunicator,
+    Told,
+    digest_of,
+    group_of,
+)
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import Pointer, View, Weight
 
@@ -57,18 +63,6 @@ class _Cut(NamedTuple):
     box: pieces.Box
 
 
-class _Told(NamedTuple):
-    """What ranks tell each other at the end of a section.
-
-    Attributes:
-        own: What this one does.
-        everyone: What all have told, once it has ended.
-    """
-
-    own: dict[str, Any]
-    everyone: list[dict[str, Any]]
-
-
 class _Directory(NamedTuple):
     """What all ranks hold.
 
@@ -92,37 +86,36 @@ class Sharded:
 
     Args:
         found: The layers, of which some are DTensors, or all lie on some ranks only.
-        communicator: The ranks. All that is done here and later belongs into a section of its
-            `failing_together`.
         question: What is asked, which must be the same on all ranks.
         write: Whether they are to be changed in place.
         importance: What is scored in their place, by name.
-        compare: Whether ranks may hold other values of the same part. Copies that are DTensors
-            torch keeps alike.
+        group: The ranks; without it, those of the DTensors' meshes.
+        communicator: That of the ranks, from a section of its `failing_together` in which all that
+            is done here and later belongs; without it, a failure is told at exchanges only.
     """
 
     def __init__(
         self,
         found: Layers,
-        communicator: Communicator,
         question: object,
         *,
         write: bool = False,
         importance: Mapping[str, Weight] | None = None,
-        compare: bool = False,
+        group: distributed.ProcessGroup | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self._found = found
         self._distinct = {id(weight): name for name, weight in reversed(found.wholes.items())}
-        self.communicator = communicator
+        self.communicator = communicator or communicator_of(found.wholes, group)
         self._scored = importance
         with self.together(question) as told:
             tracing.refuse()
             self._check(write)
             held = json.dumps(self._held())
-            told.own.update(held=_digest_of(held), known=list(_known))
-        self._directory = _learned(communicator, held, told.everyone)
+            told.own.update(held=digest_of(held), known=list(_known))
+        self._directory = _learned(self.communicator, held, told.everyone)
         self.layers, self.stacks = self._directory.layers, self._directory.stacks
-        if compare:
+        if group is not None:  # else the copies are those of DTensors, which torch keeps alike
             self._compare_copies()
 
     # --- what this rank has ---
@@ -205,33 +198,9 @@ class Sharded:
 
     # --- calls ---
 
-    @contextmanager
-    def together(self, question: object = None) -> Iterator[_Told]:
+    def together(self, question: object = None) -> AbstractContextManager[Told]:
         """A section that fails on all ranks if it does on one; all must have the same question."""
-        asked = _digest_of(repr(question))
-        told = _Told({"asked": asked}, [])
-        error: Exception | None = None
-        try:
-            yield told
-        except Exception as raised:
-            error = raised
-            told.own["error"] = str(error)
-        answers = self.communicator.gather(json.dumps(told.own).encode(), 512)
-        if error is not None:
-            raise error
-        everyone = [json.loads(answer) for answer in answers]
-        told.everyone.extend(everyone)
-        for rank, each in enumerate(everyone):
-            if "error" in each:
-                raise RuntimeError(
-                    f"rank {rank} has failed, so that no rank has changed a weight: {each['error']}"
-                )
-        others = [rank for rank, each in enumerate(everyone) if each["asked"] != asked]
-        if others:
-            raise ValueError(
-                f"ranks {others} have called with other arguments than rank "
-                f"{self.communicator.rank}; make the same call on all ranks"
-            )
+        return self.communicator.together(question)
 
     def zeros(self) -> list[_core.LayerThreshold]:
         """The thresholds that prune what is zero already."""
@@ -275,6 +244,24 @@ class Sharded:
     def wait(self) -> None:
         """Wait for all ranks; raise if one has failed."""
         self.communicator.sum(memoryview(bytearray(8)))
+
+    def prune_zeros(
+        self,
+        masks: Mapping[str, torch.Tensor],
+        before_writing: Callable[[list[_core.LayerThreshold]], None],
+    ) -> None:
+        """Zero the weights where masks, which lie as this rank's parts do, are False."""
+        here = {name: masks[name].to(_device(view)) for name, view in self._local.items()}
+        given = self._pointers(here, _core.Dtype.float8_e5m2)  # in which True is not zero
+        part = self._machine_part(["float8_e5m2"] * len(self.layers))
+        try:
+            with _lent(given, part) as machine:
+                _core.prune_zeros(given, self._pointers(self._weights()), machine, before_writing)
+        except _core.NotFiniteError as error:  # of the bytes as float8
+            position = 0 if error.element is None else error.element.layer
+            raise calls.no_mask(self.layers[position].name) from None
+        self.communicator.finish()
+        views.write_back(self._views, list(self._local.values()))
 
     def local_views(self) -> list[View]:
         """Views of what this rank has of each parameter."""
@@ -430,14 +417,15 @@ def _index_steps(shape: Sequence[int]) -> list[int]:
 
 
 def communicator_of(
-    weights: Iterable[object], group: distributed.ProcessGroup | None
+    wholes: Mapping[Any, object], group: distributed.ProcessGroup | None
 ) -> Communicator:
     """That of a group or, without one, of all ranks that the meshes of DTensors have."""
-    return GroupCommunicator(group or _group_of(weights))
+    return GroupCommunicator(group or group_of_meshes(wholes))
 
 
-def _group_of(weights: Iterable[object]) -> distributed.ProcessGroup:
-    meshes = [weight.device_mesh for weight in weights if isinstance(weight, DTensor)]
+def group_of_meshes(wholes: Mapping[Any, object]) -> distributed.ProcessGroup:
+    """The group of all ranks that the meshes of DTensors have."""
+    meshes = [weight.device_mesh for weight in wholes.values() if isinstance(weight, DTensor)]
     if meshes and meshes[0].ndim == 1 and all(mesh == meshes[0] for mesh in meshes):
         return meshes[0].get_group()
     return group_of({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
@@ -450,17 +438,13 @@ def _learned(
     communicator: Communicator, own: str, everyone: Sequence[Mapping[str, Any]]
 ) -> _Directory:
     """What all ranks hold; known from the last calls if that is so on all of them."""
-    key = _digest_of(" ".join(each["held"] for each in everyone))
+    key = digest_of(" ".join(each["held"] for each in everyone))
     if not all(key in each["known"] for each in everyone):
         held = communicator.gather(own.encode(), 0)
         _known[key] = _merged([json.loads(each) for each in held])
         while len(_known) > 4:
             _known.popitem(last=False)
     return _known[key]
-
-
-def _digest_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:

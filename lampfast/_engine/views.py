@@ -38,6 +38,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 _KINDS = (torch.Tensor, np.ndarray)
 
+OF_THE_LAYERS = "choose the layers that they are of with include= and exclude="
+
 MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
 
 # View(...) itself takes twice as long, as it goes through a function in Python.
@@ -173,9 +175,8 @@ def importances(
         ValueError: A name is missing or unknown, a shape differs, or writing the layers would
             change an importance.
     """
-    check_names(
-        "importance", importance, layers, "take the names from lampfast.report(model).layers"
-    )
+    way_out = "take the names from lampfast.report(model).layers"
+    check_names("importance", importance, [layer.name for layer in layers], way_out)
     views = [_checked("importance of layer", view.name, importance[view.name]) for view in layers]
     for view, layer in zip(views, layers, strict=True):
         if view.weight.shape != layer.weight.shape:
@@ -189,14 +190,14 @@ def importances(
 
 
 def check_names(
-    argument: str, given: Mapping[str, object], layers: Sequence[View], way_out: str
+    argument: str, given: Mapping[str, object], names: Sequence[str], way_out: str
 ) -> None:
     """Check that what was given by name is there for every layer and for nothing else.
 
     Args:
         argument: What the caller calls it.
         given: By name.
-        layers: Those that it is to name.
+        names: Those of the layers that it is to name.
         way_out: How to get the names right.
 
     Raises:
@@ -208,7 +209,6 @@ def check_names(
             f"{argument} is a {type(given).__name__}; pass a mapping {{name: tensor}} that names "
             "the layers"
         )
-    names = [layer.name for layer in layers]
     missing = [name for name in names if name not in given]
     unknown = given.keys() - names
     if missing or unknown:
@@ -277,7 +277,8 @@ def given_masks(
         ValueError: A name is missing or unknown, a shape or a device differs; or a mask cannot be
             written, or shares memory with another mask or with what is read.
     """
-    check_names("out", given, wholes, "pass what lampfast.masks returned for the same layers")
+    names = [whole.name for whole in wholes]
+    check_names("out", given, names, "pass what lampfast.masks returned for the same layers")
     masks = [_checked_mask(whole, given[whole.name]) for whole in wholes]
     _check_masks_apart(masks, layers, sources)
     return masks
@@ -298,22 +299,30 @@ def masks_of_layers(given: Mapping[str, Weight], layers: Sequence[View]) -> list
         ValueError: A name is missing or unknown, a shape differs, or a mask shares memory with a
             layer.
     """
-    check_names(
-        "masks", given, layers, "choose the layers that they are of with include= and exclude="
-    )
+    names = [layer.name for layer in layers]
+    check_names("masks", given, names, OF_THE_LAYERS)
     masks = [readable_mask(layer.name, given[layer.name]) for layer in layers]
     for view, layer in zip(masks, layers, strict=True):
-        if view.shape != layer.shape:
-            raise ValueError(
-                f"mask of layer {layer.name!r} has shape {tuple(view.shape)}, the layer has shape "
-                f"{tuple(layer.shape)}; pass one value for every weight"
-            )
+        check_mask_shape(layer.name, view.shape, layer.shape)
     for i in sharing(masks, layers):
         raise ValueError(
             f"mask of layer {masks[i].name!r} may share memory with a layer that it is to prune; "
             "pass a copy of it"
         )
     return masks
+
+
+def check_mask_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Check that the mask of a layer has its shape.
+
+    Raises:
+        ValueError: It has another one.
+    """
+    if tuple(found) != tuple(wanted):
+        raise ValueError(
+            f"mask of layer {name!r} has shape {tuple(found)}, the layer has shape "
+            f"{tuple(wanted)}; pass one value for every weight"
+        )
 
 
 def readable_mask(name: str, mask: Weight) -> View:

@@ -1,9 +1,10 @@
 """What the callbacks for trainers share: a Pruner that follows the trainer's count of steps."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from torch import nn
+from torch import distributed, nn
 from torch.optim import Optimizer
 
 from lampfast import _arguments, _patterns, methods
@@ -67,6 +68,7 @@ class PrunerCallback:
     ) -> None:
         """Prune from a step on, with the state saved at that step if there is one."""
         self.remove()
+        _reshard(model)
         given = optimizers if isinstance(optimizers, Sequence) else [optimizers]
         if saved is not None and saved["step"] != step:
             saved = None
@@ -99,6 +101,8 @@ class PrunerCallback:
         """Follow the trainer to a step, which may be several further, or the same."""
         while self._running is not None and self._step < step:
             prunings = len(self._running.history)
+            if self._running._is_sharded():
+                _reshard(self._model)
             self._running.step()
             self._step += 1
             if self._restart is not None and len(self._running.history) > prunings:
@@ -106,13 +110,23 @@ class PrunerCallback:
 
     def _state(self, running: Pruner) -> dict[str, Any]:
         """What a checkpoint needs."""
-        state = running.state_dict()
+        state = running._packed_state()
         return state if self._restart is None else {**state, "start": self._restart.state_dict()}
 
     def _sparsity(self) -> float:
         """What the model was last pruned to, or had before."""
         history = self.pruner.history if self.pruner is not None else []
         return history[-1][1] if history else self._before
+
+
+def _reshard(model: nn.Module) -> None:
+    """Shard again what fully_shard has left gathered after a pass without gradients."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
+    if fsdp is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    for module in model.modules():
+        if isinstance(module, getattr(fsdp, "FSDPModule", ())):
+            cast(Any, module).reshard()
 
 
 def _is_function(copies: object) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from weakref import finalize, ref
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from lampfast._engine import changes, packed_masks, views
+from lampfast._engine import changes, packed_masks, shards, views
 
 if TYPE_CHECKING:
     from lampfast._training.kept_layers import KeptLayer, KeptLayers
@@ -80,6 +80,9 @@ class MaskedGradients:
         grad, kept, hooked = tensor.grad, self._kept(), self._hooked.get(id(tensor))
         if self._dense or grad is None or kept is None or hooked is None:
             return
+        if shards.is_sharded(tensor):
+            _check_placed_alike(tensor, grad)
+            tensor, grad = shards.part(tensor), shards.part(grad)
         found = [(kept.layers[position], offset) for position, offset in hooked.parts]
         if any(offset is None and grad.shape != layer.view.shape for layer, offset in found):
             return  # the optimizer's step says that the layer has another shape than its mask
@@ -106,7 +109,7 @@ class MaskedGradients:
 
     def _parts(self, tensor: torch.Tensor) -> Iterator[_Part]:
         """The layers that lie in a tensor, and where."""
-        kept = self._kept()
+        kept, tensor = self._kept(), shards.part(tensor)
         assert kept is not None
         for position in kept.positions_in(tensor):
             layer = kept.layers[position]
@@ -126,6 +129,22 @@ class MaskedGradients:
                     )
                 offset = (layer.weight.data_ptr() - tensor.data_ptr()) // tensor.itemsize
                 yield _Part(position, offset)
+
+
+def _check_placed_alike(tensor: Any, grad: Any) -> None:
+    """Check that a rank has the gradients of those weights that it has."""
+    dims = [
+        [getattr(placement, "dim", None) for placement in it.placements]
+        if shards.is_sharded(it)
+        else None
+        for it in (tensor, grad)
+    ]
+    if dims[0] != dims[1]:
+        placed = grad.placements if shards.is_sharded(grad) else "not a DTensor"
+        raise ValueError(
+            f"the gradient of a DTensor with placements {tensor.placements} is {placed}, so that "
+            "a rank's masks do not fit it; leave out mask_gradients="
+        )
 
 
 def _register(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:

@@ -240,8 +240,8 @@ class KeptLayers:
         if optimizer not in self._optimizers:
             self.restore(optimizer)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The masks as bytes, by name.
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The masks as bools, by name, where the layers are.
 
         Raises:
             ValueError: A layer has another shape than its mask.
@@ -249,15 +249,8 @@ class KeptLayers:
         self._catch_up()
         _held = _follow(self.layers)
         return {
-            layer.view.name: packed_masks.to_bytes(layer.view, layer.mask) for layer in self.layers
+            layer.view.name: packed_masks.to_bools(layer.view, layer.mask) for layer in self.layers
         }
-
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take masks over for the layers as they are now, and zero what they do not keep."""
-        current = [layer.now() for layer in self.layers]
-        self._replace(
-            current, [packed_masks.from_bytes(view, state[view.name]) for view in current]
-        )
 
     def _replace(self, current: Sequence[View], masks: Sequence[torch.Tensor]) -> None:
         layers = [self._kept(view, mask) for view, mask in zip(current, masks, strict=True)]

@@ -27,6 +27,8 @@ from lampfast.schedules import Schedule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
+    from lampfast._engine.communicator import GroupCommunicator
+
 
 class Pruner:
     """Prunes a model to a schedule while it trains, and keeps its zeros zero in between.
@@ -88,6 +90,9 @@ class Pruner:
             norms and for optimizers that mix gradients, such as Muon and Adafactor.
         process_group: The ranks that hold replicas of the model; None for all ranks. A rank with a
             model of its own passes a group of itself alone.
+        group: The ranks that hold the model, where some layers are on some of them only, as
+            pipeline stages are; each of them makes a Pruner of what it has. What has one name is
+            one layer, and what several hold alike is counted once.
 
     Raises:
         TypeError: The model, a layer or an argument has a type, dtype, layout or device that is not
@@ -114,11 +119,13 @@ class Pruner:
         masks: Mapping[str, torch.Tensor] | None = None,
         mask_gradients: bool = False,
         process_group: replicas.Group = None,
+        group: replicas.Group = None,
     ) -> None:
         self._schedule = _arguments.schedule(schedule)
         self._every = _arguments.integer("every", every, least=1)
         replicas.check_group(process_group)
-        self._model, self._group = model, process_group
+        replicas.check_group(group, "group")
+        self._model, self._group, self._holders = model, process_group, group
         methods.check(method)
         _patterns.check_scheduled(pattern, dim, schedule)
         self._how: dict[str, Any] = {"method": method, "pattern": pattern, "dim": dim}
@@ -138,7 +145,7 @@ class Pruner:
     @property
     def report(self) -> Report:
         """What there is now, read from the weights."""
-        return report(self._model, **self._choice)
+        return report(self._model, group=self._holders, **self._choice)
 
     @property
     def history(self) -> list[tuple[int, float]]:
@@ -225,14 +232,14 @@ class Pruner:
         """
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to go on pruning")
-        if replicas.exist(self._group):
+        if replicas.exist(self._group) and not self._is_sharded():
             replicas.agree(
                 f"by update() after step {self._step}",
                 lambda: self._zeros._checked_masks(masks),
                 self._layers,
                 self._group,
             )
-        self._zeros.update(self._zeros._checked_masks(masks))
+        self._zeros._take(masks)
 
     def dense_gradients(self) -> AbstractContextManager[None]:
         """Leave the gradients that come meanwhile whole, as `KeptZeros.dense_gradients` does.
@@ -259,29 +266,35 @@ class Pruner:
         """What a checkpoint needs besides the model's and the optimizers' states.
 
         Returns:
-            Numbers and packed masks (a bit per weight), which `torch.load` takes with
-            weights_only=True: a run that is resumed goes on as if it had not been interrupted.
-            The schedule and the other arguments are the program's, and are not in it.
+            Numbers, and masks as those of `KeptZeros.state_dict`: a run that is resumed goes on as
+            if it had not been interrupted. `torch.load` takes it with weights_only=True; where
+            the model is sharded, torch.distributed.checkpoint saves it, and loads it for any number
+            of processes. The schedule and the other arguments are the program's, and are not in it.
 
         Raises:
             RuntimeError: This Pruner was removed.
         """
-        history = [list(pruning) for pruning in self._history]
         if self._removed:
             raise RuntimeError("this Pruner was removed; take its state before remove()")
-        return {"step": self._step, "history": history, "zeros": self._zeros.state_dict()}
+        return {**self._numbers(), "zeros": self._zeros.state_dict()}
+
+    def _packed_state(self) -> dict[str, Any]:
+        """The same with whole masks at one bit a weight, for checkpoints that one rank writes."""
+        return {**self._numbers(), "zeros": self._zeros._packed_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved Pruner stopped; load the model's state too, in any order.
 
         Args:
-            state: What `state_dict` gave, of a Pruner of the same layers.
+            state: What `state_dict` gave, of a Pruner of the same layers, which may be sharded in
+                another way or not at all. Where they are sharded here, all ranks make the call.
 
         Raises:
             TypeError: A part of it has another type; nothing is changed.
             ValueError: It is of other layers, or no Pruner's, or its history contradicts itself;
                 nothing is changed.
-            RuntimeError: This Pruner was removed.
+            RuntimeError: This Pruner was removed; or another rank could not take its state, so that
+                no rank has.
         """
         if self._removed:
             raise RuntimeError("this Pruner was removed; make a new one to load a state into")
@@ -316,15 +329,41 @@ class Pruner:
     ) -> None:
         self.remove()
 
+    def _numbers(self) -> dict[str, Any]:
+        """What a state has besides masks."""
+        return {"step": self._step, "history": [list(pruning) for pruning in self._history]}
+
     def _last_sparsity(self) -> float:
         return self._history[-1][1] if self._history else 0.0
 
     def _agreed(self, step: int) -> float | None:
         """What all ranks prune to at a step; None where the schedule has not risen."""
-        is_sharded = any(map(shards.is_sharded, self._layers.values()))
-        if is_sharded or not replicas.exist(self._group):  # ranks that shard agree as they prune
+        if (ranks := self._ranks()) is not None:
+            return self._agreed_by_ranks(ranks, step)
+        if not replicas.exist(self._group):
             return self._scheduled(step)
         return replicas.agreed(step, self._scheduled, self._masks, self._layers, self._group)
+
+    def _agreed_by_ranks(self, ranks: GroupCommunicator, step: int) -> float | None:
+        """What ranks that have parts of the model prune to; an error on one is one on all."""
+        agreed: list[float | None] = [step]
+        with ranks.together(agreed):
+            agreed.append(self._scheduled(step))
+            self._checked_layers()
+        return agreed[1]
+
+    def _ranks(self) -> GroupCommunicator | None:
+        """The ranks that have parts of the model, where it is sharded."""
+        if not self._is_sharded():
+            return None
+        from lampfast._engine.communicator import GroupCommunicator
+        from lampfast._engine.sharded import group_of_meshes
+
+        return GroupCommunicator(self._holders or group_of_meshes(self._layers))
+
+    def _is_sharded(self) -> bool:
+        is_given = self._holders is not None
+        return is_given or any(map(shards.is_sharded, self._layers.values()))
 
     def _scheduled(self, step: int) -> float | None:
         """What the schedule asks for at a step; None if it is no more than before."""
@@ -352,7 +391,14 @@ class Pruner:
             self._step, self._history = step, history
 
         with self._zeros._kept.leaving(unpruned):
-            pruned(self._model, sparsity, record=record, **self._how, **self._choice)
+            pruned(
+                self._model,
+                sparsity,
+                record=record,
+                group=self._holders,
+                **self._how,
+                **self._choice,
+            )
 
     def _masks(self, sparsity: float) -> dict[str, torch.Tensor]:
         self._checked_layers()

@@ -6,14 +6,17 @@ from typing import TypeAlias
 import torch
 from torch.optim import Optimizer
 
-from lampfast._engine import packed_masks
+from lampfast._engine import packed_masks, shards
 from lampfast._training.kept_layers import KeptLayer
 
 Stale: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def stale(
-    layers: Sequence[KeptLayer], masks: Mapping[str, torch.Tensor], optimizers: Iterable[Optimizer]
+    layers: Sequence[KeptLayer],
+    masks: Mapping[str, torch.Tensor],
+    optimizers: Iterable[Optimizer],
+    wholes: Mapping[str, torch.Tensor],
 ) -> Stale:
     """What optimizers hold, one value a weight, of layers of which new masks keep more.
 
@@ -21,6 +24,7 @@ def stale(
         layers: With the masks that they have.
         masks: Those that they are to have, by name.
         optimizers: Whose momentum, second moments and the like it is.
+        wholes: The parameters of the layers, by name; this rank may have a part of them only.
 
     Returns:
         Tensors, and where they are of weights that are kept only by the new masks.
@@ -28,7 +32,9 @@ def stale(
     found = []
     states = [state for optimizer in optimizers if (state := getattr(optimizer, "state", None))]
     for layer in layers:
-        held = [tensor for state in states for tensor in _of_each_weight(state, layer.weight)]
+        whole = wholes[layer.view.name]
+        held = [tensor for state in states for tensor in _of_each_weight(state, whole)]
+        held = [own for tensor in held if (own := shards.part(tensor)).shape == layer.view.shape]
         if held and layer.view.shape == layer.weight.shape:
             pruned = ~packed_masks.to_bools(layer.view, layer.mask)
             grown = pruned.logical_and_(masks[layer.view.name].to(pruned.device))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lampfast._engine import changes
+from lampfast._engine import changes, shards
 from lampfast._engine.interrupts import Deferred
 from lampfast._training import rewinding
 from lampfast._training.kept_layers import KeptLayers
@@ -91,7 +91,8 @@ def begin(
         rewinding.check_fits(model.state_dict(keep_vars=True), rewind, set())
         return Restart(rewind, states, is_saved=False)
     if step == 0:
-        return Restart(_copied(model), states, is_saved=True)
+        is_saved = not any(map(shards.is_sharded, model.parameters()))  # one rank has a part only
+        return Restart(_copied(model), states, is_saved=is_saved)
     if saved is None or "model" not in saved:
         raise ValueError(
             f"rewind is 'initial', but the training goes on from step {step} and was saved without "

@@ -4,15 +4,16 @@ from __future__ import annotations  # so that help() shows Patterns, not all tha
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
 from lampfast import _modules, parameters
-from lampfast._engine import changes, copies, memory, protection, stacks, views
+from lampfast._engine import changes, copies, memory, placed, protection, shards, stacks, views
 from lampfast._engine.interrupts import Deferred
-from lampfast._engine.stacks import Stack
+from lampfast._engine.stacks import Layers, Stack
 from lampfast._training import known
 from lampfast._training.kept_layers import KeptLayers
 from lampfast._training.zeros import listed
@@ -20,7 +21,26 @@ from lampfast.parameters import Patterns
 from lampfast.pruning import report
 from lampfast.reports import Report
 
+if TYPE_CHECKING:
+    from lampfast._engine.communicator import Communicator
+
 _Emptied: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a layer, and where it is not zero
+
+
+class _Judged(NamedTuple):
+    """What this rank has of a layer.
+
+    Attributes:
+        weight: It, in its own memory.
+        remaining: Where it is not zero now; None where its saved values are not all zero either.
+        had: Whether it is not all zero now.
+        has: Whether it will not be.
+    """
+
+    weight: torch.Tensor
+    remaining: torch.Tensor | None
+    had: bool
+    has: bool
 
 
 def rewind(
@@ -61,8 +81,10 @@ def rewind(
     Args:
         model: A module.
         saved_state: A copy of its state_dict, or of the module's that it wraps, as
-            torch.compile does, from any device and in any dtypes, which are
-            converted to the model's.
+            torch.compile does, from any device and in any dtypes, which are converted to the
+            model's. Of a sharded model, of which every rank makes the call, it has DTensors, or
+            tensors that are whole on every rank; what is not placed as in the model is gathered for
+            a moment, one tensor at a time.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default. Their zeros stay.
         exclude: Glob pattern or patterns over the same names: these are left out, and put
@@ -93,29 +115,18 @@ def rewind(
     model, prefix = _modules.unwrapped(model)
     saved_state = _of_the_wrapped(saved_state, prefix or "_orig_mod.")
     found = parameters.find(model, include, exclude, stacked).layers
-    layers, partial = views.layers(found.wholes, write=True), found.partial()
+    ranks = _ranks(found, saved_state)
     state = model.state_dict(keep_vars=True)
-    left = _left(state, leave)
-    check_fits(state, saved_state, left)
-    names = {_identity(layer.weight): layer.name for layer in layers}
-    for missing in names.keys() - set(map(_identity, state.values())):
-        raise ValueError(
-            f"layer {names[missing]!r} is not in the model's state_dict, so it cannot be rewound; "
-            "leave it out with exclude="
-        )
+    with _together(ranks):
+        names = _named(found, state)
+        left = _left(state, leave)
+        check_fits(state, saved_state, left)
     for name in left:
         del state[name]
-    emptied = {}
-    for name, now in state.items():
-        saved = saved_state[name]
-        # A layer may have other names in the state, as a decoder that is tied to an embedding.
-        if (layer := names.get(_identity(now))) is None:
-            state[name] = _converted(now, saved)
-            continue
-        state[name] = _remaining(name, now, saved, partial.get(layer))
-        if (remaining := _nonzero(now)).any() and not _nonzero(state[name]).any():
-            emptied[layer] = now, remaining
-    emptied = _not_held(emptied)
+    saved = {name: placed.own(now, saved_state[name]) for name, now in state.items()}
+    with _together(ranks):
+        values, judged = _values(state, saved, names, found.partial())
+    emptied = _not_held(_emptied(judged, ranks))
     if emptied:
         warnings.warn(
             f"{listed(list(emptied))} zero throughout in saved_state, so weights that remain look "
@@ -124,10 +135,71 @@ def rewind(
             stacklevel=2,
         )
     with Deferred():
-        model.load_state_dict(state, strict=not left)
+        model.load_state_dict(values, strict=not left)
         for weight, remaining in emptied.values():
             known.layers.rewound_to_zero(weight, remaining)
     return report(model, include=include, exclude=exclude, stacked=stacked)
+
+
+def _ranks(found: Layers, saved_state: object) -> Communicator | None:
+    """The ranks that have parts of the layers, if these are sharded; all rewind to states alike."""
+    if not any(map(shards.is_sharded, found.wholes.values())):
+        return None
+    from lampfast._engine.sharded import Sharded
+
+    return Sharded(found, ("rewind", placed.described(saved_state)), write=True).communicator
+
+
+def _together(ranks: Communicator | None) -> AbstractContextManager[object]:
+    return nullcontext() if ranks is None else ranks.together()
+
+
+def _named(found: Layers, state: Mapping[str, Any]) -> dict[object, str]:
+    """The names of layers that can be written and are in a state, by what they are in memory."""
+    own = {name: shards.part(whole) for name, whole in found.wholes.items()}
+    layers = views.layers(own, write=True)
+    names = {_identity(found.wholes[layer.name]): layer.name for layer in layers}
+    for missing in names.keys() - set(map(_identity, state.values())):
+        raise ValueError(
+            f"layer {names[missing]!r} is not in the model's state_dict, so it cannot be rewound; "
+            "leave it out with exclude="
+        )
+    return names
+
+
+def _values(
+    state: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    names: Mapping[object, str],
+    partial: Mapping[str, Stack],
+) -> tuple[dict[str, Any], dict[str, _Judged]]:
+    """What a state is to have, of what was saved of it on this rank, and what becomes of layers."""
+    values, judged = {}, {}
+    for name, now in state.items():
+        own = shards.part(now)
+        # A layer may have other names in the state, as a decoder that is tied to an embedding.
+        if (layer := names.get(_identity(now))) is None:
+            value = _converted(own, saved[name])
+        else:
+            value = _remaining(name, own, saved[name], partial.get(layer))
+            remaining, has = _nonzero(own), bool(_nonzero(value).any())
+            had = bool(remaining.any())
+            judged[layer] = _Judged(own, None if has else remaining, had, has)
+        values[name] = placed.as_is(now, value)
+    return values, judged
+
+
+def _emptied(judged: Mapping[str, _Judged], ranks: Communicator | None) -> dict[str, _Emptied]:
+    """The layers of which weights remain, but all are zero on all ranks."""
+    flags = [flag for it in judged.values() for flag in (it.had, it.has)]
+    if ranks is not None:
+        flags = ranks.anywhere(flags)
+    found = zip(judged.items(), flags[::2], flags[1::2], strict=True)
+    return {
+        name: (it.weight, it.remaining)
+        for (name, it), had, has in found
+        if had and not has and it.remaining is not None
+    }
 
 
 def _of_the_wrapped(saved_state: Any, prefix: str) -> Any:
@@ -157,10 +229,16 @@ def _left(state: Mapping[str, Any], leave: Patterns) -> set[str]:
 
 
 def _identity(value: object) -> object:
-    """What tied tensors have in common: where their memory begins."""
-    if isinstance(value, torch.Tensor):
+    """What tied tensors have in common: where their memory begins; of DTensors, which is theirs."""
+    if isinstance(value, torch.Tensor) and not shards.is_sharded(value):
         return value.device, value.data_ptr()
     return id(value)
+
+
+def _are_one(saved: torch.Tensor, now: torch.Tensor) -> bool:
+    """Whether two tensors, or what this rank has of them, begin at the same place in memory."""
+    one, other = shards.part(saved), shards.part(now)
+    return bool(one.numel() and other.numel()) and _identity(one) == _identity(other)
 
 
 def check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: set[str]) -> None:
@@ -175,17 +253,17 @@ def check_fits(state: Mapping[str, Any], saved_state: Mapping[str, Any], left: s
         now, saved = state[name], saved_state[name]
         if not isinstance(now, torch.Tensor):
             continue
-        if problem := _problem(saved):
+        if problem := _problem(shards.part(saved)):
             raise TypeError(f"{name!r} in saved_state is {problem}")
         if saved.is_complex() and not now.is_complex():
             raise TypeError(
                 f"{name!r} in saved_state is {saved.dtype}, which {now.dtype} has no place for; "
                 "pass real values"
             )
-        _check_writable(name, now)
+        _check_writable(name, shards.part(now))
         if saved.shape != now.shape:
             problems.append(f"{name!r} has shape {tuple(saved.shape)}, not {tuple(now.shape)}")
-        elif now.numel() and _identity(saved) == _identity(now):
+        elif _are_one(saved, now):
             raise ValueError(
                 f"{name!r} in saved_state is the model's own tensor, which holds what it holds "
                 "now; save a copy beforehand: copy.deepcopy(model.state_dict())"

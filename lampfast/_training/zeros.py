@@ -17,11 +17,12 @@ from torch.optim.optimizer import (
 )
 
 from lampfast import _arguments, parameters
-from lampfast._engine import changes, shards, tracing, views
+from lampfast._engine import changes, packed_masks, placed, shards, tracing, views
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
 from lampfast._training import averages, hooks, known, regrowth
+from lampfast._training import given as given_masks
 from lampfast._training.averages import Copies
 from lampfast._training.kept_layers import KeptLayers, is_zero
 from lampfast._training.trained import TrainedLayers
@@ -30,10 +31,6 @@ from lampfast.parameters import Model, Patterns
 FROZEN = (
     "will stay so, since what is zero now is kept; if it is to be trained, leave it out with "
     "exclude=, or do this after its first optimizer step"
-)
-_SAME_LAYERS = (
-    "choose the same layers with include= and exclude= (of a model that another module wraps, "
-    "take the wrapped module both times)"
 )
 
 
@@ -48,14 +45,13 @@ def keep_zeros(
     masks: Mapping[str, torch.Tensor] | None = None,
     mask_gradients: bool = False,
 ) -> KeptZeros:
-    """Keep the weights that are zero now at zero through every step of the optimizers.
+    """Keep pruned weights, those that are zero now, at zero through every step of the optimizers.
 
-    After each step the weights that it has moved away from zero are set to +0 in one pass; the
-    others are not touched. Momentum, weight decay, foreach and fused steps, closures, gradient
-    scaling and torch.compile of the model need nothing else. `lampfast.prune` of the same layers
-    adds the new zeros by itself. The weights stay ordinary parameters: nothing is wrapped, and a
-    state_dict or a copy of the model is as it would be. The masks take one bit a weight, on the
-    layer's device.
+    After each step, pruned weights that it has moved away from zero are set to +0, in one pass;
+    the others are not touched. This works with momentum, weight decay, foreach and fused steps,
+    closures, gradient scaling and torch.compile. A later `lampfast.prune` of the same layers adds
+    its zeros. The weights stay ordinary parameters: nothing is wrapped, and a state_dict or a copy
+    of the model is as it would be. The masks take one bit a weight, on the layer's device.
 
     Example:
         >>> import lampfast, torch
@@ -70,24 +66,24 @@ def keep_zeros(
         >>> lampfast.report(model).sparsity
         0.9
 
-    A layer that is zero throughout may have been pruned so, or start so, as the B of LoRA does. It
-    is kept at zero, with a warning that names it; but it is free to train, with a warning too, if
-    this process has pruned others of the layers and not that one, and where `rewind` has put zeros
-    back in this process, only the weights that were pruned are kept.
+    A layer that is all zero may have been pruned to that, or start that way, as the B of LoRA does.
+    It is kept at zero, with a warning that names it. There are two exceptions: it is free to train,
+    with a warning, if this process has pruned other layers and not this one; and where `rewind` has
+    put zeros back in this process, only the weights that had been pruned are kept at zero.
 
     Args:
         model: A module, a mapping of names to torch tensors or numpy arrays, a sequence of either,
             or (module, "weight") pairs, as `lampfast.prune` describes them, without arrays. Tied
             weights are kept once. A layer may be a slice of what is trained, such as one expert of
             a stacked parameter.
-        optimizers: The optimizer that trains the model, or a list of all of them. A step of one
-            restores the zeros of the layers in the memory of its parameters at that time, those
-            that were added to it later too; so do eval() and train() of schedule-free optimizers.
-            What wraps an optimizer and writes weights itself, as Lookahead does, is passed in that
-            one's place; of what only hands steps on, as accelerate's and Lightning's wrappers do,
-            either will do. A step of an optimizer that is made anew restores them too, for as long
-            as the handle, or one of these optimizers, is held on to, but not what a wrapper of it
-            writes: see `KeptZeros.restore`.
+        optimizers: The optimizer that trains the model, or a list of all of them. After a step, the
+            zeros of the layers among its parameters are restored, also of parameters that were
+            added later; the same after eval() and train() of schedule-free optimizers. Pass a
+            wrapper that writes weights itself, such as Lookahead, instead of the optimizer inside;
+            of wrappers that only forward steps, such as accelerate's and Lightning's, pass either.
+            Optimizers that are made later restore the zeros too, as long as the handle or one of
+            these optimizers is alive, but not after what a wrapper of theirs writes: see
+            `KeptZeros.restore`.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -95,20 +91,21 @@ def keep_zeros(
             in each slice along the first dimension. Masks go by parameter, with the zeros of all
             its slices.
         copies: A module that is a copy of the model, such as its average in an AveragedModel or
-            timm's ModelEma, or a list of such. They get the model's zeros at once and at every
-            step, pruning and `restore`, in one more pass over each copy, about half of what it
-            takes to average it. It makes no difference when they are updated: an average of zeros
-            is zero. Layers are found by their names behind those of wrappers. For any other copy
-            pass a mapping of names to tensors, which may have some of the layers only.
-        masks: Which weights are kept, as for `KeptZeros.update`, in the place of those that are not
-            zero now; the others are set to zero. Weights may grow again by `KeptZeros.update`.
-        mask_gradients: Whether gradients of pruned weights are set to zero too, where a backward
-            pass accumulates them. Needed where one number is computed of many gradients: the norm
-            by which they are clipped, the updates of Adafactor, Muon, LAMB and the like, and the
-            logged norm. SGD, Adam and others that treat each weight alone do not need it. What is
-            first trained later is masked from its first step on. Under DistributedDataParallel
-            the averages are masked as the masks of all ranks are, unless a communication hook only
-            approximates them, as that of PowerSGD.
+            timm's ModelEma, or a list of copies. They get the model's zeros at once and at every
+            step, pruning and `restore`. That is one more pass over each copy, about half the cost
+            of averaging it. When they are updated makes no difference: an average of zeros is zero.
+            Layers are found by their names, without the prefixes of wrappers. For any other copy,
+            pass a mapping of names to tensors, which may have only some of the layers.
+        masks: Which weights are kept: by parameter name a bool tensor of its shape. Without masks,
+            those that are not zero now. The others are set to zero. Weights may grow again by
+            `KeptZeros.update`.
+        mask_gradients: Whether gradients of pruned weights are set to zero too, as a backward pass
+            accumulates them. Needed where one number is computed from many gradients: the norm by
+            which they are clipped, a norm that is logged, and the updates of Adafactor, Muon, LAMB
+            and the like. SGD, Adam and others that treat each weight by itself do not need it.
+            Parameters that begin to train later are masked from their first step on. It works under
+            DistributedDataParallel, unless a communication hook such as PowerSGD's only
+            approximates the average.
 
     Returns:
         A handle: `remove()` ends it, as leaving it as a context manager does. The optimizers hold
@@ -135,24 +132,10 @@ def keep_zeros(
     return held(found, optimizers, masks, copies, mask_gradients=mask_gradients, judge=judge)
 
 
-def _own_parts(masks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Of masks that are sharded as their weights are, what this rank has."""
-    if not isinstance(masks, Mapping):
-        return masks  # which is an error that is told later
-    return {name: shards.part(mask) for name, mask in masks.items()}
-
-
-def _check_sharded(found: Layers, mask_gradients: bool) -> None:
+def _check_sharded(found: Layers) -> None:
     """Check that nothing is asked of sharded layers that is told of whole ones only."""
     for name, weight in found.wholes.items():
-        if not shards.is_sharded(weight):
-            continue
-        if mask_gradients:
-            raise ValueError(
-                f"mask_gradients=True is given, and layer {name!r} is a DTensor, whose gradients "
-                "torch shards anew; leave it out"
-            )
-        if name in found.partial():
+        if shards.is_sharded(weight) and name in found.partial():
             raise ValueError(
                 f"parameter {name!r} is a DTensor of which some slices are no layers; choose all "
                 "of its slices or none"
@@ -171,15 +154,14 @@ def held(
     """What `keep_zeros` returns, for a model's layers; what is all zero is left to `judge`."""
     _arguments.flag("mask_gradients", mask_gradients)
     given = _checked(optimizers)
-    _check_sharded(found, mask_gradients)
+    _check_sharded(found)
     layers = views.layers({it: shards.part(w) for it, w in found.wholes.items()}, write=True)
-    if masks is not None:
-        masks = _own_parts(masks)
     trained = _checked_trained(layers, given)
     of_copies = averages.layers(copies, layers, found.wholes)
+    wholes = {layer.name: cast(torch.Tensor, found.wholes[layer.name]) for layer in layers}
     if masks is not None:
-        _check_masks(masks, layers)
-    kept = KeptZeros(layers, given, trained, found.partial(), of_copies)
+        masks = given_masks.masks(masks, wholes)
+    kept = KeptZeros(wholes, layers, given, trained, found.partial(), of_copies)
     try:
         if judge is not None:
             judge(kept._kept, found)
@@ -197,13 +179,13 @@ def held(
 
 def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
     """Let go of layers that are all zero and known not to be pruned so; warn of all of them."""
-    slices = _zero_slices(kept, found)
-    if not kept.all_zero and not slices:
+    slices, all_zero = _zero_slices(kept, found), _all_zero(kept, found)
+    if not all_zero and not slices:
         return
     weights = {layer.view.name: layer.weight for layer in kept.layers}
     is_known = any(map(known.layers.was_pruned, weights.values()))
     frozen, free = slices, []
-    for position in kept.all_zero:
+    for position in all_zero:
         name = kept.layers[position].view.name
         remaining = known.layers.mask(weights[name])
         if remaining is not None:
@@ -222,6 +204,18 @@ def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
             "the handle",
             stacklevel=4,
         )
+
+
+def _all_zero(kept: KeptLayers, found: Layers) -> list[int]:
+    """Positions of the layers that are all zero here; of sharded ones, on all ranks."""
+    if not any(map(shards.is_sharded, found.wholes.values())):
+        return kept.all_zero
+    from lampfast._engine.communicator import GroupCommunicator
+    from lampfast._engine.sharded import group_of_meshes
+
+    ranks = GroupCommunicator(group_of_meshes(found.wholes))
+    remain = ranks.anywhere([bool(layer.mask.any()) for layer in kept.layers])
+    return [position for position in kept.all_zero if not remain[position]]
 
 
 def _zero_slices(kept: KeptLayers, found: Layers) -> list[str]:
@@ -271,6 +265,7 @@ class KeptZeros:
 
     def __init__(
         self,
+        wholes: Mapping[str, torch.Tensor],
         layers: Sequence[View],
         optimizers: Sequence[Optimizer],
         trained: TrainedLayers,
@@ -278,6 +273,7 @@ class KeptZeros:
         copies: Sequence[Sequence[View]] = (),
     ) -> None:
         self._kept = KeptLayers(layers, optimizers, trained, partly, copies)
+        self._wholes = wholes
         self._optimizers = list(optimizers)
         self._hooks = [
             undo
@@ -318,16 +314,18 @@ class KeptZeros:
         if masks is None:
             self._kept.update()
         else:
-            masks = self._checked_masks(masks)
-            stale = regrowth.stale(self._kept.layers, masks, self._optimizers)
-            with Deferred():
-                self._kept.set_masks(masks)
-                regrowth.forget(stale)
+            self._take(masks)
+
+    def _take(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Keep what masks say from now on."""
+        masks = self._checked_masks(masks)
+        stale = regrowth.stale(self._kept.layers, masks, self._optimizers, self._wholes)
+        with Deferred():
+            self._kept.set_masks(masks)
+            regrowth.forget(stale)
 
     def _checked_masks(self, masks: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        masks = _own_parts(masks)
-        _check_masks(masks, [layer.now() for layer in self._kept.layers])
-        return masks
+        return given_masks.masks(masks, self._wholes)
 
     def dense_gradients(self) -> AbstractContextManager[None]:
         """Leave the gradients that come meanwhile whole, those of pruned weights too.
@@ -386,7 +384,7 @@ class KeptZeros:
         changes.stop_listening(self._kept)
         if self._kept.gradients is not None:
             self._kept.gradients.remove()
-        self._hooks, self._optimizers, self._kept = [], [], KeptLayers([])
+        self._hooks, self._optimizers, self._kept, self._wholes = [], [], KeptLayers([]), {}
 
     def __enter__(self) -> KeptZeros:
         """Nothing to do: the zeros are kept already."""
@@ -418,35 +416,51 @@ class KeptZeros:
             >>> import lampfast, torch
             >>> weight = torch.nn.Parameter(torch.tensor([3.0, 0.0, 0.0, 1.0]))
             >>> lampfast.keep_zeros([weight], torch.optim.SGD([weight])).state_dict()
-            {'0': tensor([9], dtype=torch.uint8)}
+            {'0': tensor([ True, False, False,  True])}
 
         Returns:
-            By parameter name a uint8 tensor on the CPU with one bit a weight, set where the weight
-            is kept: bit i % 8, counted from the lowest, of byte i // 8 is that of the i-th weight
-            in row-major order, whatever the memory format. The last byte's other bits are 0.
+            By parameter name a bool tensor of its shape on the CPU, True where the weight is kept;
+            of a DTensor a DTensor that is placed as it is. So torch.distributed.checkpoint saves
+            it, and loads it for any number of processes and any placements.
 
         Raises:
             ValueError: The shape of a layer has changed since its zeros were recorded.
             RuntimeError: The handle was removed.
         """
         self._check_in_use()
-        return self._kept.state()
+        return {
+            name: placed.like(self._wholes[name], mask) for name, mask in self._kept.masks().items()
+        }
+
+    def _packed_state(self) -> dict[str, torch.Tensor]:
+        """The masks of whole parameters at one bit a weight, of which `load_state_dict` knows too.
+
+        Of what is sharded, one parameter at a time is gathered by all ranks.
+        """
+        return {
+            name: torch.from_numpy(packed_masks.packed(placed.whole(mask).cpu().numpy()))
+            for name, mask in self.state_dict().items()
+        }
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over masks, and set to zero what they do not keep.
 
         Args:
-            state: What `state_dict` returned, for layers of the same names and shapes.
+            state: What `state_dict` returned, for layers of the same names and shapes, which may be
+                sharded in another way, or only there or here. Where they are sharded here, all
+                ranks make the call; masks that are not placed as they are are gathered, one at a
+                time. States that earlier versions saved at one bit a weight will do, too.
 
         Raises:
-            TypeError: It is not a mapping of names to uint8 tensors.
-            ValueError: The names are not those of the layers, or a size is wrong.
-            RuntimeError: The handle was removed.
+            TypeError: It is not a mapping of names to bool tensors.
+            ValueError: The names are not those of the layers, or a shape is wrong.
+            RuntimeError: The handle was removed; or another rank could not take its state, so that
+                no rank has.
         """
         self._check_in_use()
-        _check_state(state, [layer.now() for layer in self._kept.layers])
+        masks = given_masks.masks(state, self._wholes, is_state=True)
         with Deferred():
-            self._kept.load(state)
+            self._kept.set_masks(masks)
 
     def _check_in_use(self) -> None:
         if not self._hooks:
@@ -541,43 +555,3 @@ def _are_frozen(layers: Sequence[View]) -> bool:
     return bool(weights) and all(
         isinstance(weight, torch.nn.Parameter) and not weight.requires_grad for weight in weights
     )
-
-
-def _check_masks(masks: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    views.check_names("masks", masks, layers, _SAME_LAYERS)
-    for layer in layers:
-        mask, shape = masks[layer.name], tuple(layer.weight.shape)
-        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
-            found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-            raise TypeError(f"mask of layer {layer.name!r} is {found}; pass a bool tensor")
-        if views.extent(mask) is None or mask.is_meta:
-            raise TypeError(
-                f"mask of layer {layer.name!r} is sparse or has no values; pass a plain tensor"
-            )
-        if mask.shape != shape:
-            raise ValueError(
-                f"mask of layer {layer.name!r} has shape {tuple(mask.shape)}, the layer has shape "
-                f"{shape}; pass one value for every weight"
-            )
-
-
-def _check_state(state: Mapping[str, torch.Tensor], layers: Sequence[View]) -> None:
-    views.check_names("state", state, layers, _SAME_LAYERS)
-    for layer in layers:
-        mask, size = state[layer.name], (layer.size + 7) // 8
-        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.uint8:
-            found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-            raise TypeError(
-                f"state of layer {layer.name!r} is {found}, not a uint8 tensor; pass what "
-                "state_dict() returned"
-            )
-        if views.extent(mask) is None or mask.is_meta:
-            raise TypeError(
-                f"state of layer {layer.name!r} has no values, as a meta tensor; pass what "
-                "state_dict() returned"
-            )
-        if mask.shape != (size,):
-            raise ValueError(
-                f"state of layer {layer.name!r} has shape {tuple(mask.shape)}, but {size} bytes are"
-                f" needed for its {layer.size} weights; it was saved for another shape"
-            )

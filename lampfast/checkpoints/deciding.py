@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
-from lampfast import _core, methods, pruning
+from lampfast import _core, pruning
 from lampfast._engine import calls, collector, views
+from lampfast._engine.calls import Groups
+from lampfast._engine.scales import Scales
 from lampfast._engine.views import View
-from lampfast.checkpoints.architectures import Place
+from lampfast.checkpoints import headers, places, scaling, zeroing
+from lampfast.checkpoints.headers import Tensor
 from lampfast.checkpoints.layers import Choice
+from lampfast.checkpoints.mapped import Assembly, Mapped
+from lampfast.checkpoints.places import Piece, Pieces, Place
 from lampfast.checkpoints.reading import Checkpoint
 from lampfast.methods import Allocation, Method
 from lampfast.reports import Report
+
+_MOST_AT_ONCE = 1 << 22  # weights
 
 
 class Decision(NamedTuple):
@@ -26,8 +35,10 @@ class Decision(NamedTuple):
         place: Where it lies.
         key: The bits of its threshold: elements of a smaller magnitude go.
         ties: How many of the elements that are equal to it go, the first in row-major order.
-        pruned: How many go in all.
+        pruned: How many of the layer go in all.
         magnitude: The threshold itself; infinity if all of it goes.
+        start: The index in the layer of the first element here.
+        pattern: n, m and the dimension, if n of every m elements stay whatever the threshold.
     """
 
     layer: str
@@ -36,24 +47,44 @@ class Decision(NamedTuple):
     ties: int
     pruned: int
     magnitude: float
+    start: tuple[int, ...]
+    pattern: tuple[int, int, int] | None = None
+
+
+class Asked(NamedTuple):
+    """What is asked for, as for `lampfast.prune`."""
+
+    sparsity: float | None = None
+    method: Method | Allocation = "lamp"
+    pattern: str | None = None
+    dim: int | None = None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it is only what zeros there are."""
+        is_allocation = isinstance(self.method, Mapping)
+        return self.sparsity is None and self.pattern is None and not is_allocation
+
+
+Importance: TypeAlias = Mapping[str, torch.Tensor] | None
 
 
 @collector.paused
 def decide(
     checkpoint: Checkpoint,
     choice: Choice,
-    sparsity: float | None,
-    method: Method | Allocation,
-    importance: Mapping[str, torch.Tensor] | None,
+    asked: Asked,
+    importance: Importance,
+    folder: Path | None = None,
 ) -> tuple[Report, list[Decision], list[str]]:
     """Decide what `lampfast.prune` would prune of the layers of a checkpoint.
 
     Args:
         checkpoint: That they lie in.
         choice: Its layers.
-        sparsity: As for `lampfast.prune`; None to find the zeros that there are.
-        method: As for `lampfast.prune`.
+        asked: How much; nothing to find the zeros that there are.
         importance: The importances that are compared, by layer or parameter, if any.
+        folder: Where layers are put together that do not lie in one place.
 
     Returns:
         What there is or would be, a decision for each place, and what the user should know.
@@ -62,20 +93,29 @@ def decide(
         TypeError: As for `lampfast.prune`.
         ValueError: As for `lampfast.prune`.
     """
-    if sparsity is not None or isinstance(method, Mapping):
-        methods.check_choice(sparsity, method)
-    layers = _layers(checkpoint, choice)
-    if sparsity is None and not isinstance(method, Mapping):
+    layers = _layers(checkpoint, choice, importance, folder)
+    patterns: Sequence[tuple[int, int, int] | None] = [None] * len(layers)
+    sources: Sequence[View] = layers
+    if asked.is_nothing:
         thresholds = _naming_files(choice, lambda: calls.zero_thresholds(layers, layers))
     else:
-        targets, scored, spec = _plan(choice, layers, sparsity, method, importance)
-        thresholds = _naming_files(choice, lambda: calls.thresholds(targets, scored, spec))
+        targets, sources, spec = _selected(choice, layers, asked, importance)
+        thresholds = _naming_files(choice, lambda: calls.thresholds(targets, sources, spec))
+        if isinstance(spec, Groups):
+            patterns = spec.patterns
+            _check_groups(choice, layers, spec.patterns)
     for source in checkpoint.sources.values():
         source.check_unchanged()
-    decisions = [
-        Decision(layer.name, choice.places[layer.name], *found)
-        for layer, found in zip(layers, thresholds, strict=True)
-    ]
+    decisions = []
+    for layer, compared, found, pattern in zip(layers, sources, thresholds, patterns, strict=True):
+        pieces = choice.pieces[layer.name]
+        for piece, ties in zip(pieces, _ties(pieces, layer, compared, found), strict=True):
+            key, _, pruned, magnitude = found
+            decisions.append(
+                Decision(
+                    layer.name, piece.place, key, ties, pruned, magnitude, piece.start, pattern
+                )
+            )
     copies, notices = _of_copies(checkpoint, choice, decisions)
     report = pruning.reported(layers, thresholds, choice.left_out)
     return report, decisions + copies, notices
@@ -83,15 +123,11 @@ def decide(
 
 @collector.paused
 def masks(
-    checkpoint: Checkpoint,
-    choice: Choice,
-    sparsity: float | None,
-    method: Method | Allocation,
-    importance: Mapping[str, torch.Tensor] | None,
+    checkpoint: Checkpoint, choice: Choice, asked: Asked, importance: Importance
 ) -> dict[str, torch.Tensor]:
     """The masks of a checkpoint's layers, by parameter."""
-    layers = _layers(checkpoint, choice)
-    targets, scored, spec = _plan(choice, layers, sparsity, method, importance)
+    layers = _layers(checkpoint, choice, importance, None)
+    targets, sources, spec = _selected(choice, layers, asked, importance)
     names = {layer.name for layer in layers}
     outputs: dict[str, torch.Tensor] = {}
     parts: dict[str, View] = {}
@@ -102,39 +138,106 @@ def masks(
         stack = choice.layers.stacks.get(name)
         cut = [(name, outputs[name])] if stack is None else stack.cut(name, outputs[name])
         for part, mask in cut:
-            shaped = mask.reshape(choice.places[part].shape)
+            shaped = mask.reshape(places.shape_of(choice.pieces[part]))
             parts[part] = views.part(part, shaped, _core.Dtype.boolean)
     ordered = [parts[layer.name] for layer in layers]
-    _naming_files(choice, lambda: calls.masks(targets, scored, ordered, spec))
+    _naming_files(choice, lambda: calls.masks(targets, sources, ordered, spec))
     return outputs
 
 
-def _layers(checkpoint: Checkpoint, choice: Choice) -> list[View]:
-    """The layers as views of their files."""
-    view = checkpoint.mapped()
-    tensors: dict[str, torch.Tensor] = {}
-    weights = {}
-    for name, place in choice.places.items():
-        tensor = place.tensor
-        if tensor.name not in tensors:
-            tensors[tensor.name] = view(tensor)
-        whole = tensors[tensor.name]
-        offset = int(whole.storage_offset()) + place.offset
-        weights[name] = whole.as_strided(place.shape, place.strides, offset)
-    return views.layers(weights)
+def _layers(
+    checkpoint: Checkpoint, choice: Choice, importance: Importance, folder: Path | None
+) -> list[View]:
+    """The layers as views of their files, with their scales unless importances are ranked."""
+    scales = scaling.of_layers(checkpoint, choice.views) if importance is None else {}
+    assembly = Assembly(checkpoint.mapped(), choice.pieces.values(), folder)
+    found = views.layers({name: assembly.layer(it) for name, it in choice.pieces.items()})
+    return [view.scaled(scales[view.name]) if view.name in scales else view for view in found]
 
 
-def _plan(
-    choice: Choice,
-    layers: list[View],
-    sparsity: float | None,
-    method: Method | Allocation,
-    importance: Mapping[str, torch.Tensor] | None,
+def _selected(
+    choice: Choice, layers: list[View], asked: Asked, importance: Importance
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """What is to be selected of what, as `lampfast.prune` has it."""
-    asked = pruning._asked(sparsity, method, None, None)
-    sources = pruning._sources(choice.layers, layers, importance)
-    return pruning._plan(choice.layers.wholes, choice.layers, layers, sources, asked)
+    return pruning.selected(
+        choice.model,
+        choice.layers,
+        layers,
+        asked.sparsity,
+        method=asked.method,
+        pattern=asked.pattern,
+        dim=asked.dim,
+        importance=importance,
+    )
+
+
+def _ties(pieces: Pieces, layer: View, source: View, found: _core.LayerThreshold) -> Sequence[int]:
+    """How many ties go of each piece, when the first of the layer do.
+
+    With this, each piece is pruned by itself, in whatever order files are written.
+    """
+    if len(pieces) == 1 or not found.ties:
+        return [found.ties] * len(pieces)
+    weight = torch.as_tensor(source.weight)
+    compared = zeroing.bits(weight)
+    rule: zeroing.Threshold | zeroing.ScaledThreshold
+    if source.scales is None:
+        rule = zeroing.Threshold(found.key, found.ties)
+    else:
+        shape = source.shape
+        rule = zeroing.ScaledThreshold(found.key, found.ties, source.scales, shape, weight.dtype)
+    counts, row = [0] * len(pieces), max(1, layer.size // layer.shape[0])
+    step = max(1, _MOST_AT_ONCE // row)
+    for first in range(0, layer.shape[0], step):
+        gone = rule.going_ties(compared[first : first + step], first * row)
+        for i, piece in enumerate(pieces):
+            rows, *others = piece.box
+            near = slice(max(rows.start - first, 0), max(rows.stop - first, 0))
+            counts[i] += int(np.count_nonzero(gone[(near, *others)]))
+    return counts
+
+
+def _check_groups(
+    choice: Choice, layers: Sequence[View], patterns: Sequence[tuple[int, int, int]]
+) -> None:
+    """Check that no group of weights lies in two pieces of its layer, which are written apart."""
+    for layer, (_, m, dim) in zip(layers, patterns, strict=True):
+        for piece in choice.pieces[layer.name]:
+            along = piece.box[dim] if piece.box else slice(0, 0)
+            if along.start % m or (along.stop % m and along.stop != layer.shape[dim]):
+                raise ValueError(
+                    f"layer {layer.name!r} lies in pieces, of which one has the indices "
+                    f"{along.start} to {along.stop} of dimension {dim}, so that groups of {m} "
+                    "weights are cut; choose another pattern or dim=, or leave it out with exclude="
+                )
+
+
+def rules(
+    files: Mapped, importances: Mapping[str, torch.Tensor], scales: Mapping[str, Scales]
+) -> Callable[[Decision], zeroing.Rule]:
+    """What decisions mean for the places that they are for.
+
+    Args:
+        files: The checkpoint's.
+        importances: What was compared instead of the weights, by layer, if anything.
+        scales: By layer, of those that have some.
+    """
+
+    def rule(decision: Decision) -> zeroing.Rule:
+        layer, place, key, ties, _, _, start, pattern = decision
+        dtype = headers.DTYPES[place.tensor.dtype]
+        assert dtype is not None  # only such are layers
+        scored = importances.get(layer)
+        if scored is not None:
+            scored = scored[Piece(place, start).box]
+        if pattern is not None:
+            return zeroing.GroupRule(pattern, files.array(place), dtype, scored)
+        if layer in scales:
+            own = scaling.of_piece(scales[layer], start, place.shape)
+            return zeroing.ScaledThreshold(key, ties, own, place.shape, dtype)
+        return zeroing.Threshold(key, ties, None if scored is None else zeroing.bits(scored))
+
+    return rule
 
 
 def _naming_files(choice: Choice, call: Any) -> Any:
@@ -144,12 +247,16 @@ def _naming_files(choice: Choice, call: Any) -> Any:
     except ValueError as error:
         text = str(error)
         with suppress(StopIteration):
-            name, place = next(
-                (name, place) for name, place in choice.places.items() if f"layer {name!r} " in text
+            name, pieces = next(
+                (name, pieces)
+                for name, pieces in choice.pieces.items()
+                if f"layer {name!r} " in text
             )
-            tensor = place.tensor
-            where = f"layer {name!r} (tensor {tensor.name!r} in {tensor.file!r}) "
-            raise ValueError(text.replace(f"layer {name!r} ", where, 1)) from None
+            files = dict.fromkeys(piece.place.tensor.file for piece in pieces)
+            tensors = dict.fromkeys(piece.place.tensor.name for piece in pieces)
+            where = f"(tensor {', '.join(map(repr, tensors))} in {', '.join(map(repr, files))})"
+            text = text.replace(f"layer {name!r} ", f"layer {name!r} {where} ", 1)
+            raise ValueError(text) from None
         raise
 
 
@@ -157,17 +264,23 @@ def _of_copies(
     checkpoint: Checkpoint, choice: Choice, decisions: Sequence[Decision]
 ) -> tuple[list[Decision], list[str]]:
     """The same decisions for other places that hold the same layers."""
-    by_name = {decision.layer: decision for decision in decisions}
+    by_tensor: dict[Tensor, list[Decision]] = {}
+    for decision in decisions:
+        by_tensor.setdefault(decision.place.tensor, []).append(decision)
     found, notices = [], []
-    for name, place in choice.copies:
-        decision = by_name.get(name)
-        if decision is None:
+    for tensor, copy in choice.copies:
+        concerned = by_tensor.get(tensor, [])
+        if not concerned:
             continue
-        if checkpoint.are_equal(place.tensor, decision.place.tensor):
-            found.append(decision._replace(place=place))
+        if checkpoint.hold_the_same(*map(_whole, (tensor, copy))):
+            found += [it._replace(place=it.place._replace(tensor=copy)) for it in concerned]
         else:
             notices.append(
-                f"{place.tensor.name!r} in {place.tensor.file!r} stays as it is: layer {name!r} is "
-                f"loaded from {decision.place.tensor.file!r}, which has other values"
+                f"{copy.name!r} in {copy.file!r} stays as it is: layer {concerned[0].layer!r} is "
+                f"loaded from {tensor.file!r}, which has other values"
             )
     return found, notices
+
+
+def _whole(tensor: Tensor) -> Pieces:
+    return places.whole(Place(tensor, 0, tensor.shape, tensor.strides))

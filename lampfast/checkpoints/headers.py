@@ -40,6 +40,7 @@ FLOATS = frozenset(name for name in DTYPES if name.startswith(("F64", "F32", "F1
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 METADATA = "__metadata__"  # what safetensors calls the metadata among the tensors
+_SHARDED = "DCP_SHARDING_INFO"  # in it torch says which part of a tensor a file has
 MOST_HEADER_BYTES = 100_000_000  # what safetensors itself reads
 
 
@@ -68,6 +69,18 @@ class Tensor(NamedTuple):
     def numel(self) -> int:
         """How many elements it has."""
         return prod(self.shape)
+
+
+class Chunk(NamedTuple):
+    """A part of a tensor that does not lie in one file as a whole.
+
+    Attributes:
+        start: The index of its first element in the tensor.
+        tensor: The part.
+    """
+
+    start: tuple[int, ...]
+    tensor: Tensor
 
 
 class Header(NamedTuple):
@@ -113,6 +126,12 @@ def read(path: Path, name: str) -> Header:
         ]
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
         raise ValueError(_problem(path, f"its header cannot be read: {error}")) from None
+    if _SHARDED in entries.get(METADATA, {}):
+        raise ValueError(
+            f"{str(path)!r} has parts of tensors, as torch.distributed.checkpoint writes for "
+            "Hugging Face before they are consolidated; do that first, with torch's "
+            "consolidate_safetensors_files"
+        )
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     end = 8 + length
     for tensor in tensors:  # once more: what follows trusts these numbers with a mapping's bounds

@@ -8,9 +8,11 @@ import torch
 
 from lampfast import _coverage, _scales, parameters
 from lampfast._engine.stacks import Layers
-from lampfast.checkpoints import architectures, headers
-from lampfast.checkpoints.architectures import Model, Place
+from lampfast.checkpoints import architectures, headers, origins
+from lampfast.checkpoints.architectures import Model
 from lampfast.checkpoints.headers import Tensor
+from lampfast.checkpoints.origins import Origins
+from lampfast.checkpoints.places import Pieces
 from lampfast.checkpoints.reading import Checkpoint
 from lampfast.parameters import Found, Patterns
 from lampfast.reports import LeftOut
@@ -35,17 +37,21 @@ class Choice(NamedTuple):
     """The layers of a checkpoint.
 
     Attributes:
+        model: What they are layers of, without values: a module, or tensors by name.
         layers: The parameters that are layers, or hold several, as `parameters.find` finds them.
-        places: By layer name, where it lies.
-        copies: More places that hold the same layer, by its name.
+        views: By layer name, of which tensors it is a view.
+        pieces: By layer name, where it lies in the files.
+        copies: Tensors in which layers lie, each with another that is the same.
         left_out: The matrices that are no layers.
         notices: What the user should know of how they were found.
         is_by_name: Whether names have decided, and not the architecture.
     """
 
+    model: parameters.Model
     layers: Layers
-    places: dict[str, Place]
-    copies: list[tuple[str, Place]]
+    views: dict[str, Pieces]
+    pieces: dict[str, Pieces]
+    copies: list[tuple[Tensor, Tensor]]
     left_out: list[LeftOut]
     notices: list[str]
     is_by_name: bool
@@ -64,8 +70,8 @@ def choose(
         stacked: The same.
 
     Raises:
-        ValueError: As `lampfast.prune`; or the weights are packed or quantised, or a layer lies in
-            several tensors.
+        ValueError: As `lampfast.prune`; or the weights are packed or quantised, or a layer is
+            computed from several tensors.
     """
     if include is None:
         _refuse_codes(checkpoint)
@@ -78,72 +84,89 @@ def choose(
         )
     else:
         choice = _by_architecture(checkpoint, model, include, exclude, stacked)
-    _refuse_scaled(checkpoint, choice)
-    return choice._replace(copies=[*choice.copies, *_copies(checkpoint, choice)])
+    pieces = {name: origins.located(checkpoint.chunks, view) for name, view in choice.views.items()}
+    named = [(checkpoint.tensors[it.name], it) for it in checkpoint.copies]
+    copies = [
+        (one, other)
+        for pair in (*choice.copies, *named)
+        for one, other in _divided(checkpoint, *pair)
+        if one[1:4] == other[1:4]
+    ]
+    return choice._replace(pieces=pieces, copies=copies)
+
+
+def _divided(
+    checkpoint: Checkpoint, tensor: Tensor, copy: Tensor
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Two tensors as the chunks in which they lie."""
+    chunks = checkpoint.chunks
+    if tensor.name not in chunks:
+        return [(tensor, copy)]
+    ours, theirs = ({it.start: it.tensor for it in chunks[t.name]} for t in (tensor, copy))
+    return [(ours[start], theirs[start]) for start in ours.keys() & theirs.keys()]
 
 
 def _by_architecture(
     checkpoint: Checkpoint, model: Model, include: Patterns, exclude: Patterns, stacked: Patterns
 ) -> Choice:
     found = parameters.find(model.module, include, exclude, stacked)
-    places: dict[str, Place] = {}
+    views: dict[str, Pieces] = {}
     missing: dict[str, LeftOut] = {}
     for name, layer in found.layers.named().items():
-        place = model.origins.place(cast(torch.Tensor, layer))
-        if place is not None:
-            places[name] = place
+        if view := model.origins.pieces(cast(torch.Tensor, layer)):
+            views[name] = view
             continue
         whole = name if name in found.layers.wholes else name[: name.rindex("[")]
         if whole not in model.missing:
             raise ValueError(
-                f"layer {name!r} is computed from several tensors when transformers loads the "
-                "checkpoint, so it lies nowhere in the files; leave it out with exclude="
+                f"layer {name!r} is computed from others when transformers loads the checkpoint, "
+                "in a way that is not stacking, concatenating or cutting, so that it lies nowhere "
+                "in the files; leave it out with exclude="
             )
         parameter = cast(torch.Tensor, found.layers.wholes[whole])
         shape = tuple(parameter.shape)
         missing[whole] = LeftOut(whole, shape, parameter.numel(), "not in the checkpoint")
-    if not places:
+    if not views:
         raise ValueError(
             f"no layer of {type(model.module).__name__} is in {str(checkpoint.path)!r}; its "
             "tensors have other names"
         )
     kept = {name: whole for name, whole in found.layers.wholes.items() if name not in missing}
     unused = model.origins.unused(model.module)
-    copies = list(_tied_copies(model.module, places, unused))
-    copied = {place.tensor.name for _, place in copies}
+    copies = list(_tied_copies(model.module, views, unused))
+    copied = {copy.name for _, copy in copies}
     left = [*missing.values(), *_coverage.left_out(found)]
     left += [
-        LeftOut(tensor.name, tensor.shape, tensor.numel, "not in the model")
+        LeftOut(tensor.name, tensor.shape, tensor.numel, _reason_unused(tensor))
         for tensor in unused
         if _is_matrix(tensor) and tensor.name not in copied
     ]
     stacks = {name: stack for name, stack in found.layers.stacks.items() if name in kept}
-    return Choice(Layers(kept, stacks), places, copies, left, [], False)
+    return Choice(model.module, Layers(kept, stacks), views, {}, copies, left, [], False)
 
 
 def _tied_copies(
-    module: torch.nn.Module, places: Mapping[str, Place], unused: Sequence[Tensor]
-) -> Iterator[tuple[str, Place]]:
+    module: torch.nn.Module, views: Mapping[str, Pieces], unused: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Tensors of which the model uses a tied one instead, though the checkpoint has both."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for tied in names.values():
-        layer = next((name for name in tied if name in places), None)
-        if layer is None or len(tied) < 2:
+        layer = next((name for name in tied if name in views), None)
+        if layer is None or len(tied) < 2 or len(views[layer]) > 1:
             continue
-        place = places[layer]
+        used = views[layer][0].place.tensor
         for tensor in unused:
-            is_alias = any(tensor.name == name or name.endswith(f".{tensor.name}") for name in tied)
-            if is_alias and tensor[1:4] == place.tensor[1:4]:
-                yield layer, place._replace(tensor=tensor)
+            if any(tensor.name == name or name.endswith(f".{tensor.name}") for name in tied):
+                yield used, tensor
 
 
 def _by_name(
     checkpoint: Checkpoint, include: Patterns, exclude: Patterns, stacked: Patterns
 ) -> Choice:
     """The matrices whose names are not those of something else, in the order of the files."""
-    view = checkpoint.mapped()
+    followed = Origins(checkpoint.tensors)
     reasons = {tensor.name: _reason(tensor) for tensor in checkpoint.tensors.values()}
     floats = {
         name: tensor
@@ -163,15 +186,14 @@ def _by_name(
         )
     experts = [name for name in candidates if _is_stack(candidates[name])]
     stacks = None if stacked is None and not experts else [*experts, *sorted(asked)]
-    weights = {name: view(tensor) for name, tensor in candidates.items()}
+    weights = {name: followed.state[name] for name in candidates}
     found = parameters.find(weights, include, exclude, stacks)
-    places: dict[str, Place] = {}
-    for name, layer in found.layers.named().items():
-        whole = name if name in candidates else name[: name.rindex("[")]
-        tensor, part = candidates[whole], cast(torch.Tensor, layer)
-        offset = int(part.storage_offset()) - int(weights[whole].storage_offset())
-        places[name] = Place(tensor, offset, tuple(part.shape), tuple(part.stride()))
-    return Choice(found.layers, places, [], _rest(checkpoint, found, reasons), [], True)
+    views = {
+        name: followed.pieces(cast(torch.Tensor, layer))
+        for name, layer in found.layers.named().items()
+    }
+    left = _rest(checkpoint, found, reasons)
+    return Choice(weights, found.layers, views, {}, [], left, [], True)
 
 
 def _rest(checkpoint: Checkpoint, found: Found, reasons: Mapping[str, str]) -> list[LeftOut]:
@@ -186,11 +208,19 @@ def _rest(checkpoint: Checkpoint, found: Found, reasons: Mapping[str, str]) -> l
 
 def _reason(tensor: Tensor) -> str:
     """Why a tensor is no layer by its name; empty if it is one."""
+    if _scales.is_scale(tensor.name.rpartition(".")[2]):
+        return _scales.SCALE
     if tensor.dtype not in headers.FLOATS:
         return "no floating-point weights"
     if not _is_matrix(tensor):
         return "vector"
     return next((why for part, why in _NO_LAYER if re.search(part, tensor.name)), "")
+
+
+def _reason_unused(tensor: Tensor) -> str:
+    """Why a tensor that the model does not use is no layer."""
+    is_scale = _scales.is_scale(tensor.name.rpartition(".")[2])
+    return _scales.SCALE if is_scale else "not in the model"
 
 
 def _is_matrix(tensor: Tensor) -> bool:
@@ -200,16 +230,6 @@ def _is_matrix(tensor: Tensor) -> bool:
 def _is_stack(tensor: Tensor) -> bool:
     """Whether a tensor holds the matrices of several experts."""
     return len(tensor.shape) == 3 and "experts" in tensor.name
-
-
-def _copies(checkpoint: Checkpoint, choice: Choice) -> Iterator[tuple[str, Place]]:
-    """Tensors of the same name as one that holds a layer, in another file."""
-    by_tensor: dict[str, list[str]] = {}
-    for name, place in choice.places.items():
-        by_tensor.setdefault(place.tensor.name, []).append(name)
-    for copy in checkpoint.copies:
-        for name in by_tensor.get(copy.name, ()):
-            yield name, choice.places[name]._replace(tensor=copy)
 
 
 def _refuse_codes(checkpoint: Checkpoint) -> None:
@@ -232,26 +252,6 @@ def _refuse_codes(checkpoint: Checkpoint) -> None:
         )
 
 
-def _refuse_scaled(checkpoint: Checkpoint, choice: Choice) -> None:
-    """Refuse layers whose values are stored without their scales."""
-    beside: dict[str, list[str]] = {}
-    for tensor_name in checkpoint.tensors:
-        prefix, _, attribute = tensor_name.rpartition(".")
-        beside.setdefault(prefix, []).append(attribute)
-    for name, place in choice.places.items():
-        tensor = place.tensor
-        if not tensor.dtype.startswith("F8_"):
-            continue
-        prefix, dot, attribute = tensor.name.rpartition(".")
-        for scale in _scales.names_beside(attribute, beside[prefix]):
-            raise ValueError(
-                f"layer {name!r} is stored as {tensor.dtype} codes with scales in "
-                f"{prefix + dot + scale!r}, and its codes alone do not tell its magnitudes; "
-                "load the tensors and pass them to lampfast.prune, which ranks value times "
-                "scale, or prune the checkpoint that it was made of"
-            )
-
-
-def files_with_layers(places: Iterable[Place]) -> set[str]:
+def files_with_layers(pieces: Iterable[Pieces]) -> set[str]:
     """The names of the files that layers lie in."""
-    return {place.tensor.file for place in places}
+    return {piece.place.tensor.file for several in pieces for piece in several}

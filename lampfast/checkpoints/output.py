@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from lampfast import _files
-from lampfast.checkpoints import resuming, torch_files, writing
+from lampfast.checkpoints import converting, resuming, torch_files, writing
 from lampfast.checkpoints.deciding import Decision
 from lampfast.checkpoints.reading import Checkpoint, Identity, Source
 from lampfast.checkpoints.resuming import State
+from lampfast.checkpoints.zeroing import Rule
 
 _SPARE = 1 << 20  # bytes for the state and the file system's own
 
@@ -52,6 +51,8 @@ class Output:
         self._checkpoint = checkpoint
         self._in_place = out is None
         self._place = checkpoint.path if out is None else out
+        self._converts = out is not None and _is_converted(checkpoint, out)
+        self._is_folder = checkpoint.is_folder and not self._converts
         if out is not None:
             _check_apart(checkpoint, out)
             _ = checkpoint.others  # finds links that lead out of it, before anything is written
@@ -79,6 +80,14 @@ class Output:
                 )
         return None
 
+    @property
+    def home(self) -> Path:
+        """A folder that is there, on the disk of the output."""
+        home = self._place.absolute()
+        while not home.is_dir():
+            home = home.parent
+        return home
+
     def check_space(self, decisions: Sequence[Decision]) -> None:
         """Check that the disk has room for what will be written.
 
@@ -88,9 +97,9 @@ class Output:
         pruned = {it.place.tensor.file for it in decisions if it.pruned}
         sizes = [self._checkpoint.sources[name].identity.size for name in pruned]
         needed = max(sizes, default=0) if self._in_place else sum(sizes)
-        home = self._place
-        while not home.exists():
-            home = home.absolute().parent
+        if self._converts:
+            needed = converting.size_of(self._checkpoint)
+        home = self.home
         free = shutil.disk_usage(home).free
         if free < needed + _SPARE:
             raise ValueError(
@@ -101,27 +110,62 @@ class Output:
     def write(
         self,
         state: State,
-        importances: Mapping[str, torch.Tensor],
+        rule: Callable[[Decision], Rule],
         progress: Callable[[str, int, int], None] | None,
     ) -> Written:
-        """Write all files that are not finished, the index last, and forget the state."""
-        folder = self._place if self._checkpoint.is_folder else self._place.absolute().parent
+        """Write all files that are not finished, the index last, and forget the state.
+
+        Args:
+            state: What is decided, and what is finished.
+            rule: What a decision means for the place that it is for.
+            progress: Is told how much is written.
+        """
+        folder = self._place if self._is_folder else self._place.absolute().parent
         folder.mkdir(parents=True, exist_ok=True)
         carried: Counter[str] = Counter()
         with resuming.alone(self._lock):
             state.save()
-            written = self._write_weights(state, importances, carried, progress)
-            if not self._in_place:
-                self._carry_others(carried)
+            if self._converts:
+                written = self._convert(state, rule, progress)
+            else:
+                written = self._write_weights(state, rule, carried, progress)
+                if not self._in_place:
+                    self._carry_others(carried)
             _files.keep_entries(folder)
             state.remove()
-        weights = () if self._in_place else self._checkpoint.other_weights
+        is_alone = self._in_place or self._converts
+        weights = () if is_alone else self._checkpoint.other_weights
         return Written(written, carried, weights)
+
+    def _convert(
+        self,
+        state: State,
+        rule: Callable[[Decision], Rule],
+        progress: Callable[[str, int, int], None] | None,
+    ) -> int:
+        """Write all tensors to one file of another format."""
+        checkpoint, total, done = self._checkpoint, converting.size_of(self._checkpoint), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress("writing", done, total)
+
+        if not self._is_finished(state, self._place.name):
+            with _files.replacing(self._place) as beside:
+                converting.write(checkpoint, beside, state.decisions, rule, advance)
+                for source in checkpoint.sources.values():
+                    source.check_unchanged()
+                state.finished[self._place.name] = Identity.of(beside)
+                state.save()
+                os.replace(beside, self._place)
+        return total
 
     def _write_weights(
         self,
         state: State,
-        importances: Mapping[str, torch.Tensor],
+        rule: Callable[[Decision], Rule],
         carried: Counter[str],
         progress: Callable[[str, int, int], None] | None,
     ) -> int:
@@ -146,8 +190,8 @@ class Output:
             elif self._is_finished(state, name):
                 advance(source.identity.size)
             else:
-                plan = writing.FilePlan(by_file[name], importances)
-                self._write_file(state, source, plan, advance)
+                plan = writing.FilePlan(by_file[name], rule)
+                self._write_file(state, source, plan, by_file[name], advance)
                 written += source.identity.size
         return written
 
@@ -156,6 +200,7 @@ class Output:
         state: State,
         source: Source,
         plan: writing.FilePlan,
+        decisions: Sequence[Decision],
         progress: Callable[[int], None],
     ) -> None:
         final = self._final(source.name)
@@ -164,6 +209,10 @@ class Output:
             writing.copy_zeroed(source.path, beside, plan, progress)
             if source.path.suffix in torch_files.SUFFIXES:
                 torch_files.renew_checksums(beside)
+            elif archives := self._checkpoint.archives.get(source.name):
+                starts = {it.place.tensor.start for it in decisions}
+                changed = [it for it in archives if any(0 <= at - it[0] < it[1] for at in starts)]
+                torch_files.renew_checksums(beside, changed)
             source.check_unchanged()
             # In this order: a file in its place is either the source's or one that is noted.
             state.finished[source.name] = Identity.of(beside)
@@ -187,11 +236,11 @@ class Output:
         return finished is not None and final.exists() and Identity.of(final) == finished
 
     def _final(self, name: str) -> Path:
-        return self._place / name if self._checkpoint.is_folder else self._place
+        return self._place / name if self._is_folder else self._place
 
     def _private(self, what: str) -> Path:
         """A file of a run's own: in the output folder, or beside the output file."""
-        if self._checkpoint.is_folder:
+        if self._is_folder:
             return self._place / f".lampfast-{what}"
         return self._place.with_name(f".{self._place.name}.lampfast-{what}")
 
@@ -207,13 +256,21 @@ def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
             f"out is {str(out)!r}, and one of it and the checkpoint {str(checkpoint.path)!r} lies "
             "in the other; name a place outside"
         )
+    if _is_converted(checkpoint, out):
+        return
     if not checkpoint.is_folder and out.suffix != checkpoint.path.suffix:
         raise ValueError(
-            f"out is {str(out)!r}, and the file is written in the format of the checkpoint; name a "
-            f"file that ends in {checkpoint.path.suffix!r}"
+            f"out is {str(out)!r}, and the file is written in the format of the checkpoint, or one "
+            f"of torch as safetensors; name a file that ends in {checkpoint.path.suffix!r}"
         )
     if checkpoint.is_folder and out.exists() and not out.is_dir():
         raise ValueError(f"out is {str(out)!r}, a file; a checkpoint's folder needs a new folder")
+
+
+def _is_converted(checkpoint: Checkpoint, out: Path) -> bool:
+    """Whether tensors of torch's own formats are to be written as safetensors."""
+    is_torch = bool(checkpoint.chunks) or checkpoint.path.suffix in torch_files.SUFFIXES
+    return is_torch and out.suffix == converting.SUFFIX
 
 
 def _check_no_links(checkpoint: Checkpoint) -> None:

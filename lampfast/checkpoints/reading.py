@@ -4,7 +4,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lampfast.checkpoints import headers, torch_files
-from lampfast.checkpoints.headers import Tensor
+from lampfast.checkpoints import distributed, headers, mapped, torch_files, zeroing
+from lampfast.checkpoints.headers import Chunk, Tensor
+from lampfast.checkpoints.mapped import Mapped
+from lampfast.checkpoints.places import Pieces
 
 _FILES = ("model.safetensors", "pytorch_model.bin")  # what Hugging Face calls a folder's weights
 _MOST_JSON_BYTES = 100_000_000
-_BLOCK = 1 << 24  # bytes
 _OURS = re.compile(r"\.lampfast-(tmp|state|lock)$")  # what a run that was killed has left
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot")
 
@@ -67,9 +68,11 @@ class Checkpoint:
         is_folder: Whether it is a folder.
         sources: The files that hold its tensors, by name, in the order of names.
         tensors: All tensors by name, in the order of the files and their headers.
+        chunks: Where those of them lie that are divided, by name; they have no file of their own.
+        archives: Where the archives begin that such files consist of, and how many bytes each has.
         copies: Tensors of a name that another file has too, which is the one that the index names.
         config: What its config.json says, or None.
-        index: The name of its index, if it has one.
+        index: The name of what says where all lies, if there is such, which is written last.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Checkpoint:
         sources: Mapping[str, Source],
         tensors: Mapping[str, Tensor],
         *,
+        chunks: Mapping[str, Sequence[Chunk]] | None = None,
+        archives: Mapping[str, Sequence[tuple[int, int]]] | None = None,
         copies: Sequence[Tensor] = (),
         config: dict[str, Any] | None = None,
         index: str | None = None,
@@ -86,6 +91,8 @@ class Checkpoint:
         self.is_folder = path.is_dir()
         self.sources = dict(sources)
         self.tensors = dict(tensors)
+        self.chunks = dict(chunks or {})
+        self.archives = dict(archives or {})
         self.copies = tuple(copies)
         self.config = config
         self.index = index
@@ -110,28 +117,32 @@ class Checkpoint:
         """Those of the other files that hold weights too, by their names."""
         return [name for name in self.others if name.endswith((*_OTHER_WEIGHTS, ".safetensors"))]
 
-    def mapped(self) -> Callable[[Tensor], torch.Tensor]:
-        """A function that gives tensors as views of their files, of which nothing is read yet."""
-        files: dict[str, torch.Tensor] = {}
+    def mapped(self) -> Mapped:
+        """Its files as memory."""
+        return Mapped({it.name: (it.path, it.identity.size) for it in self.sources.values()})
 
-        def view(tensor: Tensor) -> torch.Tensor:
-            source = self.sources[tensor.file]
-            if tensor.file not in files:
-                files[tensor.file] = torch.from_file(
-                    str(source.path), shared=False, size=source.identity.size, dtype=torch.uint8
-                )
-            return _typed(files[tensor.file][tensor.start : tensor.stop], tensor)
+    def whole(self, tensor: Tensor) -> torch.Tensor:
+        """A tensor in memory, for small ones."""
+        chunks = self.chunks.get(tensor.name, [Chunk((0,) * len(tensor.shape), tensor)])
+        return mapped.whole_of(self.mapped(), tensor, chunks)
 
-        return view
+    def hold_the_same(self, left: Pieces, right: Pieces) -> bool:
+        """Whether the same values lie in two places, to the bit, divided alike.
 
-    def are_equal(self, left: Tensor, right: Tensor) -> bool:
-        """Whether two tensors have the same values to the bit; only parts are in memory at once."""
-        if left[1:4] != right[1:4]:
+        Only parts of them are in memory at once.
+        """
+        if not left or len(left) != len(right):
             return False
-        view = self.mapped()
-        ours, theirs = (view(it).reshape(-1).view(torch.uint8).numpy() for it in (left, right))
-        starts = range(0, len(ours), _BLOCK)
-        return all(np.array_equal(ours[i : i + _BLOCK], theirs[i : i + _BLOCK]) for i in starts)
+        files = self.mapped()
+        for ours, theirs in zip(left, right, strict=True):
+            is_alike = ours.start == theirs.start and ours.place.shape == theirs.place.shape
+            dtype = ours.place.tensor.dtype
+            if not is_alike or theirs.place.tensor.dtype != dtype or not headers.DTYPES[dtype]:
+                return False
+            arrays = (zeroing.pieces_of(files.array(piece.place)) for piece in (ours, theirs))
+            if not all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True)):
+                return False
+        return True
 
 
 def open_checkpoint(argument: str, path: object) -> Checkpoint:
@@ -139,8 +150,9 @@ def open_checkpoint(argument: str, path: object) -> Checkpoint:
 
     Args:
         argument: What the caller calls the path.
-        path: Of a safetensors file, of a file of torch.save, or of a folder with such files under
-            the names that Hugging Face gives them, or with an index.
+        path: Of a safetensors file, of a file of torch.save, of a folder with such files under the
+            names that Hugging Face gives them, or with an index, or of a folder of
+            torch.distributed.checkpoint.
 
     Raises:
         TypeError: It is no path.
@@ -202,6 +214,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     there = (name for file in _FILES for name in (f"{file}.index.json", file))
     first = next((name for name in there if (folder / name).is_file()), None)
+    if first is None and (folder / distributed.METADATA).is_file():
+        return _open_distributed(folder, config)
     if first is None:
         raise ValueError(_no_weights(folder))
     index = first if first.endswith(".json") else None
@@ -227,14 +241,34 @@ def _open_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder, sources, tensors, copies=copies, config=config, index=index)
 
 
+def _open_distributed(folder: Path, config: dict[str, Any] | None) -> Checkpoint:
+    """A folder of torch.distributed.checkpoint: its tensors lie in chunks in the files of ranks."""
+    stored = distributed.read_metadata(folder)
+    sources: dict[str, Source] = {}
+    chunks: dict[str, list[Chunk]] = {}
+    archives: dict[str, list[tuple[int, int]]] = {}
+    for name in sorted({chunk.file for it in stored for chunk in it.chunks}):
+        _check_inside(folder, folder / name)
+        identity = Identity.of(folder / name)
+        found, digest = distributed.read_file(folder, name, identity.size, stored)
+        sources[name] = Source(name, folder / name, identity, digest)
+        for tensor, chunk in found:
+            chunks.setdefault(tensor, []).append(chunk)
+        archives[name] = distributed.archives(name, stored)
+    tensors = {it.name: it.whole() for it in stored}
+    return Checkpoint(
+        folder,
+        sources,
+        tensors,
+        chunks=chunks,
+        archives=archives,
+        config=config,
+        index=distributed.METADATA,
+    )
+
+
 def _no_weights(folder: Path) -> str:
     found = sorted(entry.name for entry in folder.iterdir())
-    if ".metadata" in found:
-        return (
-            f"{str(folder)!r} is a folder of torch.distributed.checkpoint, which is not read; make "
-            "a file of it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save, or by "
-            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
-        )
     kinds = [name for name in found if name.endswith((*_OTHER_WEIGHTS, ".safetensors"))]
     has = f"it has {', '.join(kinds[:5])}; pass one of these files" if kinds else "pass another"
     if any(name.endswith((".gguf",)) for name in kinds):
@@ -301,19 +335,3 @@ def _check_inside(folder: Path, path: Path) -> None:
             f"{str(path)!r} is a link that leads out of the checkpoint, to {str(target)!r}; put "
             "the file itself there"
         )
-
-
-def _typed(raw: torch.Tensor, tensor: Tensor) -> torch.Tensor:
-    """Bytes as the tensor that they are."""
-    dtype = headers.DTYPES[tensor.dtype]
-    if dtype is None:
-        raise ValueError(f"tensor {tensor.name!r} has dtype {tensor.dtype}, which is not read")
-    if not tensor.numel:
-        return torch.empty(tensor.shape, dtype=dtype)
-    if raw.storage_offset() % dtype.itemsize:
-        raise ValueError(
-            f"tensor {tensor.name!r} begins at byte {tensor.start} of {tensor.file!r}, which is no "
-            f"multiple of its {dtype.itemsize} bytes a value; save the file once more with "
-            "safetensors, which aligns them"
-        )
-    return raw.view(dtype).as_strided(tensor.shape, tensor.strides)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lampfast import _files
-from lampfast.checkpoints.architectures import Place
 from lampfast.checkpoints.deciding import Decision
 from lampfast.checkpoints.headers import Tensor
+from lampfast.checkpoints.places import Place
 from lampfast.checkpoints.reading import Identity
 from lampfast.reports import LayerReport, LeftOut, Report
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class State:
@@ -54,10 +54,7 @@ class State:
             found = json.loads(path.read_bytes())
             if found["format"] != _FORMAT:
                 raise ValueError(f"it has format {found['format']}")
-            decisions = [
-                Decision(layer, Place(_tensor(tensor), offset, tuple(shape), tuple(strides)), *rest)
-                for layer, (tensor, offset, shape, strides), *rest in found["decisions"]
-            ]
+            decisions = [_decision(fields) for fields in found["decisions"]]
             finished = {name: Identity(*of) for name, of in found["finished"].items()}
         except FileNotFoundError:
             return None
@@ -132,6 +129,13 @@ class State:
     def _is_finished(self, name: str, found: Mapping[str, Any]) -> bool:
         finished = self.finished.get(name)
         return finished is not None and list(finished) == list(found["identity"])
+
+
+def _decision(fields: list[Any]) -> Decision:
+    layer, (tensor, offset, shape, strides), *rest = fields
+    found = Decision(layer, Place(_tensor(tensor), offset, tuple(shape), tuple(strides)), *rest)
+    groups: Any = None if found.pattern is None else tuple(found.pattern)
+    return found._replace(start=tuple(found.start), pattern=groups)
 
 
 def _tensor(fields: list[Any]) -> Tensor:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 import lampfast
-from lampfast import _arguments, methods
-from lampfast.checkpoints import deciding, layers, reading, warming
-from lampfast.checkpoints.deciding import Decision
+from lampfast import _arguments, _patterns, methods, pruning
+from lampfast._engine.scales import Scales
+from lampfast.checkpoints import deciding, layers, reading, scaling, warming
+from lampfast.checkpoints.deciding import Asked, Decision
 from lampfast.checkpoints.layers import Choice
 from lampfast.checkpoints.output import Output, Written
+from lampfast.checkpoints.places import Place
 from lampfast.checkpoints.reading import Checkpoint
 from lampfast.checkpoints.resuming import State
+from lampfast.checkpoints.zeroing import Rule
 from lampfast.methods import Allocation, Method
 from lampfast.parameters import Patterns
 from lampfast.reports import Report
+
+_CODES = ("F8_E4M3", "F8_E5M2")  # that may have scales beside them
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[str, int, int], None]  # of "reading" or "writing": done, in all
@@ -34,6 +40,13 @@ class Arguments(NamedTuple):
     exclude: Patterns = None
     stacked: Patterns = None
     importance: PathLike | None = None
+    pattern: str | None = None
+    dim: int | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """How much is to go."""
+        return Asked(self.sparsity, self.method, self.pattern, self.dim)
 
 
 class Outcome(NamedTuple):
@@ -63,6 +76,8 @@ def prune(
     out: PathLike | None = None,
     in_place: bool = False,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -89,14 +104,22 @@ def prune(
 
     Args:
         path: Of a folder with model.safetensors or pytorch_model.bin, or with the index.json of
-            either and its shards; of one safetensors file; or of a .pt, .pth or .bin file of torch.
+            either and its shards; of a folder of torch.distributed.checkpoint; of one safetensors
+            file; or of a .pt, .pth or .bin file of torch. float8 tensors are ranked by their
+            products with the scales beside them, in whichever file these lie; scales are never
+            touched.
         sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
             to 1.0, an int the number of weights.
         out: The new folder, or file where `path` is one. It must not be there, unless a run that
-            was stopped has left it.
+            was stopped has left it. A name that ends in .safetensors has a file of torch, or a
+            folder of torch.distributed.checkpoint, written in that format, its tensors alone.
         in_place: Replace the checkpoint's own files, one by one, each as a whole.
         method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
             or "erk"; or a mapping of layer names or patterns to sparsities of their own.
+        pattern: "n:m", as "2:4", where of every m weights along a layer's inputs the n of largest
+            magnitude stay; sparsity and method are left out then. Or ":m", as ":8", where each
+            layer gets an n of its own by what the method leaves of it.
+        dim: Another dimension along which the pattern's groups lie, for all layers.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default. Names are those of the model's parameters where config.json
             names an architecture that transformers knows, else those of the tensors.
@@ -122,7 +145,7 @@ def prune(
     Source:
         The format: https://github.com/huggingface/safetensors; the ranking as for `lampfast.prune`.
     """
-    arguments = Arguments(sparsity, method, include, exclude, stacked, importance)
+    arguments = Arguments(sparsity, method, include, exclude, stacked, importance, pattern, dim)
     return run(path, arguments, out=out, in_place=in_place, dry_run=dry_run).report
 
 
@@ -131,6 +154,8 @@ def report(
     sparsity: float | None = None,
     *,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -147,20 +172,25 @@ def report(
         Report(numel=4, kept=3, sparsity=0.2500, layers=1)
 
     Args:
-        path: Of the checkpoint: a folder, a safetensors file, or a .pt, .pth or .bin file of torch.
+        path: Of the checkpoint: a folder as Hugging Face or torch.distributed.checkpoint has it, a
+            safetensors file, or a .pt, .pth or .bin file of torch.
         sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
             to 1.0, an int the number of weights. Without it every weight that is not zero counts as
             kept.
         method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
             or "erk"; or a mapping of layer names or patterns to sparsities of their own; of use
             only with a sparsity.
+        pattern: "n:m", as "2:4", where of every m weights along a layer's inputs the n of largest
+            magnitude stay; sparsity and method are left out then. Or ":m", as ":8", where each
+            layer gets an n of its own by what the method leaves of it.
+        dim: Another dimension along which the pattern's groups lie, for all layers.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
             in each slice along the first dimension.
-        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
-            place of the weight's; used only with a sparsity.
+        importance: Path of a safetensors file with a tensor for each layer, whose magnitudes take
+            the place of the weights'; used only with a sparsity.
 
     Returns:
         What is there, or would be, overall and in every layer.
@@ -173,7 +203,7 @@ def report(
             sparsity.
         OSError: A file cannot be read.
     """
-    arguments = Arguments(sparsity, method, include, exclude, stacked, importance)
+    arguments = Arguments(sparsity, method, include, exclude, stacked, importance, pattern, dim)
     return examine(path, arguments).report
 
 
@@ -182,6 +212,8 @@ def masks(
     sparsity: float | None = None,
     *,
     method: Method | Allocation = "lamp",
+    pattern: str | None = None,
+    dim: int | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -201,18 +233,23 @@ def masks(
                 [ True,  True]])}
 
     Args:
-        path: Of the checkpoint: a folder, a safetensors file, or a .pt, .pth or .bin file of torch.
+        path: Of the checkpoint: a folder as Hugging Face or torch.distributed.checkpoint has it, a
+            safetensors file, or a .pt, .pth or .bin file of torch.
         sparsity: That of all layers together: a float is the fraction that is zero at the end, 0.0
             to 1.0, an int the number of weights.
         method: How the sparsity is shared among the layers: "lamp", "global", "uniform", "uniform+"
             or "erk"; or a mapping of layer names or patterns to sparsities of their own.
+        pattern: "n:m", as "2:4", where of every m weights along a layer's inputs the n of largest
+            magnitude stay; sparsity and method are left out then. Or ":m", as ":8", where each
+            layer gets an n of its own by what the method leaves of it.
+        dim: Another dimension along which the pattern's groups lie, for all layers.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one
             in each slice along the first dimension.
-        importance: For the name of every layer a tensor of its shape, whose magnitude takes the
-            place of the weight's.
+        importance: Path of a safetensors file with a tensor for each layer, whose magnitudes take
+            the place of the weights'.
 
     Returns:
         By parameter name, as `lampfast.masks(model)` has them, a bool tensor of its shape.
@@ -224,18 +261,19 @@ def masks(
             nothing, or a layer cannot be pruned.
         OSError: A file cannot be read.
     """
-    methods.check_choice(sparsity, method)
-    _check_amount(sparsity)
+    arguments = Arguments(sparsity, method, include, exclude, stacked, importance, pattern, dim)
+    _check(arguments)
     checkpoint = reading.open_checkpoint("path", path)
     choice = layers.choose(checkpoint, include, exclude, stacked)
-    given = _importances(importance)
-    return deciding.masks(checkpoint, choice, sparsity, method, given)
+    return deciding.masks(checkpoint, choice, arguments.asked, _importances(importance))
 
 
 def examine(path: PathLike, arguments: Arguments, progress: Progress | None = None) -> Outcome:
     """What `report` and a dry run do."""
-    _check_amount(arguments.sparsity)
-    if arguments.sparsity is None and not isinstance(arguments.method, Mapping):
+    if not arguments.asked.is_nothing:
+        _check(arguments)
+    else:
+        _patterns.parse(None, arguments.dim)
         methods.check(arguments.method)
         if arguments.method != "lamp" or arguments.importance is not None:
             raise ValueError(
@@ -245,7 +283,7 @@ def examine(path: PathLike, arguments: Arguments, progress: Progress | None = No
     checkpoint = reading.open_checkpoint("path", path)
     choice, report, _, notices = _decide(checkpoint, arguments, progress)
     fingerprint = _fingerprint(checkpoint, arguments)
-    itemsizes = {name: place.itemsize for name, place in choice.places.items()}
+    itemsizes = {name: pieces[0].place.itemsize for name, pieces in choice.pieces.items()}
     return Outcome(report, fingerprint, notices, Written(), False, itemsizes)
 
 
@@ -259,11 +297,10 @@ def run(
     progress: Progress | None = None,
 ) -> Outcome:
     """What `prune` does."""
-    methods.check_choice(arguments.sparsity, arguments.method)
+    _check(arguments)
     for name, flag in (("in_place", in_place), ("dry_run", dry_run)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is a {type(flag).__name__}; pass True or False")
-    _check_amount(arguments.sparsity)
     if dry_run:
         return examine(path, arguments, progress)
     if (out is None) == (not in_place):
@@ -275,33 +312,38 @@ def run(
     output = Output(checkpoint, None if in_place else reading.as_path("out", out))
     fingerprint = _fingerprint(checkpoint, arguments)
     state = output.earlier(fingerprint)
-    is_resumed, notices = state is not None, list[str]()
+    is_resumed, notices, choice = state is not None, list[str](), None
     if state is None:
-        _, report, decisions, notices = _decide(checkpoint, arguments, progress)
+        choice, report, decisions, notices = _decide(checkpoint, arguments, progress, output.home)
         output.check_space(decisions)
         state = State(output.state, fingerprint, decisions, report.to_dict())
-    written = output.write(state, _by_layer(checkpoint, arguments), progress)
+    rule = _rule(checkpoint, arguments, state.decisions, choice)
+    written = output.write(state, rule, progress)
     itemsizes = {it.layer: it.place.itemsize for it in state.decisions}
     return Outcome(state.reported(), fingerprint, notices, written, is_resumed, itemsizes)
 
 
-def _check_amount(sparsity: object) -> None:
-    """Check a sparsity before any file is looked at."""
-    if sparsity is not None:
-        _arguments.amount("sparsity", sparsity)
+def _check(arguments: Arguments) -> None:
+    """Check what is asked for before any file is looked at."""
+    pruning.check_asked(*arguments.asked)
+    if arguments.sparsity is not None:
+        _arguments.amount("sparsity", arguments.sparsity)
 
 
 def _decide(
-    checkpoint: Checkpoint, arguments: Arguments, progress: Progress | None
+    checkpoint: Checkpoint,
+    arguments: Arguments,
+    progress: Progress | None,
+    folder: Path | None = None,
 ) -> tuple[Choice, Report, list[Decision], list[str]]:
     """Find the layers of a checkpoint and decide what is pruned of them."""
-    sparsity, method, include, exclude, stacked, importance = arguments
-    choice = layers.choose(checkpoint, include, exclude, stacked)
-    files = layers.files_with_layers(choice.places.values())
-    warming.read([checkpoint.sources[name] for name in sorted(files)], progress)
-    report, decisions, notices = deciding.decide(
-        checkpoint, choice, sparsity, method, _importances(importance)
-    )
+    choice = layers.choose(checkpoint, arguments.include, arguments.exclude, arguments.stacked)
+    files = layers.files_with_layers(choice.pieces.values())
+    sources = [checkpoint.sources[name] for name in sorted(files)]
+    with warming.reading(sources, progress):
+        report, decisions, notices = deciding.decide(
+            checkpoint, choice, arguments.asked, _importances(arguments.importance), folder
+        )
     return choice, report, decisions, choice.notices + notices
 
 
@@ -310,17 +352,35 @@ def _importances(path: PathLike | None) -> dict[str, torch.Tensor] | None:
     if path is None:
         return None
     checkpoint = reading.open_checkpoint("importance", path)
-    view = checkpoint.mapped()
-    return {name: view(tensor) for name, tensor in checkpoint.tensors.items()}
+    if checkpoint.chunks:
+        raise ValueError(
+            f"importance {os.fspath(path)!r} is a folder of torch.distributed.checkpoint; pass a "
+            "safetensors or torch file"
+        )
+    view = checkpoint.mapped().view
+    return {
+        name: view(Place(tensor, 0, tensor.shape, tensor.strides))
+        for name, tensor in checkpoint.tensors.items()
+    }
 
 
-def _by_layer(checkpoint: Checkpoint, arguments: Arguments) -> Mapping[str, torch.Tensor]:
-    """The importances of the layers; none if there are none."""
+def _rule(
+    checkpoint: Checkpoint,
+    arguments: Arguments,
+    decisions: Sequence[Decision],
+    choice: Choice | None,
+) -> Callable[[Decision], Rule]:
+    """What a decision means for the place that it is for, with what was compared there."""
     given = _importances(arguments.importance)
-    if given is None:
-        return {}
-    choice = layers.choose(checkpoint, arguments.include, arguments.exclude, arguments.stacked)
-    return choice.layers.importances(given)
+    is_scaled = given is None and any(it.place.tensor.dtype in _CODES for it in decisions)
+    scales: Mapping[str, Scales] = {}
+    if choice is None and (is_scaled or given is not None):
+        choice = layers.choose(checkpoint, arguments.include, arguments.exclude, arguments.stacked)
+    if choice is not None and given is not None:
+        given = dict(choice.layers.importances(given))
+    elif choice is not None and is_scaled:
+        scales = scaling.of_layers(checkpoint, choice.views)
+    return deciding.rules(checkpoint.mapped(), given or {}, scales)
 
 
 def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]:
@@ -334,6 +394,8 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
         "arguments": {
             "sparsity": repr(arguments.sparsity),
             "method": _plain(arguments.method),
+            "pattern": _plain(arguments.pattern),
+            "dim": repr(arguments.dim),
             "include": _plain(arguments.include),
             "exclude": _plain(arguments.exclude),
             "stacked": _plain(arguments.stacked),

@@ -6,7 +6,9 @@ way to read them.
 
 import mmap
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +16,64 @@ import numpy as np
 from lampfast.checkpoints.reading import Source
 
 _BLOCK = 1 << 23
+_SECONDS = 0.2  # between one look at how much is read and the next
 _SHARE = 0.8  # of the memory that is free or can be freed
 
 
-def read(sources: Sequence[Source], progress: Callable[[str, int, int], None] | None) -> None:
-    """Read files into the page cache, if they fit there.
+@contextmanager
+def reading(
+    sources: Sequence[Source], progress: Callable[[str, int, int], None] | None
+) -> Iterator[None]:
+    """Read files into the page cache, if they fit there; else tell how much of them is read in it.
 
     Args:
         sources: The files.
         progress: Is told how much of them is read.
     """
     total = sum(source.identity.size for source in sources)
+    if total <= _SHARE * _available():
+        _read(sources, total, progress)
+        yield
+    elif progress is None:
+        yield
+    else:
+        with _watched(total, progress):
+            yield
+
+
+@contextmanager
+def _watched(total: int, progress: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Tell from time to time how much this process has read from disks."""
+    begin, is_done = _read_bytes(), threading.Event()
+
+    def tell() -> None:
+        while not is_done.wait(_SECONDS):
+            progress("reading", min(_read_bytes() - begin, total), total)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
+    progress("reading", total, total)
+
+
+def _read_bytes() -> int:
+    """How many bytes this process has read from disks; none where the system does not tell."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^read_bytes: (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _read(
+    sources: Sequence[Source], total: int, progress: Callable[[str, int, int], None] | None
+) -> None:
     done = 0
-    if total > _SHARE * _available():
-        return
     for source in sources:
         size = source.identity.size
         with (

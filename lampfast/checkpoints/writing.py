@@ -4,19 +4,20 @@ import fcntl
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lampfast.checkpoints.architectures import Place
+from lampfast.checkpoints import mapped
 from lampfast.checkpoints.deciding import Decision
-from lampfast.checkpoints.zeroing import Threshold
+from lampfast.checkpoints.places import Place
+from lampfast.checkpoints.zeroing import Rule
 
 Progress: TypeAlias = Callable[[int], None]  # is told how many more bytes are done
 
@@ -29,54 +30,50 @@ _SMALL = 1 << 24  # bytes up to which files are copied: people edit a config in 
 
 
 class _Span(NamedTuple):
-    """A layer whose elements lie one after the other in a file.
+    """A layer, or a piece of one, whose elements lie one after the other in a file, aligned.
 
     Attributes:
         start: Of its first byte.
         stop: Behind its last byte.
         dtype: Integers of its elements' size.
-        threshold: That prunes it.
-        scored: What is compared instead, if it has importances.
+        rule: What is pruned of it.
     """
 
     start: int
     stop: int
     dtype: npt.DTypeLike
-    threshold: Threshold
-    scored: npt.NDArray[Any] | None
+    rule: Rule
 
 
 class _Scattered(NamedTuple):
-    """A layer whose elements do not, such as every second row of a tensor."""
+    """One whose elements do not, such as every second row of a tensor."""
 
     place: Place
-    threshold: Threshold
-    scored: npt.NDArray[Any] | None
+    rule: Rule
 
 
 class FilePlan:
-    """What is pruned of one file, by decisions and the importances that they were made by."""
+    """What is pruned of one file.
 
-    def __init__(
-        self, decisions: Iterable[Decision], importances: Mapping[str, torch.Tensor]
-    ) -> None:
+    Args:
+        decisions: What is decided of it.
+        rule: What each means for the place that it is for.
+    """
+
+    def __init__(self, decisions: Iterable[Decision], rule: Callable[[Decision], Rule]) -> None:
         self.spans: list[_Span] = []
         self.scattered: list[_Scattered] = []
         for decision in decisions:
-            place, threshold = decision.place, Threshold(decision.key, decision.ties)
-            scored = None
-            if (importance := importances.get(decision.layer)) is not None:
-                scored = _as_integers(importance)
+            place = decision.place
             if not place.numel:
                 continue
-            if place.is_row_major():
+            if place.is_row_major() and place.is_aligned:
                 size = place.itemsize
                 start = place.tensor.start + place.offset * size
                 stop = start + place.numel * size
-                flat = None if scored is None else scored.reshape(-1)
-                self.spans.append(_Span(start, stop, f"i{size}", threshold, flat))
+                self.spans.append(_Span(start, stop, f"i{size}", rule(decision)))
             else:
-                self.scattered.append(_Scattered(place, threshold, scored))
+                self.scattered.append(_Scattered(place, rule(decision)))
         self.spans.sort(key=lambda span: span.start)
 
 
@@ -203,26 +200,12 @@ def _zero_part(buffer: mmap.mmap, start: int, stop: int, span: _Span) -> None:
     dtype = np.dtype(span.dtype)
     count = (last - first) // dtype.itemsize
     weights = np.frombuffer(buffer, dtype, count, first - start)
-    scored = None
-    if span.scored is not None:
-        begin = (first - span.start) // dtype.itemsize
-        scored = span.scored[begin : begin + count]
-    span.threshold.zero(weights, scored)
+    span.rule.zero(weights, (first - span.start) // dtype.itemsize)
 
 
 def _zero_scattered(target: Path, size: int, layer: _Scattered) -> None:
-    place = layer.place
     raw = torch.from_file(str(target), shared=True, size=size, dtype=torch.uint8)
-    tensor = place.tensor
-    integers = getattr(torch, f"int{8 * place.itemsize}")
-    whole = raw[tensor.start : tensor.stop].view(integers)
-    offset = int(whole.storage_offset()) + place.offset
-    view = whole.as_strided(place.shape, place.strides, offset)
-    layer.threshold.zero(view.numpy(), layer.scored)
-
-
-def _as_integers(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    return tensor.view(getattr(torch, f"int{8 * tensor.itemsize}")).numpy()
+    layer.rule.zero(mapped.array(raw.numpy(), layer.place))
 
 
 def _link(source: Path, target: Path) -> str:

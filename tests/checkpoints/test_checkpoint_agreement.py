@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import lampfast
 from lampfast import checkpoints
+from lampfast.checkpoints import origins
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,6 +81,25 @@ def _vit() -> Any:
     return transformers.ViTForImageClassification(config)
 
 
+def _olmo_hybrid() -> Any:
+    """Kernels of q, k and v that lie in three tensors and are one in the model."""
+    config = transformers.OlmoHybridConfig(
+        **{**EXPERTS, "num_hidden_layers": 2},
+        layer_types=["linear_attention", "full_attention"],
+        pad_token_id=0,
+        linear_num_key_heads=4,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
+    return transformers.OlmoHybridForCausalLM(config).bfloat16()
+
+
+def _nomic_bert() -> Any:
+    """q, k and v that lie in one tensor and are three in the model."""
+    return transformers.NomicBertModel(transformers.NomicBertConfig(**SMALL))
+
+
 MODELS: list[Callable[[], Any]] = [
     _mixtral,
     _qwen3_moe,
@@ -89,12 +109,17 @@ MODELS: list[Callable[[], Any]] = [
     _bert,
     _gpt2,
     _vit,
+    _olmo_hybrid,
+    _nomic_bert,
 ]
 
 
 def _saved(make: Callable[[], Any], folder: Path) -> Any:
     torch.manual_seed(0)
-    model = make()
+    try:
+        model = make()
+    except AttributeError as error:
+        pytest.skip(str(error))  # not in this version of transformers
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_((4 * torch.randn(parameter.shape)).round() / 4)  # many are equal
@@ -116,6 +141,35 @@ def test_agreement(make: Callable[[], Any], tmp_path: Path) -> None:
     pruned = type(model).from_pretrained(tmp_path / "sparse", dtype="auto")
     for name, tensor in model.state_dict().items():
         assert torch.equal(pruned.state_dict()[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [_mixtral, _gpt2, _olmo_hybrid, _gpt_oss])
+@pytest.mark.parametrize("pattern", ["2:4", ":8"])
+def test_agreement_of_patterns(make: Callable[[], Any], pattern: str, tmp_path: Path) -> None:
+    """Also where inputs lie in the first dimension, or the last."""
+    model = _saved(make, tmp_path / "dense")
+    sparsity = None if pattern == "2:4" else 0.6
+    arguments: dict[str, Any] = {"pattern": pattern}
+    expected = lampfast.masks(model, sparsity, **arguments)
+    masks = checkpoints.masks(tmp_path / "dense", sparsity, **arguments)
+    assert list(masks) == list(expected)
+    assert all(torch.equal(masks[name], expected[name]) for name in masks)
+    checkpoints.prune(tmp_path / "dense", sparsity, out=tmp_path / "sparse", **arguments)
+    lampfast.prune(model, sparsity, **arguments)
+    pruned = type(model).from_pretrained(tmp_path / "sparse", dtype="auto").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(pruned[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_are_computed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _saved(_olmo_hybrid, tmp_path / "dense")
+    monkeypatch.setattr(origins.Origins, "note", lambda *_: None)  # as if it were no torch.cat
+    with pytest.raises(ValueError, match=r"conv1d\.weight' is computed from others"):
+        checkpoints.report(tmp_path / "dense")
 
 
 @pytest.mark.filterwarnings("ignore")

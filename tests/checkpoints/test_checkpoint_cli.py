@@ -50,6 +50,19 @@ def test_prune_in_place_and_dry(source: Path) -> None:
     assert checkpoint_files.digests(source) != before
 
 
+def test_patterns(source: Path, tmp_path: Path) -> None:
+    output = _lampfast("prune", source, "--pattern", "2:4", "-o", tmp_path / "o")
+    report = checkpoints.prune(source, pattern="2:4", out=tmp_path / "again")
+    assert re.search(rf"all 4 layers +8,900 +{report.kept:,} ", output)
+    again = checkpoint_files.digests(tmp_path / "again")
+    assert checkpoint_files.digests(tmp_path / "o") == again
+    output = _lampfast("report", source, "0.5", "--pattern", ":8", "--dim", "0")
+    report = checkpoints.report(source, 0.5, pattern=":8", dim=0)
+    assert f"{report.kept:,}" in output
+    assert "sparsity" in _lampfast("prune", source, "--dry-run", exit_code=1)
+    assert "2:4" in _lampfast("report", source, "0.5", "--pattern", "2:4", exit_code=1)
+
+
 @pytest.mark.parametrize(("sparsity", "exit_code"), [("much", 2), ("1.5", 1), ("-3", 2)])
 def test_no_sparsity(source: Path, tmp_path: Path, sparsity: str, exit_code: int) -> None:
     _lampfast("prune", source, sparsity, "-o", tmp_path / "o", exit_code=exit_code)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import lampfast
 from lampfast import checkpoints
-from lampfast.checkpoints import writing
+from lampfast.checkpoints import writing, zeroing
+from lampfast.checkpoints.verbs import Arguments, run
 from lampfast.reports import Report
 
 
@@ -78,6 +79,48 @@ def test_methods_and_patterns(source: Path, tmp_path: Path, method: object) -> N
     assert report == planned
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "arguments"),
+    [
+        (None, {"pattern": "2:4"}),
+        (None, {"pattern": "1:3", "dim": 0}),
+        (0.55, {"pattern": ":8"}),
+        (0.5, {"pattern": ":7", "method": "erk", "dim": 0}),
+    ],
+)
+def test_patterns(
+    source: Path,
+    tmp_path: Path,
+    sparsity: float | None,
+    arguments: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writing, "BLOCK", 4096)  # rows and groups are cut by it
+    monkeypatch.setattr(zeroing, "_BLOCK", 300)
+    report = checkpoints.prune(source, sparsity, out=tmp_path / "o", **arguments)  # type: ignore[arg-type]
+    expected, planned = _expected(sparsity, **arguments)
+    found = checkpoint_files.loaded(tmp_path / "o")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert report == planned
+    checkpoints.prune(source, sparsity, in_place=True, **arguments)  # type: ignore[arg-type]
+    assert checkpoint_files.digests(source) == checkpoint_files.digests(tmp_path / "o")
+
+
+def test_a_stopped_run_goes_on_with_its_pattern(source: Path, tmp_path: Path) -> None:
+    def stopped(stage: str, done: int, total: int) -> None:
+        if stage == "writing" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, Arguments(None, pattern="2:4"), out=tmp_path / "o", progress=stopped)
+    with pytest.raises(ValueError, match="2:4"):
+        checkpoints.prune(source, pattern="1:4", out=tmp_path / "o")
+    assert run(source, Arguments(None, pattern="2:4"), out=tmp_path / "o").is_resumed
+    checkpoints.prune(source, pattern="2:4", out=tmp_path / "again")
+    again = checkpoint_files.digests(tmp_path / "again")
+    assert checkpoint_files.digests(tmp_path / "o") == again
+
+
 def test_importance_decides(source: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     content = checkpoint_files.weights()
@@ -87,6 +130,10 @@ def test_importance_decides(source: Path, tmp_path: Path) -> None:
     checkpoints.prune(source, 0.6, out=tmp_path / "o", importance=given)
     expected, _ = _expected(0.6, importance=importance)
     found = checkpoint_files.loaded(tmp_path / "o")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    checkpoints.prune(source, pattern="2:4", out=tmp_path / "p", importance=given)
+    expected, _ = _expected(None, pattern="2:4", importance=importance)
+    found = checkpoint_files.loaded(tmp_path / "p")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -127,6 +174,27 @@ def test_blocks_of_any_size(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     whole = checkpoint_files.digests(tmp_path / "whole")
     assert checkpoint_files.digests(tmp_path / "blocks") == whole
     assert checkpoint_files.digests(tmp_path / "cached") == whole
+
+
+def test_values_that_are_not_aligned(tmp_path: Path) -> None:
+    """As a header of odd length leaves them, which safetensors itself never writes."""
+    torch.manual_seed(0)
+    content = {"a.weight": torch.randint(-3, 4, (50, 30)).float(), "b.weight": torch.randn(30, 20)}
+    save_file(content, tmp_path / "aligned.safetensors")
+    raw = (tmp_path / "aligned.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip() + b"\n"
+    header += b" " * ((len(header) + 1) % 2)
+    odd = len(header).to_bytes(8, "little") + header + raw[8 + length :]
+    (tmp_path / "odd.safetensors").write_bytes(odd)
+    assert len(header) % 2
+    checkpoints.prune(tmp_path / "odd.safetensors", 0.6, out=tmp_path / "o.safetensors")
+    expected = dict(content)
+    lampfast.prune(expected, 0.6)
+    pruned = (tmp_path / "o.safetensors").read_bytes()
+    assert pruned[: 8 + len(header)] == odd[: 8 + len(header)]
+    found = load_file(tmp_path / "o.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_tensor_in_two_files_is_zeroed_in_both(source: Path, tmp_path: Path) -> None:
@@ -200,8 +268,6 @@ def test_another_run_does_not_finish_it(source: Path, tmp_path: Path) -> None:
     def stopped(stage: str, done: int, total: int) -> None:
         if stage == "writing":
             raise KeyboardInterrupt
-
-    from lampfast.checkpoints.verbs import Arguments, run
 
     with pytest.raises(KeyboardInterrupt):
         run(source, Arguments(0.5), out=tmp_path / "o", progress=stopped)

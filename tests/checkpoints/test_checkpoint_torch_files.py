@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lampfast
 from lampfast import checkpoints
+from lampfast.checkpoints.verbs import Arguments, run
 
 
 def _state() -> dict[str, torch.Tensor]:
@@ -64,3 +66,37 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.eye(3).to_sparse()}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"'a\.weight'"):
         checkpoints.report(tmp_path / "c.pt")
+
+
+def test_a_file_of_torch_as_safetensors(tmp_path: Path) -> None:
+    state = _state() | {"experts.w": torch.randn(20, 4, 30).permute(1, 2, 0)}
+    state |= {"n": torch.tensor(3), "empty": torch.ones(0, 4), "bytes": torch.arange(3).byte()}
+    torch.save({"model": state, "epoch": 3}, tmp_path / "dense.pt")
+    report = checkpoints.prune(tmp_path / "dense.pt", 0.6, out=tmp_path / "o.safetensors")
+    assert report == checkpoints.prune(tmp_path / "dense.pt", 0.6, out=tmp_path / "o.pt")
+    expected = torch.load(tmp_path / "o.pt", weights_only=True)["model"]
+    found = load_file(tmp_path / "o.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].dtype == tensor.dtype
+    assert (found["experts.w"] == 0).any()
+    now = checkpoints.report(tmp_path / "o.safetensors", exclude="head.weight")
+    assert now.kept == report.kept
+    assert [it.name for it in tmp_path.iterdir() if it.name.startswith(".")] == []
+
+
+def test_a_conversion_that_is_stopped(tmp_path: Path) -> None:
+    torch.save(_state(), tmp_path / "dense.pt")
+    checkpoints.prune(tmp_path / "dense.pt", 0.6, out=tmp_path / "o.safetensors")
+
+    def stopped(stage: str, done: int, total: int) -> None:
+        if stage == "writing":
+            raise KeyboardInterrupt
+
+    out = tmp_path / "again.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "dense.pt", Arguments(0.6), out=out, progress=stopped)
+    assert not out.exists()
+    assert run(tmp_path / "dense.pt", Arguments(0.6), out=out).is_resumed
+    assert out.read_bytes() == (tmp_path / "o.safetensors").read_bytes()

@@ -22,15 +22,11 @@ DTYPES = [
 ]
 
 
-def _threshold(weight: torch.Tensor, count: int) -> Threshold:
+def _threshold(weight: torch.Tensor, count: int, scored: zeroing.Bits | None = None) -> Threshold:
     layers = views.layers({"w": weight})
     spec = _core.SelectionSpec(_core.Ranking.lamp, [count])
     (found,) = calls.thresholds(layers, layers, spec)
-    return Threshold(found.key, found.ties)
-
-
-def _bits(weight: torch.Tensor) -> zeroing.Bits:
-    return weight.view(getattr(torch, f"int{8 * weight.itemsize}")).numpy()
+    return Threshold(found.key, found.ties, scored)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -45,9 +41,9 @@ def test_zeroing(dtype: torch.dtype, data: st.DataObject) -> None:
     expected = weight.clone()
     lampfast.prune([expected], count)
     threshold = _threshold(weight, count)
-    for part in np.split(_bits(weight), cuts):
+    for part in np.split(zeroing.bits(weight), cuts):
         threshold.zero(part)
-    assert np.array_equal(_bits(weight), _bits(expected))
+    assert np.array_equal(zeroing.bits(weight), zeroing.bits(expected))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,7 +54,7 @@ def test_strides_and_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
     view = weight.transpose(0, 2)[::2]
     expected = view.clone()
     lampfast.prune([expected], 0.6)
-    _threshold(view, round(0.6 * view.numel())).zero(_bits(weight).transpose(2, 1, 0)[::2])
+    _threshold(view, round(0.6 * view.numel())).zero(zeroing.bits(weight).transpose(2, 1, 0)[::2])
     assert torch.equal(view.double(), expected.double())
 
 
@@ -67,5 +63,5 @@ def test_importances_of_another_size_decide() -> None:
     weight, importance = torch.randn(500).bfloat16(), torch.rand(500, dtype=torch.float64)
     expected = weight.clone()
     lampfast.prune({"w": expected}, 200, importance={"w": importance})
-    _threshold(importance, 200).zero(_bits(weight), _bits(importance))
+    _threshold(importance, 200, zeroing.bits(importance)).zero(zeroing.bits(weight))
     assert torch.equal(weight, expected)

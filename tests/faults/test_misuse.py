@@ -280,6 +280,8 @@ CALLS: dict[str, Callable[[], Call]] = {
         method="lamp",
         importance=lambda *_: str(IMPORTANCE),
         dry_run=False,
+        pattern=None,
+        dim=None,
         **_CHOICE,
     ),
     "checkpoints.report": _call(
@@ -288,6 +290,8 @@ CALLS: dict[str, Callable[[], Call]] = {
         sparsity=0.5,
         method="lamp",
         importance=lambda *_: str(IMPORTANCE),
+        pattern=None,
+        dim=None,
         **_CHOICE,
     ),
     "checkpoints.masks": _call(
@@ -296,6 +300,8 @@ CALLS: dict[str, Callable[[], Call]] = {
         sparsity=0.5,
         method="lamp",
         importance=lambda *_: str(IMPORTANCE),
+        pattern=None,
+        dim=None,
         **_CHOICE,
     ),
     "Report": _call(
