@@ -18,7 +18,9 @@ class Communicator {
   virtual std::size_t rank() const = 0;
   virtual std::size_t size() const = 0;
 
-  // Adds up the vectors of all ranks, modulo 2^64, or takes their maxima, number by number.
+  // Adds up the vectors of all ranks, modulo 2^64, or takes their maxima, number by number. The
+  // first number is less than 2^32, also when it is added up, as a rank that cannot take part any
+  // more gives 2^32 there; then all ranks throw. gather does so too.
   virtual void sum(std::vector<std::int64_t>& numbers) = 0;
   virtual void max(std::vector<std::int64_t>& numbers) = 0;
   // The bytes of all ranks, in their order. They may have any size; where none has more than

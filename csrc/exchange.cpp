@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -163,16 +162,71 @@ std::int64_t last_key(const LogHistogram& histogram) {
   return static_cast<std::int64_t>((end << histogram.shift) - 1);
 }
 
+// What two pieces of a layer have drawn; the first may have nothing.
+LogHistogram sum_of(Dtype dtype, const LogHistogram& a, const LogHistogram& b) {
+  const int shift = std::max(a.drawn > 0 ? a.shift : 0, b.shift);
+  const CommonBins bins(dtype, std::max(last_key(a), last_key(b)), shift);
+  std::vector<std::int64_t> counts = bins.counts_of(a);
+  const std::vector<std::int64_t> more = bins.counts_of(b);
+  for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += more[i];
+  return {a.drawn + b.drawn, a.zeros + b.zeros, shift, bins.first, {counts.begin(), counts.end()}};
+}
+
 // --- partitions ---
 
 // The bins that partitions are brought to: as many as every backend has at least.
 constexpr std::int64_t common_bins = test_sizes ? 8 : 64;
 
+// Finds, by sums, the bins in which all ranks have one and the same key; it spares a collective for
+// maxima. Each rank that has elements there tells the position of its key in the bin, x, as digits.
+// If the mean of a digit over the ranks is x and the mean of its square is x^2, then its variance
+// is 0. No sum reaches 2^64 on less than 2^20 ranks.
+class OneKey {
+ public:
+  explicit OneKey(int bin_bits) : digits_((bin_bits + digit_bits - 1) / digit_bits) {}
+
+  void put(const Bin& bin, Words& words) const {
+    const bool is_one = bin.count > 0 && bin.first == bin.last;
+    const bool is_mixed = bin.count > 0 && !is_one;
+    words.push_back((is_mixed ? std::int64_t{1} << 32 : 0) + (is_one ? 1 : 0));
+    for (int d = 0; d < digits_; ++d) {
+      const std::uint64_t part = bin.first >> (d * digit_bits) & most_digit;
+      const std::int64_t digit = is_one ? static_cast<std::int64_t>(part) : 0;
+      words.insert(words.end(), {digit, digit * digit});
+    }
+  }
+
+  void get(const std::int64_t*& from, Bin& bin) const {
+    const std::int64_t ranks = *from++;
+    bool is_one = ranks > 0 && ranks >> 32 == 0;
+    std::uint64_t key = 0;
+    for (int d = 0; d < digits_; ++d) {
+      const std::int64_t sum = *from++;
+      const std::int64_t squares = *from++;
+      if (!is_one) continue;
+      const std::int64_t digit = sum / ranks;
+      is_one = digit * ranks == sum && digit * digit * ranks == squares;
+      key |= static_cast<std::uint64_t>(digit) << (d * digit_bits);
+    }
+    bin.first = is_one ? key : 0;
+    bin.last = is_one ? key : Bin::unbounded;
+  }
+
+ private:
+  static constexpr int digit_bits = 22;
+  static constexpr std::uint64_t most_digit = (std::uint64_t{1} << digit_bits) - 1;
+
+  int digits_;
+};
+
 // What a partition of one layer sends, and in what units.
 class PartitionFormat {
  public:
   PartitionFormat(Dtype dtype, const PartitionRequest& request)
-      : dtype_(dtype), scale_(request.scale), blank_(request.interval, common_bins) {}
+      : dtype_(dtype),
+        scale_(request.scale),
+        blank_(request.interval, common_bins),
+        finds_one_key_(request.track_min_max && blank_.bin_bits > 0) {}
 
   // Nothing found yet.
   const Partition& blank() const { return blank_; }
@@ -184,6 +238,7 @@ class PartitionFormat {
     for (std::size_t b = 0; b < found.bins.size(); ++b) {
       words.push_back(found.bins[b].count);
       if (!is_by_key()) bin_format(b).put(found.bins[b].sum, words);
+      if (finds_one_key_) OneKey(blank_.bin_bits).put(found.bins[b], words);
     }
   }
 
@@ -198,6 +253,7 @@ class PartitionFormat {
       Bin& bin = result.found.bins[b];
       bin.count = *from++;
       if (!is_by_key()) bin.sum = bin_format(b).get(from);
+      if (finds_one_key_) OneKey(blank_.bin_bits).get(from, bin);
     }
     return result;
   }
@@ -256,6 +312,7 @@ class PartitionFormat {
   Dtype dtype_;
   double scale_;
   Partition blank_;
+  bool finds_one_key_;
 };
 
 // --- keys ---
@@ -278,6 +335,30 @@ void get_counts(const std::int64_t*& from, std::vector<std::uint64_t>& keys) {
     const auto key = static_cast<std::uint64_t>(*from++);
     keys.insert(keys.end(), static_cast<std::size_t>(*from++), key);
   }
+}
+
+void put_limbs(const BigUint& number, Words& words) {
+  words.push_back(static_cast<std::int64_t>(number.limbs().size()));
+  for (const std::uint64_t limb : number.limbs()) words.push_back(static_cast<std::int64_t>(limb));
+}
+
+BigUint get_limbs(const std::int64_t*& from) {
+  const auto size = static_cast<std::size_t>(*from++);
+  const std::int64_t* const begin = std::exchange(from, from + size);
+  return BigUint(std::vector<std::uint64_t>(begin, from));
+}
+
+// How many words of keys and counts a rank usually has: twice its share, as not all have the same,
+// but no more keys than an interval has, nor than a layer with few candidates.
+std::size_t usual_words(const std::vector<KeyRequest>& requests, std::size_t ranks) {
+  constexpr std::uint64_t few = 1024;
+  std::size_t words = 0;
+  for (const KeyRequest& request : requests) {
+    const std::uint64_t share = 2 * (static_cast<std::uint64_t>(request.count) / ranks) + 8;
+    const std::uint64_t width = request.interval.high - request.interval.low;
+    words += 1 + 2 * static_cast<std::size_t>(std::min({share, width, few}));
+  }
+  return words;
 }
 
 std::string bytes_of(const Words& words) {
@@ -386,18 +467,8 @@ std::vector<LogHistogram> Exchange::draw(const LayerIds& ids, Ask<LogHistogram> 
     const Counted here = counted(ids);
     const std::vector<LogHistogram> found = ask(here.pieces);
     for (std::size_t p = 0; p < found.size(); ++p) {
-      LogHistogram& sum = merged[here.positions[p]];
-      const int shift = std::max(sum.drawn > 0 ? sum.shift : 0, found[p].shift);
-      const CommonBins bins(sharding_.layers[ids[here.positions[p]]].dtype,
-                            std::max(last_key(sum), last_key(found[p])), shift);
-      std::vector<std::int64_t> counts = bins.counts_of(sum);
-      const std::vector<std::int64_t> more = bins.counts_of(found[p]);
-      for (std::size_t b = 0; b < counts.size(); ++b) counts[b] += more[b];
-      sum = {sum.drawn + found[p].drawn,
-             sum.zeros + found[p].zeros,
-             shift,
-             bins.first,
-             {counts.begin(), counts.end()}};
+      const std::size_t at = here.positions[p];
+      merged[at] = sum_of(sharding_.layers[ids[at]].dtype, merged[at], found[p]);
     }
   });
   Words extents = message();
@@ -510,13 +581,6 @@ std::vector<PartitionResult> Exchange::partition(const LayerIds& ids,
   std::vector<PartitionResult> results;
   const std::int64_t* from = words.data() + header_size;
   for (const PartitionFormat& format : formats) results.push_back(format.get(from));
-  for (std::size_t p = 0; p < ids.size(); ++p) {  // what max_of_bins asks for is this rank's
-    for (std::size_t b = 0; b < results[p].found.bins.size(); ++b) {
-      results[p].found.bins[b].first = merged[p].found.bins[b].first;
-      results[p].found.bins[b].last = merged[p].found.bins[b].last;
-    }
-  }
-  max_of_bins(ids, requests, results);
   return results;
 }
 
@@ -536,70 +600,20 @@ std::vector<Partition> Exchange::narrow(const LayerIds& ids,
   return partitions;
 }
 
-// Merges the smallest and largest keys that bins of this rank have, where they are asked for and a
-// bin is not one key; elsewhere bins have none.
-void Exchange::max_of_bins(const LayerIds& ids, const std::vector<PartitionRequest>& requests,
-                           std::vector<PartitionResult>& results) {
-  Words words = message();
-  const auto is_tracked = [&](std::size_t p) {
-    return requests[p].track_min_max && results[p].found.bin_bits > 0;
-  };
-  constexpr std::int64_t none = std::numeric_limits<std::int64_t>::min();
-  for (std::size_t p = 0; p < ids.size(); ++p) {
-    if (!is_tracked(p)) continue;
-    for (const Bin& bin : results[p].found.bins) {
-      const bool is_here = bin.last != Bin::unbounded;
-      words.push_back(is_here ? -static_cast<std::int64_t>(bin.first) : none);
-      words.push_back(is_here ? static_cast<std::int64_t>(bin.last) : none);
-    }
-  }
-  if (words.size() > header_size) max(words, {});
-  const std::int64_t* from = words.data() + header_size;
-  for (std::size_t p = 0; p < ids.size(); ++p) {
-    for (Bin& bin : results[p].found.bins) {
-      bin.first = 0;
-      bin.last = Bin::unbounded;
-      if (!is_tracked(p)) continue;
-      const std::int64_t first = *from++;
-      const std::int64_t last = *from++;
-      if (last == none) continue;
-      bin.first = static_cast<std::uint64_t>(-first);
-      bin.last = static_cast<std::uint64_t>(last);
-    }
-  }
-}
-
 void Exchange::collect(
     const LayerIds& ids, const std::vector<KeyRequest>& requests,
     FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask,
     const KeySink& sink) {
   if (ids.empty()) return;
-  const Counted here = counted(ids);
-  std::vector<std::vector<std::uint64_t>> found(sharding_.pieces.size());
-  const Failure failure = attempt([&] {
-    std::vector<KeyRequest> asked = pick(requests, here.positions);
-    for (std::size_t p = 0; p < asked.size(); ++p) asked[p].count = inside_[here.pieces[p]];
-    ask(here.pieces, asked, [&](std::size_t piece, std::vector<std::uint64_t>&& keys) {
-      found[piece] = std::move(keys);
-    });
-  });
   std::vector<std::vector<std::uint64_t>> own(ids.size());
-  for (std::size_t p = 0; p < here.pieces.size(); ++p) {
-    const std::vector<std::uint64_t>& keys = found[here.pieces[p]];
-    own[here.positions[p]].insert(own[here.positions[p]].end(), keys.begin(), keys.end());
-  }
-  std::size_t total = 0;
+  const Failure failure = attempt([&] { own = own_keys(ids, requests, ask); });
   Words words = {failure.error ? 1 : 0};
-  for (std::size_t p = 0; p < ids.size(); ++p) {
-    total += static_cast<std::size_t>(requests[p].count);
-    put_counts(own[p], words);
-  }
-  const std::size_t usual = 2 * total / communicator_.size() + 16;
-  const std::vector<std::string> all =
-      communicator_.gather(bytes_of(words), (ids.size() + 1 + 2 * usual) * sizeof(std::int64_t));
+  for (std::vector<std::uint64_t>& keys : own) put_counts(keys, words);
+  const std::size_t usual = 1 + usual_words(requests, communicator_.size());
   std::vector<std::vector<std::uint64_t>> keys(ids.size());
   bool has_failed = false;
-  for (const std::string& bytes : all) {
+  for (const std::string& bytes :
+       communicator_.gather(bytes_of(words), usual * sizeof(std::int64_t))) {
     const Words received = words_of(bytes);
     const std::int64_t* from = received.data();
     has_failed = *from++ != 0 || has_failed;
@@ -607,6 +621,25 @@ void Exchange::collect(
   }
   if (has_failed) agree(failure);
   for (std::size_t p = 0; p < ids.size(); ++p) sink(ids[p], std::move(keys[p]));
+}
+
+// The keys that this rank's pieces have of each layer.
+std::vector<std::vector<std::uint64_t>> Exchange::own_keys(
+    const LayerIds& ids, const std::vector<KeyRequest>& requests,
+    FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask) {
+  const Counted here = counted(ids);
+  std::vector<KeyRequest> asked = pick(requests, here.positions);
+  for (std::size_t p = 0; p < asked.size(); ++p) asked[p].count = inside_[here.pieces[p]];
+  std::vector<std::vector<std::uint64_t>> found(sharding_.pieces.size());
+  ask(here.pieces, asked, [&](std::size_t piece, std::vector<std::uint64_t>&& keys) {
+    found[piece] = std::move(keys);
+  });
+  std::vector<std::vector<std::uint64_t>> own(ids.size());
+  for (std::size_t p = 0; p < here.pieces.size(); ++p) {
+    const std::vector<std::uint64_t>& keys = found[here.pieces[p]];
+    own[here.positions[p]].insert(own[here.positions[p]].end(), keys.begin(), keys.end());
+  }
+  return own;
 }
 
 std::vector<BigUint> Exchange::exact_sums(const LayerIds& ids,
@@ -619,24 +652,17 @@ std::vector<BigUint> Exchange::exact_sums(const LayerIds& ids,
     for (std::size_t p = 0; p < found.size(); ++p) own[here.positions[p]] += found[p];
   });
   Words words = {failure.error ? 1 : 0};
-  for (const BigUint& sum : own) {
-    words.push_back(static_cast<std::int64_t>(sum.limbs().size()));
-    for (const std::uint64_t limb : sum.limbs()) words.push_back(static_cast<std::int64_t>(limb));
-  }
+  for (const BigUint& sum : own) put_limbs(sum, words);
   constexpr std::size_t usual_limbs = 8;
-  const std::vector<std::string> all = communicator_.gather(
-      bytes_of(words), (1 + ids.size() * (1 + usual_limbs)) * sizeof(std::int64_t));
+  const std::size_t usual = 1 + ids.size() * (1 + usual_limbs);
   std::vector<BigUint> sums(ids.size());
   bool has_failed = false;
-  for (const std::string& bytes : all) {
+  for (const std::string& bytes :
+       communicator_.gather(bytes_of(words), usual * sizeof(std::int64_t))) {
     const Words received = words_of(bytes);
     const std::int64_t* from = received.data();
     has_failed = *from++ != 0 || has_failed;
-    for (BigUint& sum : sums) {
-      const auto size = static_cast<std::size_t>(*from++);
-      sum += BigUint(std::vector<std::uint64_t>(from, from + size));
-      from += size;
-    }
+    for (BigUint& sum : sums) sum += get_limbs(from);
   }
   if (has_failed) agree(failure);
   return sums;

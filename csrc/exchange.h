@@ -88,8 +88,9 @@ class Exchange {
   Counted counted(const LayerIds& ids) const;
   void sum(Words& words, const Failure& failure, std::uint64_t question);
   void max(Words& words, const Failure& failure);
-  void max_of_bins(const LayerIds& ids, const std::vector<PartitionRequest>& requests,
-                   std::vector<PartitionResult>& results);
+  std::vector<std::vector<std::uint64_t>> own_keys(
+      const LayerIds& ids, const std::vector<KeyRequest>& requests,
+      FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask);
 
   const Sharding& sharding_;
   Communicator& communicator_;

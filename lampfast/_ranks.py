@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
 
 from lampfast import _arguments, _core, methods
 from lampfast._engine import in_place, shards
@@ -53,10 +56,11 @@ def thresholds(
     importance: Mapping[str, Weight] | None,
 ) -> tuple[Sequence[View], Thresholds]:
     """The layers, and what pruning them would need; without a sparsity, what is zero now."""
-    model = _sharded(found, group, ("report", sparsity, method), importance)
-    is_asked = sparsity is not None or isinstance(method, Mapping)
-    made = model.thresholds(_spec(model, found, sparsity, method)) if is_asked else model.zeros()
-    return _layers(model), made
+    with _sharded(found, group, ("report", sparsity, method), importance) as model:
+        is_asked = sparsity is not None or isinstance(method, Mapping)
+        if is_asked:
+            return _layers(model), model.thresholds(_spec(model, sparsity, method))
+        return _layers(model), model.zeros()
 
 
 def masks(
@@ -67,8 +71,8 @@ def masks(
     importance: Mapping[str, Weight] | None,
 ) -> dict[str, Any]:
     """By parameter, True where a weight is kept; each rank has the part that it has of them."""
-    model = _sharded(found, group, ("masks", sparsity, method), importance)
-    return model.masks(_spec(model, found, sparsity, method))
+    with _sharded(found, group, ("masks", sparsity, method), importance) as model:
+        return model.masks(_spec(model, sparsity, method))
 
 
 def pruned(
@@ -84,25 +88,25 @@ def pruned(
 
     `record` is called after it, since until then another rank may keep the weights from changing.
     """
-    model = _sharded(found, group, ("prune", sparsity, method), importance, write=True)
-    spec = _spec(model, found, sparsity, method)
     reports: list[Report] = []
+    with _sharded(found, group, ("prune", sparsity, method), importance, write=True) as model:
+        spec = _spec(model, sparsity, method)
 
-    def write(before_writing: in_place.BeforeWriting) -> None:
-        model.prune(spec, before_writing)
-        if record is not None:
-            record(reports[0])
+        def write(before_writing: in_place.BeforeWriting) -> None:
+            model.prune(spec, before_writing)
+            if record is not None:
+                record(reports[0])
 
-    def made(thresholds: Thresholds) -> Report:
-        reports.append(result(_layers(model), thresholds))
-        return reports[0]
+        def made(thresholds: Thresholds) -> Report:
+            reports.append(result(_layers(model), thresholds))
+            return reports[0]
 
-    return in_place.zero(
-        [*found.wholes.values(), *(view.weight for view in model.local_views())],
-        model.local_views(),
-        write,
-        made,
-    )
+        return in_place.zero(
+            [*found.wholes.values(), *(view.weight for view in model.local_views())],
+            model.local_views(),
+            write,
+            made,
+        )
 
 
 def scores(
@@ -114,11 +118,16 @@ def scores(
     from lampfast._engine import pieces
 
     made: dict[str, Any] = {}
-    for name, weight in found.wholes.items():
-        stacks = {name: found.stacks[name]} if name in found.stacks else {}
-        given = importance and {it: _whole(importance[it]) for it in importance if it == name}
-        whole = of_whole(Layers({name: _whole(weight)}, stacks), given)[name]
-        made[name] = pieces.own(cast(Any, weight), whole) if shards.is_sharded(weight) else whole
+    with _sharded(found, None, ("scores", None, "lamp"), importance) as model:
+        for name, weight in found.wholes.items():
+            model.wait()  # for all, or for one that has failed: gathering would hang then
+            stacks = {name: found.stacks[name]} if name in found.stacks else {}
+            given = importance and {it: _whole(importance[it]) for it in importance if it == name}
+            whole = of_whole(Layers({name: _whole(weight)}, stacks), given)[name]
+            made[name] = (
+                pieces.own(cast(Any, weight), whole) if shards.is_sharded(weight) else whole
+            )
+        model.wait()
     return made
 
 
@@ -126,6 +135,7 @@ def _whole(weight: Any) -> Any:
     return weight.detach().full_tensor() if shards.is_sharded(weight) else weight
 
 
+@contextmanager
 def _sharded(
     found: Layers,
     group: ProcessGroup | None,
@@ -133,13 +143,54 @@ def _sharded(
     importance: Mapping[str, Weight] | None,
     *,
     write: bool = False,
-) -> Sharded:
-    from lampfast._engine.sharded import Sharded
+) -> Iterator[Sharded]:
+    """A section that has what all ranks hold; if it fails on one of them, it does on all."""
+    from lampfast._engine import sharded
 
     verb, sparsity, method = call
     asked = verb, sparsity, dict(method) if isinstance(method, Mapping) else method
     question = *asked, importance is None
-    return Sharded(found, question, write=write, importance=importance, group=group)
+    communicator = sharded.communicator_of(found.wholes, group)
+    with communicator.failing_together():
+        yield sharded.Sharded(
+            found,
+            question,
+            write=write,
+            importance=importance,
+            group=group,
+            communicator=communicator,
+        )
+
+
+@contextmanager
+def telling_others(model: object, group: ProcessGroup | None) -> Iterator[None]:
+    """A section before the first exchange of a call: if it fails, other ranks wait for that."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(Exception):  # what is wrong may be the model or the group themselves
+            _tell(model, group, error)
+        raise
+
+
+def _tell(model: object, group: ProcessGroup | None, error: BaseException) -> None:
+    weights = _weights(model)
+    if group is None and not any(map(shards.is_sharded, weights)):
+        return
+    from lampfast._engine import sharded
+
+    sharded.communicator_of(dict(enumerate(weights)), group).give_up(error)
+
+
+def _weights(model: object) -> list[object]:
+    """All that may be a layer of a model, whatever it is."""
+    if isinstance(model, nn.Module):
+        return list(model.parameters())
+    if isinstance(model, Mapping):
+        return list(model.values())
+    if not isinstance(model, Sequence):
+        return []
+    return [getattr(it[0], it[1]) if isinstance(it, tuple) else it for it in model]
 
 
 def _layers(model: Sharded) -> Sequence[View]:
@@ -148,11 +199,11 @@ def _layers(model: Sharded) -> Sequence[View]:
 
 
 def _spec(
-    model: Sharded, found: Layers, sparsity: float | None, method: Method | Allocation
+    model: Sharded, sparsity: float | None, method: Method | Allocation
 ) -> _core.SelectionSpec:
     """What the engine is to select of all layers."""
     if isinstance(method, Mapping):
-        return methods.allocation_spec(method, found, _layers(model))
+        return methods.allocation_spec(method, model.stacks, _layers(model))
     count = _arguments.count("sparsity", sparsity, sum(layer.size for layer in model.layers))
     if methods.looks_at_magnitudes(method):
         return methods.selection_spec(method, count, [], [])

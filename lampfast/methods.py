@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias, get_args
 
 from lampfast import _arguments, _core, parameters
 from lampfast._engine import calls
-from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View
 
 __all__ = ["Allocation", "Method", "kept_counts"]
@@ -70,21 +69,20 @@ def check_choice(sparsity: object, method: object) -> None:
 
 
 def allocation_spec(
-    allocation: Allocation, found: Layers, layers: Sequence[View]
+    allocation: Allocation, stacks: Mapping[str, list[str]], layers: Sequence[View]
 ) -> _core.SelectionSpec:
     """What the engine is to select where layers are given sparsities of their own.
 
     Args:
         allocation: Sparsities by layer name, by the name of a stack, or by pattern.
-        found: The layers, and how stacks are cut into them.
-        layers: The distinct ones of them.
+        stacks: By parameter that holds several layers, their names.
+        layers: The distinct layers.
 
     Raises:
         TypeError: A pattern is no str, or a sparsity no number.
         ValueError: A pattern matches nothing, or nothing that later ones do not match too; or a
             sparsity is out of range.
     """
-    stacks = {name: found.names(name) for name in found.stacks}
     meant = {layer.name: [layer.name] for layer in layers}
     by_rank = dict.fromkeys(stacks, 1) | dict.fromkeys(meant, 2)
     meant |= {name: slices for name, slices in stacks.items() if set(slices) <= meant.keys()}

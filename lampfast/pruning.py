@@ -163,11 +163,13 @@ def pruned(
     group: ProcessGroup | None = None,
 ) -> Report:
     """What `prune` does; `record` is called once nothing can keep the weights from changing."""
-    asked = _asked(sparsity, method, pattern, dim)
-    found = parameters.find(model, include, exclude, stacked).ranked(importance)
-    left = _coverage.left_out(found)
+    with _ranks.telling_others(model, group):
+        asked = _asked(sparsity, method, pattern, dim)
+        found = parameters.find(model, include, exclude, stacked).ranked(importance)
+        left = _coverage.left_out(found)
+        are_several = _ranks.are_needed(found.layers, group, pattern)
 
-    if _ranks.are_needed(found.layers, group, pattern):
+    if are_several:
         made = partial(reported, left_out=left)
         return _ranks.pruned(found.layers, group, sparsity, method, importance, made, record)
 
@@ -264,11 +266,13 @@ def masks(
         Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
         2021, arXiv 2010.07611, section 2.
     """
-    asked = _asked(sparsity, method, pattern, dim)
-    found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
-    if _ranks.are_needed(found, group, pattern):
-        if out is not None:
+    with _ranks.telling_others(model, group):
+        asked = _asked(sparsity, method, pattern, dim)
+        found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
+        are_several = _ranks.are_needed(found, group, pattern)
+        if are_several and out is not None:
             raise TypeError("out is given for a sharded model, whose masks are always new; drop it")
+    if are_several:
         return _ranks.masks(found, group, sparsity, method, importance)
     layers = found.checked()
     wholes = found.views(layers)
@@ -334,8 +338,10 @@ def scores(
         2021, arXiv 2010.07611, section 2. Equal magnitudes are ordered by their position in the
         layer, row-major.
     """
-    found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
-    if _ranks.are_needed(found, None):
+    with _ranks.telling_others(model, None):
+        found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
+        are_several = _ranks.are_needed(found, None)
+    if are_several:
         return _ranks.scores(found, importance, _scores)
     return _scores(found, importance)
 
@@ -409,20 +415,12 @@ def report(
             nothing, or a layer cannot be pruned; or a method or an importance is given without a
             sparsity.
     """
-    asked = None
-    if sparsity is not None or pattern is not None or isinstance(method, Mapping):
-        asked = _asked(sparsity, method, pattern, dim)
-    else:
-        _patterns.parse(pattern, dim)
-        methods.check(method)
-        if method != "lamp" or importance is not None:
-            raise ValueError(
-                "method and importance say which weights are pruned, but no sparsity says how "
-                "many; pass one for what prune would do, or leave them out for what there is now"
-            )
-    found = parameters.find(model, include, exclude, stacked).ranked(importance)
-    left = _coverage.left_out(found)
-    if _ranks.are_needed(found.layers, group, pattern):
+    with _ranks.telling_others(model, group):
+        asked = _asked_of_report(sparsity, method, pattern, dim, importance)
+        found = parameters.find(model, include, exclude, stacked).ranked(importance)
+        left = _coverage.left_out(found)
+        are_several = _ranks.are_needed(found.layers, group, pattern)
+    if are_several:
         made = _ranks.thresholds(found.layers, group, sparsity, method, importance)
         return reported(*made, left)
     layers = found.layers.checked()
@@ -546,6 +544,26 @@ def _asked(
     return _Asked(sparsity, method, parsed)
 
 
+def _asked_of_report(
+    sparsity: float | None,
+    method: Method | Allocation,
+    pattern: str | None,
+    dim: int | None,
+    importance: Mapping[str, Weight] | None,
+) -> _Asked | None:
+    """The same, or None for what there is now."""
+    if sparsity is not None or pattern is not None or isinstance(method, Mapping):
+        return _asked(sparsity, method, pattern, dim)
+    _patterns.parse(pattern, dim)
+    methods.check(method)
+    if method != "lamp" or importance is not None:
+        raise ValueError(
+            "method and importance say which weights are pruned, but no sparsity says how "
+            "many; pass one for what prune would do, or leave them out for what there is now"
+        )
+    return None
+
+
 def check_asked(
     sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
 ) -> None:
@@ -602,7 +620,8 @@ def _plan(
             )
         grouped = _patterns.grouped(model, found, layers, asked.pattern.dim)
     if isinstance(asked.method, Mapping):
-        spec = methods.allocation_spec(asked.method, found, layers)
+        stacks = {name: found.names(name) for name in found.stacks}
+        spec = methods.allocation_spec(asked.method, stacks, layers)
     elif asked.sparsity is not None:
         count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
     targets, scored = _local(layers, sources)  # which may copy, and so comes after the checks

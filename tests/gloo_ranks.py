@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lampfast
-from lampfast._engine import changes, communicator, sharded
+from lampfast._engine import changes, communicator, pieces, sharded
 from lampfast.schedules import linear
 
 warnings.simplefilter("ignore")
@@ -166,9 +166,19 @@ def errors(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     changes.listen(listener)  # type: ignore[arg-type]
     found["a listener raises"] = attempt(model, lambda: lampfast.prune(model, 0.5))
     changes.stop_listening(listener)  # type: ignore[arg-type]
+    include = "nothing*" if is_last else None
+    found["a pattern of the last rank"] = attempt(
+        model, lambda: lampfast.prune(model, 0.5, include=include)
+    )
+    with mock.patch.object(pieces, "own", _fails if is_last else pieces.own):
+        found["scores"] = attempt(model, lambda: lampfast.scores(model))
     partial = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
     found["partial"] = attempt(model, lambda: lampfast.masks({"a": partial}, 0.5))
     return found
+
+
+def _fails(*_: object) -> None:
+    raise MemoryError("for the scores of the last rank")
 
 
 def in_group(rank: int, ranks: int) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def test_errors_on_all_ranks(results: list[dict[str, Any]]) -> None:
         assert f"rank {len(results) - 1}" in nan
         assert "other arguments" in errors["other arguments"][0]
         assert "last rank" in errors["a listener raises"][0]
+        assert "nothing*" in errors["a pattern of the last rank"][0]
+        assert "for the scores" in errors["scores"][0]
         assert "partial" in errors["partial"][0]
 
 

@@ -88,7 +88,7 @@ def check(
     results = group.run(run)
     reference = _core.thresholds(pointers(layers), wanted, (1, []))
     for rank, result in enumerate(results):
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         found, parts, kept = result
         assert found == reference

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, cast
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.placement_types import Placement
 
 from lampfast import _core
-from lampfast._engine import views
+from lampfast._engine import sharded, views
+from lampfast._engine.communicator import Board, Communicator
 
 
 class Group:
-    """A process group of threads. It counts collectives, and the bytes that each rank sends."""
+    """A process group of threads. It counts collectives, and the bytes that each rank sends.
+
+    Args:
+        size: How many ranks there are.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.collectives = 0
         self.sent = [0] * size
-        self._barrier = threading.Barrier(size)
-        self._slots: list[Any] = [None] * size
+        self.store = distributed.HashStore()  # type: ignore[attr-defined]
+        self.boards = [Board(cast(Any, self.store), "virtual") for _ in range(size)]
+        self._begun = [0] * size
+        self._lock = threading.Lock()
+        self._open: dict[int, _Collective] = {}
 
     def run(self, body: Callable[[Rank], Any]) -> list[Any]:
         """What `body` returns, or raises, on every rank."""
@@ -31,51 +48,124 @@ class Group:
         def attempt(rank: int) -> Any:
             try:
                 return body(Rank(self, rank))
-            except Exception as error:
+            except BaseException as error:
                 return error
 
         with ThreadPoolExecutor(self.size) as pool:
             return list(pool.map(attempt, range(self.size)))
 
-    def exchange(self, rank: int, what: Any, size: int) -> list[Any]:
-        """What every rank gives."""
-        self.sent[rank] += size
-        self._slots[rank] = what
-        self._barrier.wait(60)
-        everything = list(self._slots)
-        if rank == 0:
+    def start(self, rank: int, how: str, sent: torch.Tensor, received: torch.Tensor) -> _Collective:
+        """Begin a collective; the last rank that comes to it does the work of all."""
+        with self._lock:
+            number = self._begun[rank]
+            self._begun[rank] += 1
+            self.sent[rank] += sent.nbytes
+            now = time.monotonic()
+            this = self._open.setdefault(number, _Collective({}, {}, threading.Event(), [], now))
+            this.sent[rank], this.received[rank] = sent.clone(), received
+            this.kinds.append((how, sent.numel()))
+            if len(this.sent) < self.size:
+                return this
+            del self._open[number]
             self.collectives += 1
-        self._barrier.wait(60)
-        return everything
+        assert len(set(this.kinds)) == 1, "ranks have come to different collectives"
+        given = [this.sent[r] for r in range(self.size)]
+        result = torch.cat(given) if how == "gather" else _reduced(how, given)
+        for each in this.received.values():
+            each.copy_(result)
+        this.done.set()
+        return this
 
 
-class Rank:
+def _reduced(how: str, given: list[torch.Tensor]) -> torch.Tensor:
+    every = np.stack([each.numpy() for each in given])
+    return torch.from_numpy((np.add if how == "sum" else np.maximum).reduce(every))
+
+
+class _Collective(NamedTuple):
+    sent: dict[int, torch.Tensor]
+    received: dict[int, torch.Tensor]
+    done: threading.Event
+    kinds: list[tuple[str, int]]
+
+    begun: float
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, also by the group's time-out."""
+        return self.done.is_set() or time.monotonic() > self.begun + 30
+
+    def wait(self, timeout: timedelta = timedelta(seconds=60)) -> bool:
+        if not self.done.wait(timeout.total_seconds()):
+            raise RuntimeError("Operation timed out!")
+        return True
+
+
+class Rank(Communicator):
     """The communicator of one rank, as `lampfast._engine` has one for a process group."""
 
+    first_look = 0.02
+    most_wait = 20.0
+
     def __init__(self, group: Group, rank: int) -> None:
-        self.group, self.rank, self.size = group, rank, group.size
+        super().__init__(rank, group.size, torch.device("cpu"), group.boards[rank])
+        self.group = group
 
-    def sum(self, numbers: memoryview) -> None:
-        """Add up numbers."""
-        self._reduce(np.add, numbers)
+    def _start_reduce(self, numbers: torch.Tensor, how: str) -> _Collective:
+        return self.group.start(self.rank, how, numbers, numbers)
 
-    def max(self, numbers: memoryview) -> None:
-        """Take the largest of numbers."""
-        self._reduce(np.maximum, numbers)
+    def _start_gather(self, received: torch.Tensor, sent: torch.Tensor) -> _Collective:
+        return self.group.start(self.rank, "gather", sent, received)
 
-    def gather(self, own: bytes, expected: int) -> list[bytes]:
-        """The bytes of all ranks."""
-        everything = self.group.exchange(self.rank, own, 8 + expected)
-        longest = max(map(len, everything))
-        if longest > expected:
-            self.group.exchange(self.rank, None, longest - expected)
-        return everything
 
-    def _reduce(self, how: np.ufunc, numbers: memoryview) -> None:
-        own = np.frombuffer(numbers, np.int64)
-        everything = self.group.exchange(self.rank, own.copy(), own.nbytes)
-        assert len({len(each) for each in everything}) == 1
-        own[:] = how.reduce(everything)
+class Placed(NamedTuple):
+    """How a parameter lies on ranks.
+
+    Attributes:
+        mesh: The ranks.
+        placements: For each dimension of the mesh, what it does to the parameter.
+    """
+
+    mesh: torch.Tensor
+    placements: tuple[Placement, ...]
+
+    def local(self, rank: int, whole: torch.Tensor) -> torch.Tensor:
+        """What torch itself gives a rank of a tensor."""
+        found = (self.mesh == rank).nonzero().tolist()
+        if not found:
+            return whole.new_empty(0)
+        [coordinate] = found
+        own = whole
+        for along, (index, placement) in enumerate(zip(coordinate, self.placements, strict=True)):
+            if not isinstance(placement, Replicate):
+                cut = cast(Any, placement)._split_tensor(
+                    own, self.mesh.size(along), with_padding=False
+                )
+                own = cut[0][index]
+        return own
+
+    def dtensor(self, rank: int, whole: torch.Tensor) -> DTensor:
+        """The same as a DTensor, with no process group behind its mesh."""
+        return DTensor.from_local(
+            self.local(rank, whole).clone(),
+            DeviceMesh("cpu", self.mesh, _init_backend=False, _rank=rank),
+            self.placements,
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+
+
+can_place = "_rank" in inspect.signature(DeviceMesh.__init__).parameters  # in new versions of torch
+
+
+here = threading.local()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """A section in which calls of lampfast communicate by `here.rank` of their thread."""
+    with mock.patch.object(sharded, "communicator_of", side_effect=lambda *_: here.rank):
+        yield
 
 
 class Box(NamedTuple):

@@ -28,6 +28,8 @@ constexpr double most_inside = 1.0 / 24.0;
 // A probe also pays where the error is so large that it tells little of itself.
 constexpr double most_reach = 0.5;
 constexpr int most_probes = 3;
+// Between ranks a probe is two exchanges, and what it spares are candidates and at most a read.
+constexpr int most_shared_probes = 1;
 
 // Layers [begin, end) of which the elements with the least scores are pruned, `wanted` in all.
 // Scores are given by their logarithms.
@@ -62,6 +64,7 @@ class Estimator {
 
   Estimate estimate() {
     draw();
+    const int most = backends_.is_sharded() ? most_shared_probes : most_probes;
     LayerIds unsure;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (cdfs_[i].is_known() && !cdfs_[i].is_whole()) unsure.push_back(i);
@@ -71,7 +74,7 @@ class Estimator {
       measure_errors(unsure);
       find_intervals();
       unsure = too_wide();
-      if (unsure.empty() || probes == most_probes) break;
+      if (unsure.empty() || probes == most) break;
       probe(unsure);
     }
     std::vector<bool> tracks = tracks_min_max();

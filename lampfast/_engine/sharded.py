@@ -22,7 +22,13 @@ from torch.distributed.tensor import DTensor
 
 from lampfast import _core
 from lampfast._engine import calls, gpus, pieces, shards, tracing, views
-from lampfast._engine.communicator import GroupCommunicator, group_of
+from lampfast._engine.communicator import (
+    Communicator,
+    GroupCommunicator,
+    Told,
+    digest_of,
+    group_of,
+)
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import Pointer, View, Weight
 
@@ -62,12 +68,14 @@ class _Directory(NamedTuple):
 
     Attributes:
         layers: The layers.
+        stacks: By parameter, the names of the layers that are its slices.
         owners: By layer, which rank counts each box: the first that holds it.
         copied: By layer, the boxes that several ranks hold.
         begins: By layer, where boxes begin, if each ends before the next one begins.
     """
 
     layers: list[Whole]
+    stacks: dict[str, list[str]]
     owners: list[dict[_Key, int]]
     copied: list[set[_Key]]
     begins: list[list[int]]
@@ -82,6 +90,8 @@ class Sharded:
         write: Whether they are to be changed in place.
         importance: What is scored in their place, by name.
         group: The ranks; without it, those of the DTensors' meshes.
+        communicator: That of the ranks, from a section of its `failing_together` in which all that
+            is done here and later belongs; without it, a failure is told at exchanges only.
     """
 
     def __init__(
@@ -92,18 +102,19 @@ class Sharded:
         write: bool = False,
         importance: Mapping[str, Weight] | None = None,
         group: distributed.ProcessGroup | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self._found = found
         self._distinct = {id(weight): name for name, weight in reversed(found.wholes.items())}
-        self.communicator = GroupCommunicator(group or group_of_meshes(found.wholes))
+        self.communicator = communicator or communicator_of(found.wholes, group)
+        self._scored = importance
         with self.together(question) as told:
             tracing.refuse()
             self._check(write)
-            told.append(json.dumps(self._held()))
-        directory = _directory(self.communicator, told[0])
-        self.layers = directory.layers
-        self._directory = directory
-        self._scored = importance
+            held = json.dumps(self._held())
+            told.own.update(held=digest_of(held), known=list(_known))
+        self._directory = _learned(self.communicator, held, told.everyone)
+        self.layers, self.stacks = self._directory.layers, self._directory.stacks
         if group is not None:  # else the copies are those of DTensors, which torch keeps alike
             self._compare_copies()
 
@@ -132,9 +143,11 @@ class Sharded:
         for name, weight in self.wholes.items():
             held = pieces.layout(weight)
             shape = tuple(sum(count for _, count in along) for along in held)
-            if shape != self._local[name].shape:
+            local = self._local[name]
+            is_empty = 0 in shape and not local.size  # with any shape
+            if shape != local.shape and not is_empty:
                 raise ValueError(
-                    f"layer {name!r} has a local tensor of shape {self._local[name].shape}, where "
+                    f"layer {name!r} has a local tensor of shape {local.shape}, where "
                     f"its placements {cast(DTensor, weight).placements} say {shape}; distribute it "
                     "by torch.distributed.tensor.distribute_tensor"
                 )
@@ -148,13 +161,15 @@ class Sharded:
         by_layer: dict[str, list[Any]] = {}
         for cut in self._cuts:
             by_layer.setdefault(cut.layer, []).append((cut.box.first, cut.box.shape))
-        told = []
+        held = []
         for name, weight in self.wholes.items():
             dtype = self._local[name].dtype.name
-            for part in pieces.parts(weight.shape, self._found.stacks.get(name)):
+            stack = self._found.stacks.get(name)
+            for part in pieces.parts(weight.shape, stack):
                 layer = name + part.suffix
-                told.append((layer, part.shape, dtype, by_layer.get(layer, [])))
-        return told
+                of = None if stack is None or stack.without else name
+                held.append((layer, part.shape, dtype, by_layer.get(layer, []), of))
+        return held
 
     def _compare_copies(self) -> None:
         """Check that what several ranks hold is the same on all of them.
@@ -162,7 +177,7 @@ class Sharded:
         Raises:
             ValueError: It is not.
         """
-        with self.together() as told:
+        with self.together():
             positions = {layer.name: i for i, layer in enumerate(self.layers)}
             digests = {
                 f"{cut.layer} {cut.box.first} {cut.box.shape}": (cut.layer, _digest(piece))
@@ -170,9 +185,8 @@ class Sharded:
                 if (cut.box.first, cut.box.shape) in self._directory.copied[positions[cut.layer]]
                 for piece in [self._piece(cut)]
             }
-            told.append(json.dumps(digests))
         seen: dict[str, tuple[str, int]] = {}
-        for rank, answer in enumerate(self.communicator.gather(told[0].encode(), 0)):
+        for rank, answer in enumerate(self.communicator.gather(json.dumps(digests).encode(), 0)):
             for key, (layer, digest) in json.loads(answer).items():
                 known, first = seen.setdefault(key, (digest, rank))
                 if known != digest:
@@ -184,7 +198,7 @@ class Sharded:
 
     # --- calls ---
 
-    def together(self, question: object = None) -> AbstractContextManager[list[str]]:
+    def together(self, question: object = None) -> AbstractContextManager[Told]:
         """A section that fails on all ranks if it does on one; all must have the same question."""
         return self.communicator.together(question)
 
@@ -207,6 +221,7 @@ class Sharded:
         with self._calling() as (pointers, machine):
             targets = self._pointers(masks, _core.Dtype.boolean)
             _core.masks(pointers, targets, spec, machine)
+        self.communicator.finish()
         return {
             name: pieces.like(
                 cast(torch.Tensor, weight), masks[name].to(shards.part(weight).device)
@@ -223,7 +238,12 @@ class Sharded:
         with self._calling() as (pointers, machine):
             targets = self._pointers(self._weights())
             _core.prune(pointers, targets, spec, machine, None, before_writing)
+        self.communicator.finish()
         views.write_back(self._views, list(self._local.values()))
+
+    def wait(self) -> None:
+        """Wait for all ranks; raise if one has failed."""
+        self.communicator.sum(memoryview(bytearray(8)))
 
     def prune_zeros(
         self,
@@ -240,6 +260,7 @@ class Sharded:
         except _core.NotFiniteError as error:  # of the bytes as float8
             position = 0 if error.element is None else error.element.layer
             raise calls.no_mask(self.layers[position].name) from None
+        self.communicator.finish()
         views.write_back(self._views, list(self._local.values()))
 
     def local_views(self) -> list[View]:
@@ -395,7 +416,14 @@ def _index_steps(shape: Sequence[int]) -> list[int]:
     return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def group_of_meshes(wholes: Mapping[str, Weight]) -> distributed.ProcessGroup:
+def communicator_of(
+    wholes: Mapping[Any, object], group: distributed.ProcessGroup | None
+) -> Communicator:
+    """That of a group or, without one, of all ranks that the meshes of DTensors have."""
+    return GroupCommunicator(group or group_of_meshes(wholes))
+
+
+def group_of_meshes(wholes: Mapping[Any, object]) -> distributed.ProcessGroup:
     """The group of all ranks that the meshes of DTensors have."""
     meshes = [weight.device_mesh for weight in wholes.values() if isinstance(weight, DTensor)]
     if meshes and meshes[0].ndim == 1 and all(mesh == meshes[0] for mesh in meshes):
@@ -403,17 +431,18 @@ def group_of_meshes(wholes: Mapping[str, Weight]) -> distributed.ProcessGroup:
     return group_of({rank for mesh in meshes for rank in mesh.mesh.flatten().tolist()})
 
 
-_known: OrderedDict[tuple[bytes, ...], _Directory] = OrderedDict()
+_known: OrderedDict[str, _Directory] = OrderedDict()  # by digest of what all ranks hold
 
 
-def _directory(communicator: GroupCommunicator, own: str) -> _Directory:
-    """What all ranks hold; known from the last calls unless one of them holds something else."""
-    digests = communicator.gather(hashlib.sha256(own.encode()).digest(), 32)
-    key = tuple(digests)
-    if key not in _known:
-        everyone = communicator.gather(own.encode(), 0)
-        _known[key] = _merged([json.loads(each) for each in everyone])
-        while len(_known) > 8:
+def _learned(
+    communicator: Communicator, own: str, everyone: Sequence[Mapping[str, Any]]
+) -> _Directory:
+    """What all ranks hold; known from the last calls if that is so on all of them."""
+    key = digest_of(" ".join(each["held"] for each in everyone))
+    if not all(key in each["known"] for each in everyone):
+        held = communicator.gather(own.encode(), 0)
+        _known[key] = _merged([json.loads(each) for each in held])
+        while len(_known) > 4:
             _known.popitem(last=False)
     return _known[key]
 
@@ -428,8 +457,11 @@ def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
     owners: dict[str, dict[_Key, int]] = {}
     copied: dict[str, set[_Key]] = {}
     holders: dict[str, list[int]] = {}
-    for rank, told in enumerate(everyone):
-        for name, shape, dtype, boxes in told:
+    stacks: dict[str, dict[str, None]] = {}
+    for rank, held in enumerate(everyone):
+        for name, shape, dtype, boxes, stack in held:
+            if stack is not None:
+                stacks.setdefault(stack, {})[name] = None
             here = Whole(name, tuple(shape), dtype)
             if layers.setdefault(name, here) != here:
                 raise ValueError(
@@ -445,15 +477,16 @@ def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
                     copied.setdefault(name, set()).add(key)
     begins = []
     for name, layer in layers.items():
-        held = sum(prod(shape) for _, shape in owners[name])
-        if held != layer.size:
+        there = sum(prod(shape) for _, shape in owners[name])
+        if there != layer.size:
             raise ValueError(
-                f"layer {name!r} has {layer.size} elements, and ranks {holders[name]} hold {held} "
+                f"layer {name!r} has {layer.size} elements, and ranks {holders[name]} hold {there} "
                 "of them; pass a group= of all ranks that have a part of it, each part once"
             )
         begins.append(_begins(layer.shape, owners[name]))
     return _Directory(
         list(layers.values()),
+        {name: list(slices) for name, slices in stacks.items()},
         [owners[name] for name in layers],
         [copied.get(name, set()) for name in layers],
         begins,

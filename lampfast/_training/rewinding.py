@@ -22,7 +22,7 @@ from lampfast.pruning import report
 from lampfast.reports import Report
 
 if TYPE_CHECKING:
-    from lampfast._engine.communicator import GroupCommunicator
+    from lampfast._engine.communicator import Communicator
 
 _Emptied: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a layer, and where it is not zero
 
@@ -141,7 +141,7 @@ def rewind(
     return report(model, include=include, exclude=exclude, stacked=stacked)
 
 
-def _ranks(found: Layers, saved_state: object) -> GroupCommunicator | None:
+def _ranks(found: Layers, saved_state: object) -> Communicator | None:
     """The ranks that have parts of the layers, if these are sharded; all rewind to states alike."""
     if not any(map(shards.is_sharded, found.wholes.values())):
         return None
@@ -150,7 +150,7 @@ def _ranks(found: Layers, saved_state: object) -> GroupCommunicator | None:
     return Sharded(found, ("rewind", placed.described(saved_state)), write=True).communicator
 
 
-def _together(ranks: GroupCommunicator | None) -> AbstractContextManager[object]:
+def _together(ranks: Communicator | None) -> AbstractContextManager[object]:
     return nullcontext() if ranks is None else ranks.together()
 
 
@@ -189,7 +189,7 @@ def _values(
     return values, judged
 
 
-def _emptied(judged: Mapping[str, _Judged], ranks: GroupCommunicator | None) -> dict[str, _Emptied]:
+def _emptied(judged: Mapping[str, _Judged], ranks: Communicator | None) -> dict[str, _Emptied]:
     """The layers of which weights remain, but all are zero on all ranks."""
     flags = [flag for it in judged.values() for flag in (it.had, it.has)]
     if ranks is not None:
