@@ -40,16 +40,20 @@ def has_address(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu or tensor.device.type in _UNIFIED
 
 
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
+def to_host(tensor: torch.Tensor, *, has_scales: bool = False) -> torch.Tensor:
     """A copy in host memory; warns once for each type of device that it is made."""
     kind = tensor.device.type
     what, why = f"layers on {tensor.device}", f"this build has no engine for {kind} devices"
     hint = _HINTS.get(kind, "")
     if tensor.is_cuda:
         gpus.refuse_capture(tensor.device.index)
-    if is_local(tensor):  # a layer with scales
-        kind, hint = f"{kind} with scales", ""
-        what, why = f"float8 {what} with scales", "the engine for GPUs does not multiply by them"
+    if is_local(tensor):
+        hint = ""
+        if has_scales:
+            kind, what = f"{kind} with scales", f"float8 {what} with scales"
+            why = "the engine for GPUs does not multiply by them"
+        else:
+            kind, why = f"{kind} with blocks", "the engine for GPUs does not prune by block="
     if kind not in _warned:
         warnings.warn(
             f"{what} are copied to host memory and back, since {why}; the result is the same, but "
