@@ -37,7 +37,8 @@ def main() -> None:
     forms["CSR, single weights"] = single.to_sparse_csr()
     print(
         f"{options.size} x {options.size} times {options.size} x {options.tokens}, float32, "
-        f"{options.sparsity:.0%} zeros, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{options.sparsity:.0%} zeros, threads: {torch.get_num_threads()}, torch "
+        f"{torch.__version__}"
     )
     for name, form in forms.items():
         torch.testing.assert_close(form @ given, form.to_dense() @ given, atol=1e-3, rtol=1e-3)

@@ -144,8 +144,8 @@ auto with_tiles(Backends& backends, const std::vector<BlockShape>& blocks, Ranki
                 Body&& body) {
   check_blocks(backends.layers(), blocks);
   const cpu::Tiles tiles(backends.layers(), blocks, backends.pool());
-  const std::vector<TileSums> sums = naming_not_finite(
-      backends, [&] { return tiles.sums(scales_of_tiles(backends, ranking)); });
+  const std::vector<TileSums> sums =
+      naming_not_finite(backends, [&] { return tiles.sums(scales_of_tiles(backends, ranking)); });
   return body(TiledLayers{backends.layers(), tiles.tilings(), sums, tiles, backends.pool()});
 }
 

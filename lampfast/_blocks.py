@@ -1,4 +1,4 @@
-"""Blocks: tiles of a layer's weights, as a matrix of outputs and inputs, that go or stay together."""
+"""Blocks: tiles of weights that go together, of a layer as a matrix of outputs and inputs."""
 
 from __future__ import annotations
 

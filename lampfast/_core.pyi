@@ -160,7 +160,7 @@ def mask_groups(
     machine: Machine,
 ) -> None: ...
 
-# Blocks are tuples (rows, columns, dimension of the inputs), one for each layer, all in host memory.
+# Blocks are tuples (rows, columns, dimension of the inputs), one for each layer in host memory.
 def block_thresholds(
     layers: Sequence[Layer],
     blocks: Sequence[tuple[int, int, int]],

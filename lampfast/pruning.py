@@ -541,7 +541,9 @@ def _sources(
     return views.importances(found.importances(importance), layers, write=write)
 
 
-def _local(layers: Sequence[View], sources: Sequence[View]) -> tuple[Sequence[View], Sequence[View]]:
+def _local(
+    layers: Sequence[View], sources: Sequence[View]
+) -> tuple[Sequence[View], Sequence[View]]:
     """Both where the engine can reach them; layers that are their own sources stay one list."""
     targets = views.local(layers)
     if sources is layers:

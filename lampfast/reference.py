@@ -406,7 +406,7 @@ def _tiles(layer: Layer, block: tuple[int, int], dim: int) -> list[list[int]]:
     else:
         by_output = indices.movedim(1 - dim, 0)
         matrix = by_output.reshape(len(by_output), -1) if indices.numel() else indices.reshape(1, 0)
-    bands = [band for band in matrix.split(min(block[0], len(matrix)))]
+    bands = matrix.split(max(min(block[0], len(matrix)), 1))
     width = max(min(block[1], matrix.shape[1]), 1)
     return [
         tile.flatten().tolist() for band in bands for tile in band.split(width, 1) if tile.numel()

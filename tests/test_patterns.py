@@ -296,7 +296,7 @@ def test_a_schedule_gives_the_sparsity_of_a_pattern() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_layout_that_torch_compresses(dtype: torch.dtype) -> None:
-    """torch compresses it, which needs no GPU, and has all of it again, whatever was zero before."""
+    """The weight comes back from its compressed form, which needs no GPU, whatever was zero."""
     from torch.sparse import _semi_structured_conversions as torch_layout
 
     weight = torch.randn(64, 128).to(dtype)

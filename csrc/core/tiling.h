@@ -44,11 +44,10 @@ inline void check_blocks(const std::vector<Layer>& layers, const std::vector<Blo
     const BlockShape& block = blocks[i];
     const auto last = static_cast<int>(std::min<std::size_t>(layers[i].shape.size(), 2)) - 1;
     if (block.rows < 1 || block.columns < 1 || block.axis < 0 || block.axis > std::max(last, 0)) {
-      throw std::invalid_argument("block " + std::to_string(i) + " is of " +
-                                  std::to_string(block.rows) + " x " +
-                                  std::to_string(block.columns) + " with the inputs in axis " +
-                                  std::to_string(block.axis) + " of " +
-                                  std::to_string(layers[i].shape.size()));
+      throw std::invalid_argument(
+          "block " + std::to_string(i) + " is of " + std::to_string(block.rows) + " x " +
+          std::to_string(block.columns) + " with the inputs in axis " + std::to_string(block.axis) +
+          " of " + std::to_string(layers[i].shape.size()));
     }
     if (layers[i].device != Layer::in_host_memory || layers[i].scales) {
       throw std::invalid_argument("layer " + std::to_string(i) +
@@ -105,13 +104,12 @@ class Tiling {
   // Calls body(tile, size) for the tiles [begin, end); the size is in weights.
   template <class Body>
   void for_each_size(std::int64_t begin, std::int64_t end, Body&& body) const {
-    if (begin >= end) return;
-    std::int64_t column = begin % columns_;
-    for (std::int64_t tile = begin; tile < end; ++tile) {
+    for (std::int64_t tile = begin; tile < end;) {
       const std::int64_t height = tile < last_row_ ? full_.first : last_.first;
-      const bool is_last = ++column == columns_;
-      body(tile, height * (is_last ? last_.second : full_.second));
-      if (is_last) column = 0;
+      const std::int64_t last = tile / columns_ * columns_ + columns_ - 1;  // of its row
+      const std::int64_t size = height * full_.second;
+      for (const std::int64_t stop = std::min(last, end); tile < stop; ++tile) body(tile, size);
+      if (tile == last && tile < end) body(tile++, height * last_.second);
     }
   }
 
@@ -148,8 +146,8 @@ class Tiling {
 
   bool is_turned_;
   std::int64_t count_ = 0;
-  std::int64_t columns_ = 1;                         // in tiles
-  std::int64_t last_row_ = 0;                        // the number of its first tile
+  std::int64_t columns_ = 1;                          // in tiles
+  std::int64_t last_row_ = 0;                         // the number of its first tile
   std::pair<std::int64_t, std::int64_t> full_{1, 1};  // the extents of a tile
   std::pair<std::int64_t, std::int64_t> last_{1, 1};  // those of the last one
 };

@@ -53,8 +53,8 @@ std::vector<TilePart> parts_of(const std::vector<Tiling>& tilings) {
     const std::int64_t height = std::max<std::int64_t>(chunk_size / elements, 1);
     for (std::int64_t o = 0; o < outer.tiles; o += height) {
       for (std::int64_t n = 0; n < inner.tiles; n += width) {
-        parts.push_back({i, o, std::min(o + height, outer.tiles), n,
-                         std::min(n + width, inner.tiles)});
+        parts.push_back(
+            {i, o, std::min(o + height, outer.tiles), n, std::min(n + width, inner.tiles)});
       }
     }
   }
@@ -101,6 +101,15 @@ const Key* load(const Key* row, const SideWalk& walk, std::int64_t begin, std::i
   return buffer;
 }
 
+template <int count>
+double plain_sum(const double* terms) noexcept {
+  if constexpr (count == 1) {
+    return terms[0];
+  } else {
+    return plain_sum<count / 2>(terms) + plain_sum<count - count / 2>(terms + count / 2);
+  }
+}
+
 double plain_sum(const double* terms, std::int64_t count) noexcept {
   if (count < 8) {
     double sum = terms[0];
@@ -115,6 +124,41 @@ double plain_sum(const double* terms, std::int64_t count) noexcept {
   for (; i < count; ++i) lanes[0] += terms[i];
   return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +
          ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
+// Writes the sums of tiles of so many columns each. Returns 0, or NaN if one is not finite.
+template <int length>
+double add_equal(const double* squares, std::int64_t tiles, double* to,
+                 std::int64_t step) noexcept {
+  double check = 0.0;
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const double sum = plain_sum<length>(squares + i * length);
+    to[i * step] = sum;
+    check += sum * 0.0;
+  }
+  return check;
+}
+
+using AddEqual = double (*)(const double*, std::int64_t, double*, std::int64_t) noexcept;
+
+// The function for tiles of so many columns, if these are usual.
+AddEqual add_equal_for(std::int64_t length) noexcept {
+  switch (length) {
+    case 1:
+      return add_equal<1>;
+    case 2:
+      return add_equal<2>;
+    case 4:
+      return add_equal<4>;
+    case 8:
+      return add_equal<8>;
+    case 16:
+      return add_equal<16>;
+    case 32:
+      return add_equal<32>;
+    default:
+      return nullptr;
+  }
 }
 
 // Adds up the tiles of a part: all that lie between the same rows at a time.
@@ -135,6 +179,7 @@ class PartSum {
     const std::int64_t across = std::min(inner_.length, strip);
     height_ = std::min(most_terms / across, outer_.length);
     is_whole_ = height_ == outer_.length && inner_.length <= strip;
+    add_equal_ = is_whole_ ? add_equal_for(inner_.length) : nullptr;
     width_ = inner_.length <= strip ? strip / inner_.length * inner_.length : inner_.length;
     if (!is_whole_) sums_.resize(static_cast<std::size_t>(part.inner_end - part.inner_begin));
   }
@@ -182,7 +227,15 @@ class PartSum {
   bool add_strip(std::int64_t begin, std::int64_t count, double* to) {
     bool is_finite = true;
     std::int64_t tile = begin / inner_.length;
-    for (std::int64_t i = 0; i < count; ++tile) {
+    std::int64_t i = 0;
+    if (add_equal_ != nullptr) {
+      const std::int64_t tiles = count / inner_.length;
+      const std::int64_t step = inner_.number_step;
+      is_finite = add_equal_(squares_.data(), tiles, to + tile * step, step) == 0.0;
+      tile += tiles;
+      i = tiles * inner_.length;
+    }
+    for (; i < count; ++tile) {
       const std::int64_t length = std::min(inner_.end(tile) - (begin + i), count - i);
       const double sum = plain_sum(squares_.data() + i, length);
       if (is_whole_) {
@@ -207,6 +260,7 @@ class PartSum {
   std::int64_t height_;  // rows that are added up by column at a time
   std::int64_t width_;   // strips end at multiples of it
   bool is_whole_;        // whether each tile is one plain sum
+  AddEqual add_equal_;
   std::vector<CompensatedSum> sums_;
   std::array<double, strip> squares_;
   std::array<Key, strip> keys_;

@@ -329,8 +329,8 @@ class Selection {
 
   static bool is_apart(const State& layer) {
     if (layer.tiles.empty()) return true;
-    const bool is_below = layer.below_largest == 0.0 ||
-                          is_before(layer.below_largest, layer.tiles.front().sum);
+    const bool is_below =
+        layer.below_largest == 0.0 || is_before(layer.below_largest, layer.tiles.front().sum);
     return is_below && is_before(layer.tiles.back().sum, layer.above_smallest);
   }
 
@@ -419,8 +419,7 @@ class Selection {
       const double most = by_score_ ? high / (high + after) : high;
       std::int64_t size = 0;
       for (std::size_t i = begin; i < end; ++i) size += size_of(layer, layer.tiles[i].tile);
-      layer.groups.add(low < least_sum ? 0.0 : least * (1.0 - margin), most * (1.0 + margin),
-                       size);
+      layer.groups.add(low < least_sum ? 0.0 : least * (1.0 - margin), most * (1.0 + margin), size);
     }
     layer.groups.finish();
   }
@@ -512,14 +511,14 @@ class Selection {
       if (begin < layer.begin || begin >= layer.end || end - begin == 1) continue;
       std::vector<std::pair<BigUint, Candidate>> sorted(end - begin);
       layer.exact.resize(layer.tiles.size());
-      tiled_.pool.for_each(static_cast<std::int64_t>(sorted.size()),
-                           size_of(layer, layer.tiles[begin].tile) *
-                               static_cast<std::int64_t>(sorted.size()),
-                           [&](std::int64_t i, int) {
-                             const auto at = static_cast<std::size_t>(i);
-                             const Candidate& tile = layer.tiles[begin + at];
-                             sorted[at] = {tiled_.exact.sum_of(layer.id, tile.tile), tile};
-                           });
+      tiled_.pool.for_each(
+          static_cast<std::int64_t>(sorted.size()),
+          size_of(layer, layer.tiles[begin].tile) * static_cast<std::int64_t>(sorted.size()),
+          [&](std::int64_t i, int) {
+            const auto at = static_cast<std::size_t>(i);
+            const Candidate& tile = layer.tiles[begin + at];
+            sorted[at] = {tiled_.exact.sum_of(layer.id, tile.tile), tile};
+          });
       std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
         const int order = BigUint::compare(a.first, b.first);
         return order < 0 || (order == 0 && a.second.tile < b.second.tile);
