@@ -565,7 +565,7 @@ def _asked(
     method: Method | Allocation,
     pattern: str | None,
     dim: int | None,
-    block: Block | None,
+    block: Block | None = None,
 ) -> _Asked:
     """What is asked for, checked as far as that needs no model."""
     parsed = _patterns.parse(pattern, dim)

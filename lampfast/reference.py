@@ -406,11 +406,9 @@ def _tiles(layer: Layer, block: tuple[int, int], dim: int) -> list[list[int]]:
     else:
         by_output = indices.movedim(1 - dim, 0)
         matrix = by_output.reshape(len(by_output), -1) if indices.numel() else indices.reshape(1, 0)
-    bands = matrix.split(max(min(block[0], len(matrix)), 1))
-    width = max(min(block[1], matrix.shape[1]), 1)
-    return [
-        tile.flatten().tolist() for band in bands for tile in band.split(width, 1) if tile.numel()
-    ]
+    rows, columns = matrix.shape
+    corners = itertools.product(range(0, rows, block[0]), range(0, columns, block[1]))
+    return [matrix[i : i + block[0], j : j + block[1]].flatten().tolist() for i, j in corners]
 
 
 def _tile_ranking(
@@ -444,7 +442,8 @@ def _without_zero_tiles(layer: Layer, tiles: list[list[int]]) -> torch.Tensor:
 def _unit(layer: Layer) -> Fraction:
     """The smallest positive number of a layer's dtype."""
     dtype = _tensor(layer).dtype
-    return Fraction(torch.finfo(dtype).smallest_normal) / 2 ** _FORMATS[dtype].fraction_bits
+    normal: float = torch.finfo(dtype).smallest_normal
+    return Fraction(normal) / (1 << _FORMATS[dtype].fraction_bits)
 
 
 def _tensor(layer: Layer) -> torch.Tensor:

@@ -103,10 +103,11 @@ def _by_torch(layer: torch.Tensor, r: int, c: int, count: int) -> torch.Tensor:
     rows, columns = layer.shape
     squares = torch.zeros(-(-rows // r) * r, -(-columns // c) * c, dtype=torch.float64)
     squares[:rows, :columns] = layer.double().square()
-    sums = squares.unflatten(0, (-1, r)).unflatten(2, (-1, c)).sum((1, 3))
+    tiled = (squares.shape[0] // r, r, squares.shape[1] // c, c)
+    sums = squares.reshape(tiled).sum((1, 3))
     sizes = torch.zeros_like(squares)
     sizes[:rows, :columns] = 1
-    sizes = sizes.unflatten(0, (-1, r)).unflatten(2, (-1, c)).sum((1, 3)).flatten()
+    sizes = sizes.reshape(tiled).sum((1, 3)).flatten()
     order = sums.flatten().sort(stable=True).indices
     gone = order[sizes[order].cumsum(0) <= count]
     kept = torch.ones(sums.numel(), dtype=torch.bool)
@@ -141,7 +142,7 @@ def test_scores_of_many_tiles_are_those_of_exact_sums() -> None:
         for sparsity in (0.02, 0.5, 0.9):
             found = lampfast.masks(layers, sparsity, block=(1, 4), method=method)
             sums = {
-                name: layer.double().square().unflatten(1, (-1, 4)).sum(2).flatten()
+                name: layer.double().square().reshape(-1, 4).sum(1)
                 for name, layer in layers.items()
             }
             if method == "lamp":  # which ties nowhere here, and differs by far more than rounding
@@ -227,18 +228,18 @@ class Experts(nn.Module):
 
 
 def test_experts_are_layers() -> None:
-    model = nn.ModuleDict({"experts": Experts()})
-    kept = lampfast.masks(model, 0.5, block="row")
+    experts = Experts()
+    kept = lampfast.masks(nn.ModuleDict({"experts": experts}), 0.5, block="row")
     gate_up = kept["experts.gate_up_proj"]  # each of whose columns is an output
     assert torch.equal(gate_up.any(1), gate_up.all(1))
     assert not gate_up.all()
     weights = {
         f"{i}": half
         for i, half in enumerate(
-            part for it in model["experts"].gate_up_proj.detach() for part in (it[:, :6], it[:, 6:])
+            part for it in experts.gate_up_proj.detach() for part in (it[:, :6], it[:, 6:])
         )
     }
-    weights |= {f"d{i}": it for i, it in enumerate(model["experts"].down_proj.detach())}
+    weights |= {f"d{i}": it for i, it in enumerate(experts.down_proj.detach())}
     expected = reference.block_masks(weights, 0.5, (1, 100), 0)
     assert torch.equal(gate_up[0][:, :6], expected["0"])
     assert torch.equal(kept["experts.down_proj"][2], expected["d2"])
@@ -314,7 +315,7 @@ def test_zeros_are_kept_through_training_and_grow_with_a_schedule() -> None:
         before = now
     assert 0.75 - 16 / 768 < pruner.report.sparsity <= 0.75
     for zero in before:
-        tiles = zero.unflatten(0, (-1, 4)).unflatten(2, (-1, 4))
+        tiles = zero.reshape(len(zero) // 4, 4, -1, 4)
         assert torch.equal(tiles.all(3).all(1), tiles.any(3).any(1))
     with pytest.raises(ValueError, match="block='rows' is not known"):
         lampfast.Pruner(model, optimizer, schedule, block=wrong("rows"))

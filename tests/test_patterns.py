@@ -297,12 +297,13 @@ def test_a_schedule_gives_the_sparsity_of_a_pattern() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_layout_that_torch_compresses(dtype: torch.dtype) -> None:
     """The weight comes back from its compressed form, which needs no GPU, whatever was zero."""
-    from torch.sparse import _semi_structured_conversions as torch_layout
+    from torch.sparse import _semi_structured_conversions
 
+    layout: Any = _semi_structured_conversions
     weight = torch.randn(64, 128).to(dtype)
     weight[torch.rand(64, 128) < 0.3] = 0
     lampfast.prune([weight], pattern="2:4")
-    values, places = torch_layout.sparse_semi_structured_from_dense_cutlass(weight)
+    values, places = layout.sparse_semi_structured_from_dense_cutlass(weight)
     assert values.shape == (64, 64)
-    back = torch_layout.sparse_semi_structured_to_dense_cutlass(values, places)
+    back = layout.sparse_semi_structured_to_dense_cutlass(values, places)
     assert torch.equal(back, weight)
