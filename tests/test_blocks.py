@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import strategies
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusal import refused
 from strategies import Model
-from torch import nn
+from torch import distributed, nn
 
 import lampfast
 from lampfast import reference
+from lampfast._engine import copies, gpus
 
 VERBS: Any = (lampfast.prune, lampfast.masks, lampfast.report, lampfast.layerwise_sparsity)
 METHODS = ("lamp", "global", "uniform", "erk")
@@ -330,3 +332,31 @@ def test_a_tile_may_be_a_whole_layer() -> None:
     kept = lampfast.masks(model, 0.7, block=(2**40, 2**40))  # each of which scores 1
     assert [bool(mask.all()) for mask in kept.values()] == [False, True, True]
     assert math.prod(kept["b"].shape) == 5
+
+
+def test_layers_on_a_gpu_go_through_host_memory() -> None:
+    model = [torch.randn(8, 8), torch.randn(8, 8)]
+    importance = {name: torch.randn(8, 8) for name in "01"}
+    expected = lampfast.masks(model, 0.5, block=(2, 2), importance=importance)
+    there = {it.untyped_storage()._cdata for it in model}
+
+    def index(tensor: torch.Tensor) -> int:
+        return 0 if tensor.untyped_storage()._cdata in there else gpus.HOST
+
+    with mock.patch.object(gpus, "index", index), mock.patch.object(copies, "_warned", set()):
+        with pytest.warns(UserWarning, match="does not prune by block="):
+            masks = lampfast.masks(model, 0.5, block=(2, 2), importance=importance)
+        assert_same_masks(masks, expected)
+        lampfast.prune(model, 0.5, block=(2, 2), importance=importance)
+    for weight, mask in zip(model, expected.values(), strict=True):
+        assert torch.equal(weight != 0, mask)
+
+
+def test_sharded_models_are_refused() -> None:
+    weight = torch.ones(4, 4)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with refused(ValueError, "block=(2, 2)", "before the model is sharded", keeps=[weight]):
+            lampfast.prune([weight], 0.5, block=(2, 2), group=distributed.group.WORLD)
+    finally:
+        distributed.destroy_process_group()
