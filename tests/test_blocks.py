@@ -344,7 +344,7 @@ def test_layers_on_a_gpu_go_through_host_memory() -> None:
         return 0 if tensor.untyped_storage()._cdata in there else gpus.HOST
 
     with mock.patch.object(gpus, "index", index), mock.patch.object(copies, "_warned", set()):
-        with pytest.warns(UserWarning, match="does not prune by block="):
+        with pytest.warns(UserWarning, match="nor prune by block="):
             masks = lampfast.masks(model, 0.5, block=(2, 2), importance=importance)
         assert_same_masks(masks, expected)
         lampfast.prune(model, 0.5, block=(2, 2), importance=importance)

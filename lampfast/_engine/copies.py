@@ -27,7 +27,7 @@ _HINTS = {  # for types of devices that another build could prune on
 
 _PACKAGE = __name__.partition(".")[0]
 
-_warned: set[str] = set()  # types of devices, and of those of layers with scales
+_warned: set[str] = set()  # types of devices, and of those with an engine that lacks something
 
 
 def is_local(tensor: torch.Tensor) -> bool:
@@ -40,20 +40,16 @@ def has_address(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu or tensor.device.type in _UNIFIED
 
 
-def to_host(tensor: torch.Tensor, *, has_scales: bool = False) -> torch.Tensor:
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in host memory; warns once for each type of device that it is made."""
     kind = tensor.device.type
     what, why = f"layers on {tensor.device}", f"this build has no engine for {kind} devices"
     hint = _HINTS.get(kind, "")
     if tensor.is_cuda:
         gpus.refuse_capture(tensor.device.index)
-    if is_local(tensor):
-        hint = ""
-        if has_scales:
-            kind, what = f"{kind} with scales", f"float8 {what} with scales"
-            why = "the engine for GPUs does not multiply by them"
-        else:
-            kind, why = f"{kind} with blocks", "the engine for GPUs does not prune by block="
+    if is_local(tensor):  # a layer with scales, or of tiles
+        kind, hint = f"{kind} with scales or block=", ""
+        why = "the engine for GPUs does not multiply by scales, nor prune by block="
     if kind not in _warned:
         warnings.warn(
             f"{what} are copied to host memory and back, since {why}; the result is the same, but "

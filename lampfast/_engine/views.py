@@ -395,9 +395,7 @@ def local(views: Sequence[View]) -> Sequence[View]:
     return [
         view
         if (remote := view.remote) is None
-        else _view(
-            view.name, copies.to_host(remote, has_scales=view.scales is not None), view.dtype
-        ).scaled(view.scales)
+        else _view(view.name, copies.to_host(remote), view.dtype).scaled(view.scales)
         for view in views
     ]
 
