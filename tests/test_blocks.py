@@ -354,7 +354,8 @@ def test_layers_on_a_gpu_go_through_host_memory() -> None:
 
 def test_sharded_models_are_refused() -> None:
     weight = torch.ones(4, 4)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    backend: Any = distributed
+    distributed.init_process_group("gloo", store=backend.HashStore(), rank=0, world_size=1)
     try:
         with refused(ValueError, "block=(2, 2)", "before the model is sharded", keeps=[weight]):
             lampfast.prune([weight], 0.5, block=(2, 2), group=distributed.group.WORLD)

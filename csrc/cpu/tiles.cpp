@@ -16,6 +16,7 @@
 #include "core/test_sizes.h"
 #include "cpu/chunks.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/large_pages.h"
 
 namespace lampfast::cpu {
 namespace {
@@ -337,7 +338,9 @@ std::vector<TileSums> Tiles::sums(const std::vector<double>& scales) const {
   std::vector<TileSums> sums;
   sums.reserve(layers_.size());
   for (const Tiling& tiling : tilings_) {
-    sums.emplace_back(new double[static_cast<std::size_t>(tiling.count())]);
+    const auto count = static_cast<std::size_t>(tiling.count());
+    sums.emplace_back(new double[count]);
+    use_large_pages(sums.back().get(), count * sizeof(double));
   }
   for_each_part(parts_of(tilings_), total_size(layers_), pool_, [&](const TilePart& part) {
     const Layer& layer = layers_[part.layer];
@@ -393,6 +396,12 @@ TileWriter::TileWriter(const std::vector<Layer>& targets, const std::vector<Bloc
       tilings_(tilings_of(targets, blocks)),
       parts_(parts_of(tilings_)),
       pool_(pool) {
+  for (const Layer& target : targets_) {
+    const bool is_mask = target.dtype == Dtype::boolean;
+    if (is_mask && is_row_major(target.shape, target.strides)) {
+      use_large_pages(target.data, static_cast<std::size_t>(target.size));
+    }
+  }
   pool_.start_helpers(static_cast<std::int64_t>(parts_.size()), total_size(targets_));
 }
 
