@@ -17,6 +17,7 @@
 #include "core/not_finite.h"
 #include "core/packed_mask.h"
 #include "core/selection_spec.h"
+#include "core/tiling.h"
 #include "cpu/kernels/kernels.h"
 #include "cuda/gpu_backend.h"
 #include "prune.h"
@@ -179,6 +180,19 @@ struct py::detail::type_caster<GroupPattern> {
   bool load(handle source, bool) {
     const auto [kept, size, axis] = py::cast<std::tuple<int, int, int>>(source);
     value = {kept, size, axis};
+    return true;
+  }
+};
+
+// Python passes a block as a tuple (rows, columns, axis).
+template <>
+struct py::detail::type_caster<BlockShape> {
+  PYBIND11_TYPE_CASTER(BlockShape, const_name("tuple[int, int, int]"));
+
+  bool load(handle source, bool) {
+    const auto [rows, columns, axis] =
+        py::cast<std::tuple<std::int64_t, std::int64_t, int>>(source);
+    value = {rows, columns, axis};
     return true;
   }
 };
@@ -419,6 +433,20 @@ void bind_calls(py::module_& m) {
       layers, targets, py::arg("patterns"), machine, before_writing);
   m.def("group_thresholds", &group_thresholds, layers, py::arg("patterns"), machine, released);
   m.def("mask_groups", &mask_groups, layers, masks_arg, py::arg("patterns"), machine, released);
+  m.def(
+      "prune_blocks",
+      [](const std::vector<Layer>& ranked, const std::vector<Layer>& weights,
+         const std::vector<BlockShape>& blocks, const SelectionSpec& asked, const Machine& lent,
+         const py::object& before) {
+        return thresholds_of(before, [&](const ResultSink& sink) {
+          prune_blocks(ranked, weights, blocks, asked, lent, sink);
+        });
+      },
+      layers, targets, py::arg("blocks"), spec, machine, before_writing);
+  m.def("block_thresholds", &block_thresholds, layers, py::arg("blocks"), spec, machine, released);
+  m.def("mask_blocks", &mask_blocks, layers, masks_arg, py::arg("blocks"), spec, machine, released);
+  m.def("sizes_of_zero_blocks", &sizes_of_zero_blocks, layers, py::arg("blocks"), machine,
+        released);
   m.def("score", &score, layers, py::arg("scores"), machine, released);
   m.def("first_not_finite", &first_not_finite, layers, machine, released);
   m.def("pack", &pack, layers, masks_arg, machine, released);

@@ -3,6 +3,7 @@
 // (bounds in doubles first, big integers last).
 #include "prune.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -12,12 +13,14 @@
 
 #include "core/check_layers.h"
 #include "core/key_format.h"
+#include "cpu/tiles.h"
 #include "estimate/estimate.h"
 #include "estimate/scales.h"
 #include "select/bound_threshold.h"
 #include "select/evidence.h"
 #include "select/narrow.h"
 #include "select/select_exact.h"
+#include "select/select_tiles.h"
 
 namespace lampfast {
 namespace {
@@ -104,13 +107,17 @@ void check_finite(Backends& backends) {
   }
 }
 
+// A threshold of which nothing but the count is told.
+LayerThreshold only_count(std::int64_t pruned) {
+  return {0, 0, pruned, std::numeric_limits<double>::infinity()};
+}
+
 std::vector<LayerThreshold> count_pruned(Backends& backends,
                                          const std::vector<GroupPattern>& patterns) {
   naming_not_finite(backends, [&] { check_finite(backends); });
   std::vector<LayerThreshold> counts;
   for (std::size_t i = 0; i < patterns.size(); ++i) {
-    const std::int64_t pruned = pruned_by(backends.layers()[i], patterns[i]);
-    counts.push_back({0, 0, pruned, std::numeric_limits<double>::infinity()});
+    counts.push_back(only_count(pruned_by(backends.layers()[i], patterns[i])));
   }
   return counts;
 }
@@ -119,6 +126,49 @@ void refuse_scales(const std::vector<Layer>& layers) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].scales) refuse("layer", i, "scales", "none, as what is stored is looked at");
   }
+}
+
+// What the squares of each layer's tiles are multiplied by, squared. All have the same scale if
+// they are to be compared with each other.
+std::vector<double> scales_of_tiles(Backends& backends, Ranking ranking) {
+  std::vector<double> scales = find_scales(backends);
+  if (ranking == Ranking::magnitude && !scales.empty()) {
+    std::fill(scales.begin(), scales.end(), *std::min_element(scales.begin(), scales.end()));
+  }
+  return scales;
+}
+
+// Reads the tiles' sums, and calls body(tiled) with them.
+template <class Body>
+auto with_tiles(Backends& backends, const std::vector<BlockShape>& blocks, Ranking ranking,
+                Body&& body) {
+  check_blocks(backends.layers(), blocks);
+  const cpu::Tiles tiles(backends.layers(), blocks, backends.pool());
+  const std::vector<TileSums> sums =
+      naming_not_finite(backends, [&] { return tiles.sums(scales_of_tiles(backends, ranking)); });
+  return body(TiledLayers{backends.layers(), tiles.tilings(), sums, tiles, backends.pool()});
+}
+
+struct SelectedTiles {
+  Fates fates;
+  std::vector<LayerThreshold> counts;
+};
+
+SelectedTiles select_blocks(Backends& backends, const std::vector<BlockShape>& blocks,
+                            const SelectionSpec& spec) {
+  spec.check(backends.layers());
+  return with_tiles(backends, blocks, spec.ranking, [&](const TiledLayers& tiled) {
+    SelectedTiles selected{select_tiles(tiled, spec), {}};
+    for (std::size_t i = 0; i < tiled.layers.size(); ++i) {
+      std::int64_t pruned = 0;
+      const Tiling& tiling = tiled.tilings[i];
+      tiling.for_each_size(0, tiling.count(), [&](std::int64_t tile, std::int64_t size) {
+        if (selected.fates[i][static_cast<std::size_t>(tile)] == Fate::goes) pruned += size;
+      });
+      selected.counts.push_back(only_count(pruned));
+    }
+    return selected;
+  });
 }
 
 void check_packed(const std::vector<Layer>& layers, const PackedMasks& masks) {
@@ -186,6 +236,41 @@ void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& mas
   check_patterns(layers, patterns);
   Backends backends({layers, masks}, machine);
   naming_not_finite(backends, [&] { backends.mask_groups(patterns); });
+}
+
+std::vector<LayerThreshold> block_thresholds(const std::vector<Layer>& layers,
+                                             const std::vector<BlockShape>& blocks,
+                                             const SelectionSpec& spec, const Machine& machine) {
+  Backends backends({layers, no_targets}, machine);
+  return select_blocks(backends, blocks, spec).counts;
+}
+
+void prune_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                  const std::vector<BlockShape>& blocks, const SelectionSpec& spec,
+                  const Machine& machine, const ResultSink& sink) {
+  check_targets(layers, targets, Written::weights);
+  Backends backends({layers, targets}, machine);
+  const SelectedTiles selected = select_blocks(backends, blocks, spec);
+  cpu::TileWriter writer(targets, blocks, selected.fates, backends.pool());
+  sink(selected.counts);
+  writer.write();
+}
+
+void mask_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                 const std::vector<BlockShape>& blocks, const SelectionSpec& spec,
+                 const Machine& machine) {
+  check_targets(layers, masks, Written::masks);
+  Backends backends({layers, masks}, machine);
+  const SelectedTiles selected = select_blocks(backends, blocks, spec);
+  cpu::TileWriter(masks, blocks, selected.fates, backends.pool()).write();
+}
+
+std::vector<std::int64_t> sizes_of_zero_blocks(const std::vector<Layer>& layers,
+                                               const std::vector<BlockShape>& blocks,
+                                               const Machine& machine) {
+  Backends backends({layers, no_targets}, machine);
+  return with_tiles(backends, blocks, Ranking::per_layer,
+                    [](const TiledLayers& tiled) { return sizes_of_zero_tiles(tiled); });
 }
 
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

@@ -16,6 +16,7 @@
 #include "core/not_finite.h"
 #include "core/packed_mask.h"
 #include "core/selection_spec.h"
+#include "core/tiling.h"
 
 namespace lampfast {
 
@@ -47,6 +48,23 @@ void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& ta
                   const ResultSink& sink);
 void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
                  const std::vector<GroupPattern>& patterns, const Machine& machine);
+
+// The same with blocks (core/tiling.h) of layers in host memory: tiles go in the order of their
+// scores as long as their weights fit the counts.
+std::vector<LayerThreshold> block_thresholds(const std::vector<Layer>& layers,
+                                             const std::vector<BlockShape>& blocks,
+                                             const SelectionSpec& spec, const Machine& machine);
+void prune_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+                  const std::vector<BlockShape>& blocks, const SelectionSpec& spec,
+                  const Machine& machine, const ResultSink& sink);
+void mask_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
+                 const std::vector<BlockShape>& blocks, const SelectionSpec& spec,
+                 const Machine& machine);
+
+// How many weights of each layer are in tiles that are zero throughout.
+std::vector<std::int64_t> sizes_of_zero_blocks(const std::vector<Layer>& layers,
+                                               const std::vector<BlockShape>& blocks,
+                                               const Machine& machine);
 
 // Returns the thresholds by which prune would prune; writes nothing.
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

@@ -159,6 +159,32 @@ def mask_groups(
     patterns: Sequence[tuple[int, int, int]],
     machine: Machine,
 ) -> None: ...
+
+# Blocks are tuples (rows, columns, dimension of the inputs), one for each layer in host memory.
+def block_thresholds(
+    layers: Sequence[Layer],
+    blocks: Sequence[tuple[int, int, int]],
+    spec: SelectionSpec,
+    machine: Machine,
+) -> list[LayerThreshold]: ...
+def prune_blocks(
+    layers: Sequence[Layer],
+    targets: Sequence[Layer],
+    blocks: Sequence[tuple[int, int, int]],
+    spec: SelectionSpec,
+    machine: Machine,
+    before_writing: Callable[[list[LayerThreshold]], object] | None = None,
+) -> list[LayerThreshold]: ...
+def mask_blocks(
+    layers: Sequence[Layer],
+    masks: Sequence[Layer],
+    blocks: Sequence[tuple[int, int, int]],
+    spec: SelectionSpec,
+    machine: Machine,
+) -> None: ...
+def sizes_of_zero_blocks(
+    layers: Sequence[Layer], blocks: Sequence[tuple[int, int, int]], machine: Machine
+) -> list[int]: ...
 def score(layers: Sequence[Layer], scores: Sequence[Layer], machine: Machine) -> None: ...
 def first_not_finite(
     layers: Sequence[Layer], machine: Machine | ShardedMachine

@@ -129,7 +129,7 @@ def grouped(model: object, found: Layers, layers: Sequence[View], dim: int | Non
     Raises:
         ValueError: A layer has no such dimension.
     """
-    own = {} if dim is not None else _first_dims(model, found)
+    own = {} if dim is not None else first_dims(model, found)
     cut = []
     for layer in layers:
         ndim = len(layer.shape)
@@ -149,8 +149,11 @@ def grouped(model: object, found: Layers, layers: Sequence[View], dim: int | Non
     return cut
 
 
-def _first_dims(model: object, found: Layers) -> dict[str, int]:
-    """The names of layers that have their inputs in the first dimension, with that."""
+def first_dims(model: object, found: Layers) -> dict[str, int]:
+    """The names of layers that have their inputs in the first dimension, with that.
+
+    Other layers have them in dimension 1, vectors in their only one.
+    """
     if isinstance(model, nn.Module):
         model, _ = _modules.unwrapped(model)
         modules = {

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 Thresholds = list[_core.LayerThreshold]
 
 
-def are_needed(found: Layers, group: ProcessGroup | None, pattern: object = None) -> bool:
+def are_needed(
+    found: Layers, group: ProcessGroup | None, pattern: object = None, block: object = None
+) -> bool:
     """Whether a layer is a DTensor, of which other ranks have other parts; or a group is given.
 
     Raises:
         TypeError: What is given is no group of torch.distributed.
-        ValueError: torch.distributed does not run; or a pattern is asked for, or a
-            layer has scales.
+        ValueError: torch.distributed does not run; or a pattern or block is asked for, or a layer
+            has scales.
     """
     replicas.check_group(group, "group")
     needed = group is not None or any(map(shards.is_sharded, found.wholes.values()))
@@ -44,6 +46,11 @@ def are_needed(found: Layers, group: ProcessGroup | None, pattern: object = None
         raise ValueError(
             f"pattern={pattern!r} is asked for in a sharded model, whose groups may lie on several "
             "ranks; choose the pattern before the model is sharded"
+        )
+    if needed and block is not None:
+        raise ValueError(
+            f"block={block!r} is asked for in a sharded model, whose tiles may lie on several "
+            "ranks; prune by blocks before the model is sharded"
         )
     return needed
 

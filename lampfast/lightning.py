@@ -51,6 +51,8 @@ class PruningCallback(PrunerCallback, lightning.pytorch.Callback, pytorch_lightn
         pattern: ":m", as ":8": each layer keeps n of m, with its own n, for the sparsity that the
             schedule gives.
         dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         stacked: Glob pattern or patterns over the names of parameters that hold several layers, one

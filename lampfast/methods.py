@@ -104,7 +104,11 @@ def allocation_spec(
 
 
 def selection_spec(
-    method: Method, count: int, layers: Sequence[View], sources: Sequence[View]
+    method: Method,
+    count: int,
+    layers: Sequence[View],
+    sources: Sequence[View],
+    tiles: Sequence[tuple[int, int, int]] | None = None,
 ) -> _core.SelectionSpec:
     """What the engine is to select for a method that prunes `count` weights of all layers together.
 
@@ -113,6 +117,7 @@ def selection_spec(
         count: How many are pruned in all.
         layers: Views that the engine can reach.
         sources: What is scored in the layers' place, or the layers themselves.
+        tiles: Where blocks are pruned, those of each layer.
 
     Raises:
         ValueError: The method cannot prune as many weights.
@@ -122,7 +127,10 @@ def selection_spec(
             return _core.SelectionSpec(_core.Ranking.lamp, [count])
         case "global":
             return _core.SelectionSpec(_core.Ranking.magnitude, [count])
-    zeros = [found.pruned for found in calls.zero_thresholds(layers, sources)]
+    if tiles is not None:
+        zeros = calls.sizes_of_zero_blocks(layers, sources, tiles)
+    else:
+        zeros = [found.pruned for found in calls.zero_thresholds(layers, sources)]
     return spec_beside_zeros(method, count, [layer.weight.shape for layer in layers], zeros)
 
 

@@ -7,7 +7,8 @@ from functools import partial
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from lampfast import _arguments, _core, _coverage, _patterns, _ranks, methods, parameters
+from lampfast import _arguments, _blocks, _core, _coverage, _patterns, _ranks, methods, parameters
+from lampfast._blocks import Block
 from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
@@ -28,6 +29,7 @@ def prune(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -89,6 +91,15 @@ def prune(
             an allocation the one nearest to it. m is 2 to 64. A group at the end with fewer than
             m weights keeps in proportion, rounded up; a layer that so loses nothing is warned of.
         dim: Another dimension along which groups lie, for all layers.
+        block: Tiles of weights that go or stay together: (r, c) for r outputs by c inputs, "row"
+            for whole outputs, "column" for whole inputs. A layer is a matrix of its outputs and
+            inputs (transposed where inputs come first, as above), a convolution's weight the one
+            that weight.reshape(out, -1) is, of which "column" takes an input with its whole kernel;
+            tiles at the edges are smaller. The method ranks tiles in place of weights: their
+            magnitude is their 2-norm. They go as long as they fit the sparsity, which is then
+            reached up to a tile (docs/exactness.md, section 11); a weight that is zero counts as
+            pruned only where its whole tile is zero. Layers on a GPU go through host memory, with
+            a warning.
         include: Glob pattern or patterns over the names of a module's parameters (or a mapping's
             keys, or a sequence's positions): these are the layers. Without it, a module's layers
             are the weights of its linear, convolution, bilinear, attention and recurrent modules,
@@ -120,7 +131,7 @@ def prune(
 
     Raises:
         TypeError: The model, a layer or a sparsity has a type, dtype, layout or device that is not
-            pruned; or there is no sparsity, or one beside an allocation.
+            pruned; there is no sparsity, or one beside an allocation; or a pattern and a block.
         ValueError: A sparsity is out of range, a value is NaN or infinite, a pattern matches
             nothing, layers share memory in part, or a layer cannot be written, is computed from
             others, holds the directions of weight_norm, is scaled in a way that is not known, or is
@@ -139,6 +150,7 @@ def prune(
         method=method,
         pattern=pattern,
         dim=dim,
+        block=block,
         include=include,
         exclude=exclude,
         stacked=stacked,
@@ -155,6 +167,7 @@ def pruned(
     method: Method | Allocation,
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -164,10 +177,10 @@ def pruned(
 ) -> Report:
     """What `prune` does; `record` is called once nothing can keep the weights from changing."""
     with _ranks.telling_others(model, group):
-        asked = _asked(sparsity, method, pattern, dim)
+        asked = _asked(sparsity, method, pattern, dim, block)
         found = parameters.find(model, include, exclude, stacked).ranked(importance)
         left = _coverage.left_out(found)
-        are_several = _ranks.are_needed(found.layers, group, pattern)
+        are_several = _ranks.are_needed(found.layers, group, pattern, block)
 
     if are_several:
         made = partial(reported, left_out=left)
@@ -179,8 +192,8 @@ def pruned(
             record(report)
         return report
 
-    layers = found.layers.checked(write=True)
-    wholes = found.layers.views(layers)
+    layers = _reachable(found.layers.checked(write=True), asked)
+    wholes = _reachable(found.layers.views(layers), asked)
     importances = _sources(found.layers, layers, importance, write=True)
     targets, sources, spec = _plan(model, found.layers, layers, importances, asked)
     _coverage.warn(model, found, left, layers)
@@ -201,6 +214,7 @@ def masks(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -235,6 +249,8 @@ def masks(
         pattern: "n:m", as "2:4", keeps n of every m weights along a layer's inputs, with no
             sparsity beside it; ":m", as ":8", gives every layer an n of its own for the sparsity.
         dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -267,15 +283,15 @@ def masks(
         2021, arXiv 2010.07611, section 2.
     """
     with _ranks.telling_others(model, group):
-        asked = _asked(sparsity, method, pattern, dim)
+        asked = _asked(sparsity, method, pattern, dim, block)
         found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
-        are_several = _ranks.are_needed(found, group, pattern)
+        are_several = _ranks.are_needed(found, group, pattern, block)
         if are_several and out is not None:
             raise TypeError("out is given for a sharded model, whose masks are always new; drop it")
     if are_several:
         return _ranks.masks(found, group, sparsity, method, importance)
-    layers = found.checked()
-    wholes = found.views(layers)
+    layers = _reachable(found.checked(), asked)
+    wholes = _reachable(found.views(layers), asked)
     scored = _sources(found, layers, importance)
     given = None if out is None else views.given_masks(out, wholes, layers, scored)
     targets, sources, spec = _plan(model, found, layers, scored, asked)
@@ -367,6 +383,7 @@ def report(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -395,6 +412,8 @@ def report(
         pattern: "n:m", as "2:4", keeps n of every m weights along a layer's inputs, with no
             sparsity beside it; ":m", as ":8", gives every layer an n of its own for the sparsity.
         dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -416,14 +435,14 @@ def report(
             sparsity.
     """
     with _ranks.telling_others(model, group):
-        asked = _asked_of_report(sparsity, method, pattern, dim, importance)
+        asked = _asked_of_report(sparsity, method, pattern, dim, block, importance)
         found = parameters.find(model, include, exclude, stacked).ranked(importance)
         left = _coverage.left_out(found)
-        are_several = _ranks.are_needed(found.layers, group, pattern)
+        are_several = _ranks.are_needed(found.layers, group, pattern, block)
     if are_several:
         made = _ranks.thresholds(found.layers, group, sparsity, method, importance)
         return reported(*made, left)
-    layers = found.layers.checked()
+    layers = _reachable(found.layers.checked(), asked)
     if asked is None:
         targets = views.local(layers)
         return reported(layers, calls.zero_thresholds(targets, targets), left)
@@ -440,6 +459,7 @@ def layerwise_sparsity(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -464,6 +484,8 @@ def layerwise_sparsity(
         pattern: "n:m", as "2:4", keeps n of every m weights along a layer's inputs, with no
             sparsity beside it; ":m", as ":8", gives every layer an n of its own for the sparsity.
         dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -487,13 +509,14 @@ def layerwise_sparsity(
         Lee, Park, Mo, Ahn, Shin: Layer-adaptive sparsity for the Magnitude-based Pruning, ICLR
         2021, arXiv 2010.07611, section 2.
     """
-    _asked(sparsity, method, pattern, dim)  # report can do without
+    _asked(sparsity, method, pattern, dim, block)  # report can do without
     planned = report(
         model,
         sparsity,
         method=method,
         pattern=pattern,
         dim=dim,
+        block=block,
         include=include,
         exclude=exclude,
         stacked=stacked,
@@ -505,18 +528,20 @@ def layerwise_sparsity(
 
 def _sources(
     found: Layers,
-    layers: list[View],
+    layers: Sequence[View],
     importance: Mapping[str, Weight] | None,
     *,
     write: bool = False,
-) -> list[View]:
+) -> Sequence[View]:
     """What is scored: the importances, or the layers themselves."""
     if importance is None:
         return layers
     return views.importances(found.importances(importance), layers, write=write)
 
 
-def _local(layers: list[View], sources: list[View]) -> tuple[Sequence[View], Sequence[View]]:
+def _local(
+    layers: Sequence[View], sources: Sequence[View]
+) -> tuple[Sequence[View], Sequence[View]]:
     """Both where the engine can reach them; layers that are their own sources stay one list."""
     targets = views.local(layers)
     if sources is layers:
@@ -530,18 +555,31 @@ class _Asked(NamedTuple):
     sparsity: float | None
     method: Method | Allocation
     pattern: Pattern | None
+    block: Block | None
 
 
 def _asked(
-    sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
+    sparsity: float | None,
+    method: Method | Allocation,
+    pattern: str | None,
+    dim: int | None,
+    block: Block | None = None,
 ) -> _Asked:
     """What is asked for, checked as far as that needs no model."""
     parsed = _patterns.parse(pattern, dim)
+    tiles = _blocks.parse(block, pattern)
     if parsed is not None and parsed.kept is not None:
         _patterns.check_alone(parsed, sparsity, method)
     else:
         methods.check_choice(sparsity, method)
-    return _Asked(sparsity, method, parsed)
+    return _Asked(sparsity, method, parsed, tiles)
+
+
+def _reachable(found: Sequence[View], asked: _Asked | None) -> Sequence[View]:
+    """The views, those on GPUs as of weights that are copied where blocks are asked for."""
+    if asked is None or asked.block is None:
+        return found
+    return [view.through_host() for view in found]
 
 
 def _asked_of_report(
@@ -549,11 +587,12 @@ def _asked_of_report(
     method: Method | Allocation,
     pattern: str | None,
     dim: int | None,
+    block: Block | None,
     importance: Mapping[str, Weight] | None,
 ) -> _Asked | None:
     """The same, or None for what there is now."""
-    if sparsity is not None or pattern is not None or isinstance(method, Mapping):
-        return _asked(sparsity, method, pattern, dim)
+    if any(it is not None for it in (sparsity, pattern, block)) or isinstance(method, Mapping):
+        return _asked(sparsity, method, pattern, dim, block)
     _patterns.parse(pattern, dim)
     methods.check(method)
     if method != "lamp" or importance is not None:
@@ -607,11 +646,17 @@ def selected(
 
 
 def _plan(
-    model: Model, found: Layers, layers: list[View], sources: list[View], asked: _Asked
+    model: Model,
+    found: Layers,
+    layers: Sequence[View],
+    sources: Sequence[View],
+    asked: _Asked,
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """Both where the engine can reach them, and what it is to select of them."""
-    grouped, count = None, None
+    grouped, count, tiles = None, None, None
     spec: calls.Selection | None = None
+    if asked.block is not None:
+        tiles = _blocks.shapes(model, found, sources, asked.block)
     if asked.pattern is not None:
         if scaled := [source.name for source in sources if source.scales is not None]:
             raise ValueError(
@@ -626,12 +671,14 @@ def _plan(
         count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
     targets, scored = _local(layers, sources)  # which may copy, and so comes after the checks
     if count is not None:
-        spec = methods.selection_spec(cast(Method, asked.method), count, targets, scored)
+        spec = methods.selection_spec(cast(Method, asked.method), count, targets, scored, tiles)
     if asked.pattern is not None and grouped is not None:
         pruned, are_apart = None, isinstance(asked.method, Mapping)
         if spec is not None:
             pruned = [found.pruned for found in calls.thresholds(targets, scored, spec)]
         spec = _patterns.groups(asked.pattern, grouped, pruned, are_apart=are_apart)
+    if tiles is not None:
+        spec = calls.Blocks(tiles, cast(_core.SelectionSpec, spec))
     assert spec is not None
     return targets, scored, spec
 

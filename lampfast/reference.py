@@ -228,6 +228,81 @@ def group_masks(
     return result
 
 
+def block_masks(
+    layers: Mapping[str, Layer],
+    sparsity: float,
+    block: tuple[int, int],
+    dim: int = 1,
+    importance: Mapping[str, Layer] | None = None,
+    method: str = "lamp",
+) -> dict[str, torch.Tensor]:
+    """Return the masks that keep all but the tiles that go first.
+
+    A layer is a matrix: its rows are the outputs, and its columns the inputs, each with all
+    positions of its kernel in row-major order. A tile's sum is that of its squares. Order a layer's
+    tiles by (sum, position), ascending; the score of one is its sum over the sum of all from it on,
+    and 0 where its sum is 0. Tiles of all layers go in the order of (score, layer position, sum,
+    tile position), until one has more weights than are still to go.
+
+    Example:
+        >>> import torch
+        >>> from lampfast import reference
+        >>> reference.block_masks({"a": torch.tensor([[3.0, 4.0, 5.0, 0.0, 1.0]])}, 0.6, (1, 2))
+        {'a': tensor([[False, False,  True,  True, False]])}
+
+        The tile (1) of one weight goes first, then (3, 4): of equal sums the one before (5, 0).
+
+    Args:
+        layers: Name to float tensor or array, of any shape; their order is the layer position.
+        sparsity: How much to prune at most, as for `masks`.
+        block: The rows and columns of a tile. Those at the end of a row or a column are smaller.
+        dim: The dimension of the inputs, 0 or 1; the other one is that of the outputs. A vector has
+            inputs only.
+        importance: Name to tensor or array of the layer's shape, whose magnitude takes |w|'s place.
+        method: As for `masks`. "global" compares sums in place of scores. Of those that give each
+            layer a number, what is not in tiles of sum 0 remains, and tiles of a layer go until one
+            has more weights than its layer still has to lose.
+
+    Returns:
+        Name to bool tensor of the layer's shape, True where the element is kept.
+
+    Raises:
+        KeyError: A dtype is not one that lampfast prunes.
+        ValueError: As for `masks`.
+
+    Source:
+        lampfast's own: the score of Lee et al., ICLR 2021 (arXiv 2010.07611), of tiles.
+    """
+    chosen = layers if importance is None else {name: importance[name] for name in layers}
+    tiles = {name: _tiles(layer, block, dim) for name, layer in chosen.items()}
+    rankings = [
+        _tile_ranking(position, name, layer, tiles[name], method)
+        for position, (name, layer) in enumerate(chosen.items())
+    ]
+    total = sum(math.prod(layer.shape) for layer in chosen.values())
+    k = sparsity if isinstance(sparsity, int) else round(sparsity * total)
+    if not 0 <= k <= total:
+        raise ValueError(f"cannot prune {k} of {total} elements")
+
+    kept = {name: torch.ones(layer.shape, dtype=torch.bool) for name, layer in chosen.items()}
+    if method in ("lamp", "global"):
+        queues = [(k, sorted(itertools.chain(*rankings)))]
+    else:
+        alive = {name: _without_zero_tiles(layer, tiles[name]) for name, layer in chosen.items()}
+        stay = kept_counts(alive, total - k, method)
+        queues = [
+            (len(kept[name].view(-1)) - stay[name], ranking)
+            for name, ranking in zip(chosen, rankings, strict=True)
+        ]
+    for budget, queue in queues:
+        for *_, number, name in queue:
+            budget -= len(tiles[name][number])
+            if budget < 0:
+                break
+            kept[name].view(-1)[tiles[name][number]] = False
+    return kept
+
+
 def kept_counts(layers: Mapping[str, Layer], kept: int, method: str) -> dict[str, int]:
     """Return how many elements each layer keeps by a method that gives each layer a number.
 
@@ -317,10 +392,58 @@ def _ranking(position: int, layer: Layer, method: str) -> list[_Element]:
     if method == "lamp":
         ranks = _layer_scores(sizes)
     else:
-        dtype = _tensor(layer).dtype
-        normal = Fraction(torch.finfo(dtype).smallest_normal)
-        ranks = [size * normal / 2 ** _FORMATS[dtype].fraction_bits for size in sizes]
+        unit = _unit(layer)
+        ranks = [size * unit for size in sizes]
     return sorted(zip(ranks, itertools.repeat(position), sizes, itertools.count(), strict=False))
+
+
+def _tiles(layer: Layer, block: tuple[int, int], dim: int) -> list[list[int]]:
+    """The flat indices of the elements of every tile."""
+    shape = tuple(layer.shape)
+    indices = torch.arange(math.prod(shape)).reshape(shape)
+    if len(shape) < 2:
+        matrix = indices.reshape(1, -1)
+    else:
+        by_output = indices.movedim(1 - dim, 0)
+        matrix = by_output.reshape(len(by_output), -1) if indices.numel() else indices.reshape(1, 0)
+    rows, columns = matrix.shape
+    corners = itertools.product(range(0, rows, block[0]), range(0, columns, block[1]))
+    return [matrix[i : i + block[0], j : j + block[1]].flatten().tolist() for i, j in corners]
+
+
+def _tile_ranking(
+    position: int, name: str, layer: Layer, tiles: list[list[int]], method: str
+) -> list[tuple[Fraction, int, int, int, str]]:
+    """A layer's tiles in the order in which they go, each as what it is sorted by, and the name."""
+    sizes = magnitudes(layer)
+    sums = [sum(sizes[index] ** 2 for index in tile) for tile in tiles]
+    ascending = sorted(range(len(sums)), key=sums.__getitem__)  # which is stable
+    ranks = [Fraction(0)] * len(sums)
+    if method == "lamp":
+        remaining = 0
+        for number in reversed(ascending):
+            remaining += sums[number]
+            ranks[number] = Fraction(sums[number], remaining or 1)
+    else:
+        ranks = [total * _unit(layer) ** 2 for total in sums]
+    return [(ranks[number], position, sums[number], number, name) for number in ascending]
+
+
+def _without_zero_tiles(layer: Layer, tiles: list[list[int]]) -> torch.Tensor:
+    """Ones, and zeros where a whole tile is zero."""
+    sizes = magnitudes(layer)
+    alive = torch.ones(tuple(layer.shape))
+    for tile in tiles:
+        if not any(sizes[index] for index in tile):
+            alive.view(-1)[tile] = 0
+    return alive
+
+
+def _unit(layer: Layer) -> Fraction:
+    """The smallest positive number of a layer's dtype."""
+    dtype = _tensor(layer).dtype
+    normal: float = torch.finfo(dtype).smallest_normal
+    return Fraction(normal) / (1 << _FORMATS[dtype].fraction_bits)
 
 
 def _tensor(layer: Layer) -> torch.Tensor:

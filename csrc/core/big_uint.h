@@ -50,6 +50,14 @@ class BigUint {
     return product;
   }
 
+  BigUint times(const BigUint& other) const {
+    BigUint product;
+    for (std::size_t i = 0; i < other.limbs_.size(); ++i) {
+      product += times(other.limbs_[i]).shifted(64 * static_cast<int>(i));
+    }
+    return product;
+  }
+
   BigUint shifted(int bits) const {
     const auto words = static_cast<std::size_t>(bits / 64);
     BigUint result = times(std::uint64_t{1} << (bits % 64));

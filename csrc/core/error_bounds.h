@@ -90,6 +90,28 @@ static_assert(covers(score_from_counts, score_margin(compensated_sum)));
 constexpr double score_from_bins = 0x1p-31;
 static_assert(covers(score_from_bins, score_margin(bin_sum + compensated_sum)));
 
+// --- Tiles (core/tiling.h) ---
+//
+// A tile's sum of squares is a CompensatedSum, or at most most_plain_terms squares, and what is
+// above a tile is a CompensatedSum of such sums.
+constexpr double tiles_above = 0x1p-39;
+static_assert(covers(tiles_above, 2.0 * compensated_sum));
+
+// The margin of a score of tiles, which is also more than the relative distance within which the
+// order of two tiles is open: both of their sums' errors.
+constexpr double score_from_tiles = 0x1p-37;
+static_assert(covers(score_from_tiles, score_margin(compensated_sum + tiles_above)));
+static_assert(score_from_tiles > 2.0 * compensated_sum * (1.0 + compensated_sum));
+
+// Where a scale could make squares underflow, those above 0 are at least this. A sum of up to 2^33
+// of them is then wrong by less than 2^-80 of itself if it is at least least_tile_sum; smaller ones
+// are only known to be above 0.
+constexpr double least_tile_square = 0x1p-1022;
+constexpr double least_tile_sum = 0x1p-900;
+static_assert(least_tile_square * static_cast<double>(most_layer_elements) <
+              least_tile_sum * 0x1p-80);
+static_assert(least_tile_sum < 0x1p-298);  // of dtypes with up to 32 bits
+
 // --- The range of doubles ---
 
 // The smallest score that the bounds in doubles tell from others; smaller ones are only known to be

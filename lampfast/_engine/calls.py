@@ -28,7 +28,19 @@ class Groups(NamedTuple):
     patterns: Sequence[tuple[int, int, int]]
 
 
-Selection: TypeAlias = _core.SelectionSpec | Groups
+class Blocks(NamedTuple):
+    """What the engine is to prune where blocks of weights go together.
+
+    Attributes:
+        shapes: For each layer the rows and columns of a tile, and the dimension of its inputs.
+        spec: How tiles are ranked, and how many weights they may have.
+    """
+
+    shapes: Sequence[tuple[int, int, int]]
+    spec: _core.SelectionSpec
+
+
+Selection: TypeAlias = _core.SelectionSpec | Groups | Blocks
 
 
 def thresholds(
@@ -40,6 +52,8 @@ def thresholds(
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             if isinstance(spec, Groups):
                 return _core.group_thresholds(pointers, spec.patterns, machine)
+            if isinstance(spec, Blocks):
+                return _core.block_thresholds(pointers, spec.shapes, spec.spec, machine)
             return _core.thresholds(pointers, spec, machine)
 
 
@@ -59,6 +73,10 @@ def prune(
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             if isinstance(spec, Groups):
                 _core.prune_groups(pointers, targets, spec.patterns, machine, before_writing)
+            elif isinstance(spec, Blocks):
+                _core.prune_blocks(
+                    pointers, targets, spec.shapes, spec.spec, machine, before_writing
+                )
             else:
                 _core.prune(pointers, targets, spec, machine, None, before_writing)
 
@@ -75,8 +93,21 @@ def masks(
         with gpus.machine(pointers, _core.cuda_needs) as machine:
             if isinstance(spec, Groups):
                 _core.mask_groups(pointers, _pointers(outputs), spec.patterns, machine)
+            elif isinstance(spec, Blocks):
+                written = _pointers(outputs)
+                _core.mask_blocks(pointers, written, spec.shapes, spec.spec, machine)
             else:
                 _core.masks(pointers, _pointers(outputs), spec, machine)
+
+
+def sizes_of_zero_blocks(
+    layers: Sequence[View], sources: Sequence[View], shapes: Sequence[tuple[int, int, int]]
+) -> list[int]:
+    """How many weights of each layer are in blocks that are zero throughout."""
+    with _naming_not_finite(layers, sources):
+        pointers = _ranked(sources)
+        with gpus.machine(pointers) as machine:
+            return _core.sizes_of_zero_blocks(pointers, shapes, machine)
 
 
 def scores(layers: Sequence[View], sources: Sequence[View], outputs: Sequence[View]) -> None:

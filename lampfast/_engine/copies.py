@@ -27,7 +27,7 @@ _HINTS = {  # for types of devices that another build could prune on
 
 _PACKAGE = __name__.partition(".")[0]
 
-_warned: set[str] = set()  # types of devices, and of those of layers with scales
+_warned: set[str] = set()  # types of devices, and of those with an engine that lacks something
 
 
 def is_local(tensor: torch.Tensor) -> bool:
@@ -47,9 +47,9 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     hint = _HINTS.get(kind, "")
     if tensor.is_cuda:
         gpus.refuse_capture(tensor.device.index)
-    if is_local(tensor):  # a layer with scales
-        kind, hint = f"{kind} with scales", ""
-        what, why = f"float8 {what} with scales", "the engine for GPUs does not multiply by them"
+    if is_local(tensor):  # a layer with scales, or of tiles
+        kind, hint = f"{kind} with scales or block=", ""
+        why = "the engine for GPUs does not multiply by scales, nor prune by block="
     if kind not in _warned:
         warnings.warn(
             f"{what} are copied to host memory and back, since {why}; the result is the same, but "

@@ -7,7 +7,8 @@ from typing import Any, cast
 from torch import distributed, nn
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _patterns, methods
+from lampfast import _arguments, _blocks, _patterns, methods
+from lampfast._blocks import Block
 from lampfast._training import averages, restarts
 from lampfast._training.averages import Copies, Copy
 from lampfast._training.pruner import Pruner
@@ -28,6 +29,7 @@ class PrunerCallback:
         method: Method = "lamp",
         pattern: str | None = None,
         dim: int | None = None,
+        block: Block | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
         stacked: Patterns = None,
@@ -48,7 +50,8 @@ class PrunerCallback:
         self._restart: Restart | None = None
         self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
-        how = {"method": method, "pattern": pattern, "dim": dim}
+        _blocks.parse(block, pattern)
+        how = {"method": method, "pattern": pattern, "dim": dim, "block": block}
         self._pruning: dict[str, Any] = {"every": every, **how, **self._choice}
         self._pruning["mask_gradients"] = _arguments.flag("mask_gradients", mask_gradients)
 

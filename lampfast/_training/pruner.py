@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _patterns, methods, parameters
+from lampfast import _arguments, _blocks, _patterns, methods, parameters
+from lampfast._blocks import Block
 from lampfast._engine import shards
 from lampfast._engine.interrupts import Deferred
 from lampfast._engine.stacks import Layers
@@ -79,6 +80,8 @@ class Pruner:
         pattern: ":m", as ":8": each layer keeps n of m, with its own n, for the sparsity that the
             schedule gives. (For n:m, prune once and call `keep_zeros`.)
         dim: The dimension along which the groups of a pattern lie, if it is not that of the inputs.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -112,6 +115,7 @@ class Pruner:
         method: Method = "lamp",
         pattern: str | None = None,
         dim: int | None = None,
+        block: Block | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
         stacked: Patterns = None,
@@ -128,7 +132,9 @@ class Pruner:
         self._model, self._group, self._holders = model, process_group, group
         methods.check(method)
         _patterns.check_scheduled(pattern, dim, schedule)
-        self._how: dict[str, Any] = {"method": method, "pattern": pattern, "dim": dim}
+        _blocks.parse(block, pattern)
+        how = {"method": method, "pattern": pattern, "dim": dim, "block": block}
+        self._how: dict[str, Any] = how
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
         found = parameters.find(model, **self._choice).layers
         averages.warn_of_those_inside(model, found.wholes, copies)

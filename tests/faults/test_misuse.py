@@ -159,6 +159,7 @@ _PLAN: dict[str, Any] = {
     "method": "lamp",
     "pattern": None,
     "dim": None,
+    "block": None,
     "importance": _importance,
 }
 
@@ -222,6 +223,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         method="lamp",
         pattern=None,
         dim=None,
+        block=None,
         copies=None,
         masks=_masks,
         mask_gradients=True,
@@ -327,6 +329,7 @@ GOOD: dict[str, list[str]] = {
     "stacked": ["None", "[]", "()"],
     "pattern": ["None"],
     "dim": ["None"],
+    "block": ["None"],
     "leave": ["None", "[]", "()"],
     "copies": ["None", "[]", "()"],
     "importance": ["None"],

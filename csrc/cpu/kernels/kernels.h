@@ -74,6 +74,9 @@ struct Kernels {
   void (*apply_packed_mask)(void* elements, std::int64_t count, const MaskWord* words);
   // Writes the magnitudes as doubles.
   void (*magnitudes)(const void* elements, std::int64_t count, void* doubles);
+  // Adds the squares of elements, times scale^2, to as many sums. Those above 0 are at least
+  // error_bounds::least_tile_square, where the scale could make them underflow.
+  void (*add_squares)(const void* elements, std::int64_t count, double scale, double* sums);
   // A tile holds group_tile groups: key i of group g is keys[i * group_tile + g]. Sets all bits of
   // what has the same place in `kept`, as wide as a key, for the elements that are kept, and none
   // for the `pruned` smallest of each group. Returns the largest key.

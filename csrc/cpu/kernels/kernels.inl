@@ -21,6 +21,7 @@
 #define LAMPFAST_REGISTERS
 #endif
 
+#include "core/error_bounds.h"
 #include "core/key_format.h"
 #include "cpu/kernels/kernels.h"
 
@@ -554,6 +555,53 @@ void magnitudes(const void* elements, std::int64_t count, void* doubles) {
   std::memcpy(to + i, widened, rest * sizeof(double));
 }
 
+template <class Format, bool may_underflow>
+void add_squares_scaled(const typename Format::Storage* elements, std::int64_t count, double scale,
+                        double* sums) {
+  using Key = typename Format::Storage;
+  const auto add = [scale](const Key* from, double* to) {
+    Lanes<Key> keys;
+    std::memcpy(&keys, from, sizeof(keys));
+    keys &= Format::magnitude_mask;
+    Lanes<double> value;
+    values<Format>(value, keys);
+    if constexpr (may_underflow) value *= scale;
+    Lanes<double> square = value * value;
+    if constexpr (may_underflow) {
+      constexpr double least = error_bounds::least_tile_square;
+      const Lanes<double> zero = {};
+      const Lanes<double> lifted = square < least ? zero + least : square;
+      Lanes<double> magnitude;
+      values<Format>(magnitude, keys);  // as a product with the scale may be 0
+      square = magnitude == zero ? zero : lifted;
+    }
+    Lanes<double> sum;
+    std::memcpy(&sum, to, sizeof(sum));
+    sum += square;
+    std::memcpy(to, &sum, sizeof(sum));
+  };
+  std::int64_t i = 0;
+  for (; i + lane_count <= count; i += lane_count) add(elements + i, sums + i);
+  if (i == count) return;
+  const auto rest = static_cast<std::size_t>(count - i);
+  Key last[lane_count] = {};
+  double added[lane_count] = {};
+  std::memcpy(last, elements + i, rest * sizeof(Key));
+  std::memcpy(added, sums + i, rest * sizeof(double));
+  add(last, added);
+  std::memcpy(sums + i, added, rest * sizeof(double));
+}
+
+template <class Format>
+void add_squares(const void* elements, std::int64_t count, double scale, double* sums) {
+  const auto* data = static_cast<const typename Format::Storage*>(elements);
+  if (sizeof(*data) == 8 || scale != 1.0) {
+    add_squares_scaled<Format, true>(data, count, scale, sums);
+  } else {
+    add_squares_scaled<Format, false>(data, count, scale, sums);
+  }
+}
+
 template <class Format>
 constexpr Kernels kernels_of() {
   return {classify<Format>,    tally<Format>,
@@ -561,8 +609,8 @@ constexpr Kernels kernels_of() {
           zero<Format>,        largest<Format>,
           stats<Format>,       count_equal<Format>,
           pack<Format>,        apply_packed_mask<Format>,
-          magnitudes<Format>,  rank_groups<Format>,
-          dense_groups<Format>};
+          magnitudes<Format>,  add_squares<Format>,
+          rank_groups<Format>, dense_groups<Format>};
 }
 
 }  // namespace
