@@ -197,7 +197,11 @@ def _weights(model: object) -> list[object]:
         return list(model.values())
     if not isinstance(model, Sequence):
         return []
-    return [getattr(it[0], it[1]) if isinstance(it, tuple) else it for it in model]
+    found: list[object] = []
+    for entry in model:
+        # A weight that its module computes may compute it anew whenever it is looked at.
+        found.extend(entry[0].parameters() if isinstance(entry, tuple) else [entry])
+    return found
 
 
 def _layers(model: Sharded) -> Sequence[View]:

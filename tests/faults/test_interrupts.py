@@ -202,7 +202,7 @@ def _load(training: Training) -> None:
         {
             "step": 3,
             "history": [[2, 0.5]],
-            "zeros": {name: bits & 5 for name, bits in state["zeros"].items()},
+            "zeros": {name: kept & (kept.cumsum(-1) > 2) for name, kept in state["zeros"].items()},
         }
     )
 

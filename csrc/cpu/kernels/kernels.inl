@@ -559,7 +559,7 @@ template <class Format, bool may_underflow>
 void add_squares_scaled(const typename Format::Storage* elements, std::int64_t count, double scale,
                         double* sums) {
   using Key = typename Format::Storage;
-  const auto add = [scale](const Key* from, double* to) {
+  const auto add = [&](const Key* from, double* to) {
     Lanes<Key> keys;
     std::memcpy(&keys, from, sizeof(keys));
     keys &= Format::magnitude_mask;
