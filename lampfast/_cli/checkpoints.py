@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,7 @@ def prune(
 
     Killed or stopped, it goes on where it was when it is run again.
     """
+    _check_writable(json_file, csv_file)
     arguments = Arguments(
         _amount(sparsity), _method(method), include, exclude, stacked, importance, pattern, dim
     )
@@ -138,6 +140,7 @@ def report(
     csv_file: Csv = None,
 ) -> None:
     """Report the sparsity of a checkpoint, now or as prune would leave it; change nothing."""
+    _check_writable(json_file, csv_file, plot)
     amount, chosen = _amount(sparsity), (include, exclude, stacked, importance, pattern, dim)
     outcomes: dict[str, Outcome] = {}
     with _one_sentence(), _progress() as progress:
@@ -180,6 +183,22 @@ def _amount(text: str | None) -> float | None:
 def _method(name: str) -> Any:
     """A method, which the verbs check."""
     return name
+
+
+def _check_writable(*files: Path | None) -> None:
+    """End the program before anything is done if a file cannot be written afterwards."""
+    for file in files:
+        if file is None:
+            continue
+        problem = None
+        if file.is_dir():
+            problem = "is a folder; name a file"
+        elif not file.absolute().parent.is_dir():
+            problem = "lies in a folder that is not there; make it first, or name another file"
+        elif not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+            problem = "cannot be written; name another file"
+        if problem is not None:
+            sys.exit(f"lampfast: {str(file)!r} {problem}")
 
 
 def _told(outcome: Outcome, is_dry: bool, place: Path | None) -> Iterator[str]:

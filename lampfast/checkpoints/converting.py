@@ -24,6 +24,43 @@ def size_of(checkpoint: Checkpoint) -> int:
     return sum(_bytes(tensor) for tensor in checkpoint.tensors.values())
 
 
+def check(checkpoint: Checkpoint, decisions: Sequence[Decision]) -> None:
+    """Check that all tensors can be written with what is pruned zeroed, before any is.
+
+    Raises:
+        ValueError: A tensor has strides that are not followed, a name that safetensors has for
+            something else, or a part of a layer's memory.
+    """
+    if headers.METADATA in checkpoint.tensors:
+        raise ValueError(
+            f"a tensor is called {headers.METADATA!r}, and safetensors keeps its metadata under "
+            "that name; save it under another one"
+        )
+    by_region = _by_region(decisions)
+    parts = [
+        (part, chunk_start, tensor)
+        for tensor in checkpoint.tensors.values()
+        for chunk_start, part in _chunks(checkpoint, tensor)
+        if part.numel
+    ]
+    parts.sort(key=lambda it: (it[0].file, it[0].start, it[0].stop))
+    last: Tensor | None = None
+    for part, start, tensor in parts:
+        pruned = by_region.get(_region(part), ())
+        for decision in pruned:
+            _moved(decision.place, part, tensor, start)
+        if last is not None and last.file == part.file and part.start < last.stop:
+            is_other = _region(last) != _region(part)
+            if is_other and (pruned or _region(last) in by_region):
+                raise ValueError(
+                    f"tensors {last.name!r} and {part.name!r} in {part.file!r} share part of their "
+                    "memory, and one of them is pruned; write the output as a file of torch, which "
+                    "keeps that"
+                )
+        if last is None or last.file != part.file or part.stop > last.stop:
+            last = part
+
+
 def write(
     checkpoint: Checkpoint,
     target: Path,
@@ -51,15 +88,13 @@ def write(
         os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, not later
     raw = torch.from_file(str(target), shared=True, size=end, dtype=torch.uint8).numpy()
     files = checkpoint.mapped()
-    by_region: dict[tuple[object, ...], list[Decision]] = {}
-    for decision in decisions:
-        by_region.setdefault(_region(decision.place.tensor), []).append(decision)
+    by_region = _by_region(decisions)
     for name, new in tensors.items():
         for start, part in _chunks(checkpoint, checkpoint.tensors[name]):
             source = files.array(Place(part, 0, part.shape, part.strides))
             mapped.copy(source, mapped.box_of(mapped.array(raw, _whole(new)), start, part.shape))
             for decision in by_region.get(_region(part), ()):
-                place = _moved(decision.place, new, start)
+                place = _moved(decision.place, part, new, start)
                 rule(decision).zero(mapped.array(raw, place))
         progress(_bytes(new))
     del raw
@@ -102,14 +137,22 @@ def _chunks(checkpoint: Checkpoint, tensor: Tensor) -> Iterator[Chunk]:
     yield from checkpoint.chunks.get(tensor.name, [Chunk((0,) * len(tensor.shape), tensor)])
 
 
+def _by_region(decisions: Iterable[Decision]) -> dict[tuple[object, ...], list[Decision]]:
+    """What is pruned, by where it lies."""
+    found: dict[tuple[object, ...], list[Decision]] = {}
+    for decision in decisions:
+        if decision.pruned:
+            found.setdefault(_region(decision.place.tensor), []).append(decision)
+    return found
+
+
 def _region(tensor: Tensor) -> tuple[object, ...]:
-    """What tells tensors apart that are not one under several names."""
-    return tensor[1:]
+    """What tells tensors apart that are not one, under several names or transposed."""
+    return tensor.dtype, tensor.file, tensor.start, tensor.stop
 
 
-def _moved(place: Place, new: Tensor, start: Sequence[int]) -> Place:
-    """A view of a tensor as one of a row-major tensor in which that begins at an index."""
-    tensor = place.tensor
+def _moved(place: Place, tensor: Tensor, new: Tensor, start: Sequence[int]) -> Place:
+    """A view of a tensor's memory as one of a row-major tensor in which that begins at an index."""
     order = sorted(range(len(tensor.shape)), key=lambda dim: -tensor.strides[dim])
     shape = [tensor.shape[dim] for dim in order]
     strides = tuple(tensor.strides[dim] for dim in order)

@@ -93,10 +93,11 @@ def decide(
         TypeError: As for `lampfast.prune`.
         ValueError: As for `lampfast.prune`.
     """
-    layers = _layers(checkpoint, choice, importance, folder)
+    is_pruned = not asked.is_nothing
+    layers = _layers(checkpoint, choice, importance, folder, write=is_pruned)
     patterns: Sequence[tuple[int, int, int] | None] = [None] * len(layers)
     sources: Sequence[View] = layers
-    if asked.is_nothing:
+    if not is_pruned:
         thresholds = _naming_files(choice, lambda: calls.zero_thresholds(layers, layers))
     else:
         targets, sources, spec = _selected(choice, layers, asked, importance)
@@ -146,12 +147,18 @@ def masks(
 
 
 def _layers(
-    checkpoint: Checkpoint, choice: Choice, importance: Importance, folder: Path | None
+    checkpoint: Checkpoint,
+    choice: Choice,
+    importance: Importance,
+    folder: Path | None,
+    *,
+    write: bool = False,
 ) -> list[View]:
     """The layers as views of their files, with their scales unless importances are ranked."""
     scales = scaling.of_layers(checkpoint, choice.views) if importance is None else {}
     assembly = Assembly(checkpoint.mapped(), choice.pieces.values(), folder)
-    found = views.layers({name: assembly.layer(it) for name, it in choice.pieces.items()})
+    weights = {name: assembly.layer(it) for name, it in choice.pieces.items()}
+    found = views.layers(weights, write=write)
     return [view.scaled(scales[view.name]) if view.name in scales else view for view in found]
 
 

@@ -7,6 +7,7 @@ for by plain records. Each chunk in a rank's file is a small archive of torch.sa
 import hashlib
 import io
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ from lampfast.checkpoints.headers import Chunk, Tensor
 METADATA = ".metadata"
 
 _MOST_BYTES = 1 << 30
-_OPTIMIZERS = ("optim", "optimizer", "optimizers", "optim_state", "optimizer_state_dict")
+_OPTIMIZER = re.compile(r"(\w+_)?optim(izer)?s?(_states?|_state_dicts?)?(_?\d+)?")  # its keys
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in torch_files.NAMES}
 
 
@@ -203,15 +204,30 @@ def _tensors(folder: Path, metadata: Record) -> Iterator[StoredTensor]:
 
 
 def _of_model(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """The tensors of the model among those that were saved, by their names in its state dict."""
-    found = {}
-    for name, path in paths.items():
-        at = next((i for i, key in enumerate(path[:-1]) if key in torch_files.STATES), None)
-        if at is not None:
-            found[name] = ".".join(path[at + 1 :])
+    """The tensors of the model among those that were saved, by their names in its state dict.
+
+    Of state dicts in one another, as of an average that has a "model" too, the outermost counts.
+    """
+    others = {name: path for name, path in paths.items() if not _is_of_optimizer(path)}
+    depths = {
+        name: next((i for i, key in enumerate(path[:-1]) if key in torch_files.STATES), None)
+        for name, path in others.items()
+    }
+    outermost = min((at for at in depths.values() if at is not None), default=None)
+    found = {
+        name: ".".join(others[name][at + 1 :])
+        for name, at in depths.items()
+        if at is not None and at == outermost
+    }
     if found and len(set(found.values())) == len(found):
         return found
-    return {name: name for name, path in paths.items() if not set(path[:-1]) & set(_OPTIMIZERS)}
+    return {name: name for name in others}
+
+
+def _is_of_optimizer(path: Sequence[str]) -> bool:
+    """Whether a tensor's path, whose keys may be several with dots between, is of an optimizer."""
+    keys = ".".join(path).split(".")[:-1]
+    return any(_OPTIMIZER.fullmatch(key) for key in keys)
 
 
 def _stored(

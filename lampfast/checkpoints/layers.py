@@ -23,6 +23,7 @@ _NO_LAYER = (  # parts of names, and what they tell; the first that is found cou
     (r"norm|\bln_?\w*\.|\bbn\d*\.|scale|gamma", "normalisation"),
     (r"router|(mlp|moe|ffn|feed_forward)\.(gate|wg|gates)\.weight", "router"),
     (r"lora_|adapter|prompt_", "adapter"),
+    (r"(^|\.)((max_)?exp_avg(_sq)?|exp_inf|momentum_buffer|square_avg|acc_delta)$", "optimizer"),
     (r"bias$|rotary|inv_freq|\bA_log\b|\bdt\b|\bcache|mask", "no weight by its name"),
 )
 
@@ -86,13 +87,19 @@ def choose(
         choice = _by_architecture(checkpoint, model, include, exclude, stacked)
     pieces = {name: origins.located(checkpoint.chunks, view) for name, view in choice.views.items()}
     named = [(checkpoint.tensors[it.name], it) for it in checkpoint.copies]
-    copies = [
-        (one, other)
-        for pair in (*choice.copies, *named)
-        for one, other in _divided(checkpoint, *pair)
-        if one[1:4] == other[1:4]
-    ]
-    return choice._replace(pieces=pieces, copies=copies)
+    alike: list[tuple[Tensor, Tensor]] = []
+    unlike: list[tuple[Tensor, Tensor]] = []
+    for pair in (*choice.copies, *named):
+        for one, other in _divided(checkpoint, *pair):
+            (alike if one[1:4] == other[1:4] else unlike).append((one, other))
+    layers = {piece.place.tensor for several in pieces.values() for piece in several}
+    choice.notices.extend(
+        f"{other.name!r} in {other.file!r}, {other.dtype} of shape {list(other.shape)}, stays as "
+        f"it is: a layer is loaded from {one.file!r}, {one.dtype} of shape {list(one.shape)}"
+        for one, other in unlike
+        if one in layers
+    )
+    return choice._replace(pieces=pieces, copies=alike)
 
 
 def _divided(

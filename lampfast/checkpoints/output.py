@@ -88,16 +88,17 @@ class Output:
             home = home.parent
         return home
 
-    def check_space(self, decisions: Sequence[Decision]) -> None:
-        """Check that the disk has room for what will be written.
+    def check(self, decisions: Sequence[Decision]) -> None:
+        """Check that what will be written can be, and that the disk has room for it.
 
         Raises:
-            ValueError: It has not.
+            ValueError: It cannot, or the disk has not.
         """
         pruned = {it.place.tensor.file for it in decisions if it.pruned}
         sizes = [self._checkpoint.sources[name].identity.size for name in pruned]
         needed = max(sizes, default=0) if self._in_place else sum(sizes)
         if self._converts:
+            converting.check(self._checkpoint, decisions)
             needed = converting.size_of(self._checkpoint)
         home = self.home
         free = shutil.disk_usage(home).free

@@ -223,6 +223,11 @@ def _place(entry: str, tensor: torch.Tensor, path: Path, file: str, size: int) -
             f"tensor {entry!r} in {str(path)!r} is {tensor.layout} of {tensor.dtype}, which is not "
             "read; save it as a plain tensor"
         )
+    if tensor.is_neg() or tensor.is_conj():
+        raise ValueError(
+            f"tensor {entry!r} in {str(path)!r} is a lazily negated or conjugated view, whose "
+            "values are not those in the file; save it after .resolve_neg().resolve_conj()"
+        )
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if offset is None:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -315,7 +316,7 @@ def run(
     is_resumed, notices, choice = state is not None, list[str](), None
     if state is None:
         choice, report, decisions, notices = _decide(checkpoint, arguments, progress, output.home)
-        output.check_space(decisions)
+        output.check(decisions)
         state = State(output.state, fingerprint, decisions, report.to_dict())
     rule = _rule(checkpoint, arguments, state.decisions, choice)
     written = output.write(state, rule, progress)
@@ -401,9 +402,18 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
             "stacked": _plain(arguments.stacked),
         },
         "importance": importance,
+        "transformers": _transformers() if checkpoint.config else None,
         "config": hashlib.sha256(config.read_bytes()).hexdigest() if checkpoint.config else None,
         "files": _identities(checkpoint),
     }
+
+
+def _transformers() -> str | None:
+    """The version of what tells the layers by their architecture, if it is there."""
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return None
 
 
 def _identities(checkpoint: Checkpoint) -> dict[str, Any]:

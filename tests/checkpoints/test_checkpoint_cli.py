@@ -75,7 +75,7 @@ def test_bad_arguments(source: Path, tmp_path: Path) -> None:
         (("prune", tmp_path / "x", "0.5", "-o", tmp_path / "o"), "is not there"),
         (("prune", source, "0.5", "-o", tmp_path / "o", "--include", "x*"), "include"),
         (("report", source, "--method", "erk"), "no sparsity"),
-        (("report", source, "--json", tmp_path / "x" / "y.json"), "No such file"),
+        (("report", source, "--json", tmp_path / "x" / "y.json"), "is not there"),
     ):
         output = _lampfast(*arguments, exit_code=1)
         assert message in output
@@ -123,3 +123,14 @@ def test_without_transformers_names_decide(source: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "transformers", None)
     output = " ".join(_lampfast("report", source).split())
     assert "transformers is not installed, which would tell the layers of BertModel" in output
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_reports_that_cannot_be_written_are_refused_first(
+    source: Path, tmp_path: Path, option: str
+) -> None:
+    before = checkpoint_files.digests(source)
+    for file, problem in ((tmp_path / "no" / "x", "not there"), (tmp_path, "is a folder")):
+        output = _lampfast("prune", source, "0.5", "--in-place", option, file, exit_code=1)
+        assert problem in output
+    assert checkpoint_files.digests(source) == before

@@ -300,3 +300,37 @@ def test_which_tensors_are_the_models(tmp_path: Path) -> None:
     for name in ("app", "flat"):
         found = distributed.read_metadata(tmp_path / name)
         assert [it.name for it in found] == ["fc.weight"]
+
+
+def _nested(*keys: str) -> dict[str, Any]:
+    """A matrix under keys in one another."""
+    value: Any = torch.randn(4, 4)
+    for key in reversed(keys):
+        value = {key: value}
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        _nested("optimizer", "state_dict", "state", "fc.weight", "exp_avg"),
+        _nested("optimizer_states", "0", "fc.weight"),
+        _nested("ema", "model", "fc.weight"),
+        _nested("optim.state.fc.weight.exp_avg"),
+    ],
+    ids=lambda others: next(iter(others)),
+)
+def test_what_lies_beside_a_model_is_none(tmp_path: Path, others: dict[str, Any]) -> None:
+    _save(tmp_path / "dense", {"fc.weight": torch.randn(4, 4)}, **others)
+    assert [it.name for it in checkpoints.report(tmp_path / "dense").layers] == ["fc.weight"]
+
+
+def test_an_optimizer_among_the_weights(tmp_path: Path) -> None:
+    state = {key: torch.randn(4, 4) for key in ("fc.weight", "state.fc.weight.exp_avg", "optim.a")}
+    save(state, checkpoint_id=tmp_path / "dense", no_dist=True)
+    report = checkpoints.report(tmp_path / "dense")
+    assert [it.name for it in report.layers] == ["fc.weight"]
+    assert [(it.name, it.reason) for it in report.left_out] == [
+        ("state.fc.weight.exp_avg", "optimizer")
+    ]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import lampfast
 from lampfast import checkpoints
-from lampfast.checkpoints import writing, zeroing
+from lampfast.checkpoints import verbs, writing, zeroing
 from lampfast.checkpoints.verbs import Arguments, run
 from lampfast.reports import Report
 
@@ -283,3 +283,36 @@ def test_metadata_stays(source: Path, tmp_path: Path) -> None:
     for file in (tmp_path / "o").glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             assert opened.metadata()["format"] == "pt"
+
+
+def test_a_copy_of_another_dtype_is_told_of(tmp_path: Path) -> None:
+    weight = torch.randn(8, 8)
+    source = tmp_path / "dense"
+    source.mkdir()
+    save_file({"fc.weight": weight}, source / "a.safetensors")
+    save_file({"fc.weight": weight.half(), "b.weight": weight}, source / "b.safetensors")
+    places = {"fc.weight": "a.safetensors", "b.weight": "b.safetensors"}
+    index = json.dumps({"weight_map": places})
+    (source / "model.safetensors.index.json").write_text(index)
+    notices = run(source, Arguments(0.5), out=tmp_path / "sparse").notices
+    told = "'fc.weight' in 'b.safetensors', F16 of shape [8, 8], stays as it is"
+    assert any(told in notice for notice in notices)
+
+
+def test_a_run_is_not_finished_with_another_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may find other layers, whose scales would then be missing."""
+    source = checkpoint_files.folder(tmp_path / "dense", checkpoint_files.weights())
+    (source / "config.json").write_text('{"a": 1}')
+
+    def stopped(stage: str, done: int, total: int) -> None:
+        if stage == "writing":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "_transformers", lambda: "4.0.0")
+    with pytest.raises(KeyboardInterrupt):
+        run(source, Arguments(0.5), out=tmp_path / "sparse", progress=stopped)
+    monkeypatch.setattr(verbs, "_transformers", lambda: None)
+    with pytest.raises(ValueError, match=r"transformers \('4\.0\.0' then, None now\)"):
+        run(source, Arguments(0.5), out=tmp_path / "sparse")

@@ -100,3 +100,40 @@ def test_a_conversion_that_is_stopped(tmp_path: Path) -> None:
     assert not out.exists()
     assert run(tmp_path / "dense.pt", Arguments(0.6), out=out).is_resumed
     assert out.read_bytes() == (tmp_path / "o.safetensors").read_bytes()
+
+
+def test_a_tied_weight_that_is_transposed_is_zeroed_twice(tmp_path: Path) -> None:
+    tied = torch.randn(30, 20)
+    state = {"a.weight": tied, "b.weight": tied.t(), "c.weight": torch.randn(8, 8)}
+    torch.save(state, tmp_path / "dense.pt")
+    checkpoints.prune(tmp_path / "dense.pt", 0.5, out=tmp_path / "o.safetensors")
+    found = load_file(tmp_path / "o.safetensors")
+    assert torch.equal(found["a.weight"], found["b.weight"].t())
+    assert (found["a.weight"] == 0).any()
+
+
+_SHARED = torch.randn(8, 8)
+_UNWRITABLE = {
+    "share part of their memory": {"a.weight": _SHARED, "a.bias": _SHARED[0]},
+    "is not followed": {"a.weight": _SHARED[::2]},
+    "'__metadata__'": {"a.weight": _SHARED, "__metadata__": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("problem", _UNWRITABLE)
+def test_what_safetensors_cannot_hold_is_refused_first(tmp_path: Path, problem: str) -> None:
+    torch.save(_UNWRITABLE[problem], tmp_path / "dense.pt")
+    with pytest.raises(ValueError, match=problem):
+        checkpoints.prune(tmp_path / "dense.pt", 0.5, out=tmp_path / "o.safetensors")
+    assert [it.name for it in tmp_path.iterdir()] == ["dense.pt"]
+    checkpoints.prune(tmp_path / "dense.pt", 0.5, out=tmp_path / "o.pt")
+
+
+def test_values_that_are_not_those_in_the_file_are_refused(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch._neg_view(torch.randn(4, 4))}, tmp_path / "neg.pt")
+    with pytest.raises(ValueError, match="lazily negated"):
+        checkpoints.report(tmp_path / "neg.pt")
+    torch.save({"a.weight": torch.randn(1, 4).expand(4, 4)}, tmp_path / "expanded.pt")
+    with pytest.raises(ValueError, match="elements that share memory"):
+        checkpoints.prune(tmp_path / "expanded.pt", 0.5, out=tmp_path / "o.pt")
+    assert not (tmp_path / "o.pt").exists()
