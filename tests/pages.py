@@ -39,6 +39,7 @@ def _check(code: str, names: dict[str, Any], path: Path, line: int) -> None:
     """Compare the results that a block of `pycon` shows with those that there are."""
     test = doctest.DocTestParser().get_doctest(code, names, path.name, str(path), line)
     found: list[str] = []
-    doctest.DocTestRunner().run(test, out=found.append, clear_globs=False)
+    # Told, as it would else look for a -v of its own among pytest's arguments.
+    doctest.DocTestRunner(verbose=False).run(test, out=found.append, clear_globs=False)
     assert not found, "".join(found)
     names |= test.globs

@@ -28,12 +28,6 @@ texts = ["one", "two"]
 def tokenizer(text, return_tensors):
     return {"input_ids": torch.arange(64).reshape(2, 32)}
 """,
-    "models": """
-import lampfast, peft, torch
-model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 4))
-model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"]))
-lampfast.prune(model, 0.5)
-""",
     "sharded": """
 import lampfast, torch
 from torch import distributed

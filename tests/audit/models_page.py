@@ -11,7 +11,7 @@ EXPLAINED = {
     "hubert": "the convolution of its positions is weight-normed",
     "sew": "the convolution of its positions is weight-normed",
     "sew-d": "the convolution of its positions is weight-normed",
-    "tvp": "the borders that it learns to lay around a video's pictures are input, not weights",
+    "tvp": "the borders that it learns to lay around the frames of a video are input, not weights",
     "unispeech": "the convolution of its positions is weight-normed",
     "unispeech-sat": "the convolution of its positions is weight-normed",
     "vits": "the convolutions of its flows are weight-normed",
@@ -40,31 +40,20 @@ _HEAD = """\
 What `lampfast.prune(model, 0.9)` prunes of the {architectures} architectures of transformers
 {transformers} and of {models} models of timm {timm}, one of each family, in their default
 configurations. A weight is covered if its matrix is a layer by default; shares are of the weights
-of all matrices but those of embeddings and of tables of positions. `lampfast.report(model)` says
-what is left out of your own model, and why; `include=`, `exclude=` and `stacked=` choose otherwise.
+of all matrices except embeddings and tables of positions. `lampfast.report(model)` says what is
+left out of your own model, and why; `include=`, `exclude=` and `stacked=` change the choice.
 
 This page is written by `python tests/audit/audit.py --write`, together with
 [a line for each architecture](../tests/audit/transformers.txt) and
-[one for all models of timm of which the same is left out](../tests/audit/timm.txt). CI builds some
-thirty of them and compares.
+[one for each group of timm's models with the same left out](../tests/audit/timm.txt). CI builds
+about thirty of them and compares.
 """
 
 _ADAPTERS = """\
 ## Adapters
 
-Of a model with adapters of PEFT the base is pruned, before or while the adapters train, and its
-zeros stay. `merge_and_unload` adds the adapters' products to the base, zeros or not; put the zeros
-back by the masks of the base:
-
-```python
-masks = {name: model.get_parameter(name) != 0 for name in lampfast.masks(model, 0)}
-merged = model.merge_and_unload()
-names = {it: it.removeprefix("base_model.model.").replace(".base_layer", "") for it in masks}
-lampfast.apply(merged, {names[it]: mask for it, mask in masks.items()}, include=[*names.values()])
-```
-
-Modules that PEFT trains whole (`modules_to_save`) are adapters, too, and so is the original that is
-kept beside each; after merging they are layers like others.
+Of a model with adapters of PEFT the base is pruned, and the adapters are not layers:
+[LoRA and other adapters](lora.md).
 """
 
 
@@ -113,12 +102,12 @@ def text(lines: Mapping[str, Sequence[str]]) -> str:
         ),
         "## By kind\n",
         _by_kind(every),
-        "## Mixtures of experts\n\nThe experts are layers, one by one; routers are none. These "
-        "have routers:\n",
+        "## Mixtures of experts\n\nEach expert is a layer, and routers are not: [mixtures of "
+        "experts](mixtures.md). These have routers:\n",
         _names(row for row in every if row.has_routers),
         "## What is left out\n",
         _by_reason(every),
-        "Less than 95% is covered of these:\n",
+        "Less than 95% is covered in these models:\n",
         "\n".join(
             f"- {row.name}, {row.share:.2f}%: {EXPLAINED[row.name]}"
             for row in every
@@ -131,8 +120,8 @@ def text(lines: Mapping[str, Sequence[str]]) -> str:
             f"**{kind}**: {_names(row for row in of_transformers if row.kind == kind)}"
             for kind in dict.fromkeys(_KINDS.values())
         ),
-        "Their default configurations do not make a model, or need another package, so nothing is "
-        f"known of {_names(row for row in every if row.share is None)}",
+        "Nothing is known about these, whose default configurations do not make a model or need "
+        f"another package: {_names(row for row in every if row.share is None)}",
     ]
     return "\n".join(sections)
 
