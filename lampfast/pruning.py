@@ -89,7 +89,7 @@ def prune(
             1 to m, the one below or above what the method leaves of it at this sparsity, so that
             all layers together keep about what was asked for (docs/exactness.md, section 10); of
             an allocation the one nearest to it. m is 2 to 64. A group at the end with fewer than
-            m weights keeps in proportion, rounded up; a layer that so loses nothing is warned of.
+            m weights keeps in proportion, rounded up; a warning names layers that lose nothing so.
         dim: Another dimension along which groups lie, for all layers.
         block: Tiles of weights that go or stay together: (r, c) for r outputs by c inputs, "row"
             for whole outputs, "column" for whole inputs. A layer is a matrix of its outputs and
