@@ -59,7 +59,7 @@ class Settings:
     held_out: int = 4
     calibration: int = 15
     length: int = 128
-    steps: tuple[int, ...] = (25, 50)
+    steps: tuple[int, ...] = (50, 100, 200, 300)
     rate: float = 1e-4
 
 
@@ -77,6 +77,7 @@ def plan(settings: Settings) -> Iterator[Run]:
     for sparsity in settings.retrained:
         for method in ("lamp", "uniform", "global"):
             yield Run("magnitude", method, sparsity, True)
+        yield Run("wanda", "rows", sparsity, True)
 
 
 def main() -> None:
@@ -160,7 +161,7 @@ def _trained(subject: Subject, run: Run, settings: Settings) -> Iterator[int]:
     """Train with the zeros kept, and stop at each of the steps to be measured."""
     model, last = subject.model.train(), settings.steps[-1]
     windows = _windows(subject.tokens["training"], settings.length, last)
-    optimizer = AdamW(model.parameters(), lr=settings.rate, weight_decay=0.0)
+    optimizer = AdamW(model.parameters(), lr=settings.rate, weight_decay=0.0, fused=True)
     slower = LambdaLR(optimizer, lambda step: 1 - step / last)
     kept = (
         nullcontext()

@@ -9,7 +9,7 @@ import perplexity_records as records
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
-from perplexity_records import Row
+from perplexity_records import Row, Run
 
 METHODS = ("lamp", "global", "uniform", "rows", "erk")
 IMPORTANCES = ("magnitude", "wanda")
@@ -87,10 +87,9 @@ def figure(rows: Sequence[Row]) -> Figure:
         panel.set_xlabel("sparsity")
         panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panel.sharey(left[0])
-    for method, sparsity in _trained_runs(rows):
-        before = _dense(rows) if method == "dense" else _found(rows, "magnitude", method, sparsity)
-        _draw(right, {0: before, **_by_step(rows, method, sparsity)}, method)
-    right.set_title("retrained, by |w|", fontsize="medium")
+    for run in _trained_runs(rows):
+        _draw(right, {0: _before(rows, run), **_by_step(rows, run)}, run.method)
+    right.set_title("retrained: by |w|, rows by |W|·‖x‖", fontsize="medium")
     right.set_xlabel("step of training")
     right.set_xticks(sorted({0, *(row.step for row in rows)}))
     left[0].set_ylabel("perplexity")
@@ -163,20 +162,21 @@ def _without_retraining(
 
 def _after_retraining(rows: Sequence[Row]) -> list[str]:
     said = []
-    for sparsity in sorted({each for _, each in _trained_runs(rows) if each}):
+    runs = _trained_runs(rows)
+    for sparsity in sorted({run.sparsity for run in runs if run.method != "dense"}):
         ends = {
-            method: list(_by_step(rows, method, each).items())[-1]
-            for method, each in _trained_runs(rows)
-            if each in (0, sparsity)
+            _name(run): list(_by_step(rows, run).items())[-1]
+            for run in runs
+            if run.sparsity in (0, sparsity)
         }
         dense = ends.pop("dense", None)
-        if "lamp" not in ends or len(ends) < 2:
+        if "`lamp`" not in ends or len(ends) < 2:
             continue
-        step, lamp = ends.pop("lamp")
+        step, lamp = ends.pop("`lamp`")
         before = _found(rows, "magnitude", "lamp", sparsity)
-        others = ", ".join(f"`{name}` {_shown(value)}" for name, (_, value) in ends.items())
+        others = ", ".join(f"{name} {_shown(value)}" for name, (_, value) in ends.items())
         place = sorted([lamp, *(value for _, value in ends.values())]).index(lamp)
-        ranks = ["the best", "the second", "the third"]
+        ranks = ["the best", "the second", "the third", "the fourth"]
         said.append(
             f"**Retrained for {step} steps at {sparsity:.0%}**, LAMP is {ranks[place]} of "
             f"{len(ends) + 1}: {_shown(lamp)} ({_shown(before)} before), {others}"
@@ -214,11 +214,10 @@ def _one_shot(rows: Sequence[Row]) -> str:
 def _retrained(rows: Sequence[Row]) -> str:
     steps = sorted({row.step for row in rows if row.is_trained})
     lines = []
-    for method, sparsity in _trained_runs(rows):
-        before = _dense(rows) if method == "dense" else _found(rows, "magnitude", method, sparsity)
-        by_step = _by_step(rows, method, sparsity)
-        shown = [_shown(value) for value in (before, *map(by_step.get, steps))]
-        lines.append([f"{sparsity:.0%}", f"`{method}`", *shown])
+    for run in _trained_runs(rows):
+        by_step = _by_step(rows, run)
+        shown = [_shown(value) for value in (_before(rows, run), *map(by_step.get, steps))]
+        lines.append([f"{run.sparsity:.0%}", _name(run), *shown])
     return _table(["sparsity", "method", "before", *(f"step {step}" for step in steps)], lines)
 
 
@@ -262,14 +261,24 @@ def _by_sparsity(rows: Sequence[Row], importance: str, method: str) -> dict[floa
     return {row.sparsity: row.perplexity for row in sorted(found, key=lambda row: row.sparsity)}
 
 
-def _by_step(rows: Sequence[Row], method: str, sparsity: float) -> dict[float, float]:
-    wanted = (method, sparsity, True)
-    return {row.step: row.perplexity for row in rows if row[1:4] == wanted}
+def _by_step(rows: Sequence[Row], run: Run) -> dict[float, float]:
+    return {row.step: row.perplexity for row in rows if row.run == run}
 
 
-def _trained_runs(rows: Sequence[Row]) -> list[tuple[str, float]]:
-    """Method and sparsity of what is retrained."""
-    return list(dict.fromkeys((row.method, row.sparsity) for row in rows if row.is_trained))
+def _before(rows: Sequence[Row], run: Run) -> float | None:
+    """The perplexity that the training of a run starts from."""
+    return _found(rows, run.importance, run.method, run.sparsity)
+
+
+def _trained_runs(rows: Sequence[Row]) -> list[Run]:
+    return list(dict.fromkeys(row.run for row in rows if row.is_trained))
+
+
+def _name(run: Run) -> str:
+    """What a run that is trained is called; those by magnitude go by their method."""
+    if run.method == "dense":
+        return run.method
+    return f"`{run.method}`" + (" by `wanda`" if run.importance == "wanda" else "")
 
 
 def _line(rows: Sequence[Row], importance: str, sparsity: float) -> dict[str, float]:
