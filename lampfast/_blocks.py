@@ -58,19 +58,13 @@ def shapes(model: object, found: Layers, layers: Sequence[View], block: Block) -
     """The tiles of each layer.
 
     Raises:
-        ValueError: A layer is a row of a matrix that stacked= cuts, in which no such tile can lie;
-            or it has scales.
+        ValueError: A layer is a row of a matrix that stacked= cuts, in which no such tile can lie.
     """
     has_inputs_first = _patterns.first_dims(model, found)
     in_stacks = {name for stack in found.stacks for name in found.names(stack)}
     result = []
     for layer in layers:
         dimensions = len(layer.shape)
-        if layer.scales is not None:
-            raise ValueError(
-                f"layer {layer.name!r} has scales, whose products are not ranked by blocks; pass "
-                "importance= for all layers, or leave it out with exclude="
-            )
         if layer.name in in_stacks and dimensions < 2 and (block == "row" or block[0] != 1):
             raise ValueError(
                 f"layer {layer.name!r} is a single row, as stacked= has cut its matrix, and "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from lampfast import _arguments, _core, methods
-from lampfast._engine import in_place, shards
+from lampfast._engine import in_place, placed, shards
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
 from lampfast._training import replicas
@@ -122,24 +122,18 @@ def scores(
     of_whole: Callable[[Layers, Mapping[str, Weight] | None], dict[str, Any]],
 ) -> dict[str, Any]:
     """By parameter, the scores of what this rank has; each is gathered to be sorted."""
-    from lampfast._engine import pieces
-
     made: dict[str, Any] = {}
     with _sharded(found, None, ("scores", None, "lamp"), importance) as model:
         for name, weight in found.wholes.items():
             model.wait()  # for all, or for one that has failed: gathering would hang then
             stacks = {name: found.stacks[name]} if name in found.stacks else {}
-            given = importance and {it: _whole(importance[it]) for it in importance if it == name}
-            whole = of_whole(Layers({name: _whole(weight)}, stacks), given)[name]
-            made[name] = (
-                pieces.own(cast(Any, weight), whole) if shards.is_sharded(weight) else whole
-            )
+            given = importance and {
+                it: placed.whole(importance[it]) for it in importance if it == name
+            }
+            found_whole = of_whole(Layers({name: placed.whole(weight)}, stacks), given)
+            made[name] = placed.cut(weight, found_whole[name])
         model.wait()
     return made
-
-
-def _whole(weight: Any) -> Any:
-    return weight.detach().full_tensor() if shards.is_sharded(weight) else weight
 
 
 @contextmanager
@@ -200,7 +194,7 @@ def _weights(model: object) -> list[object]:
     found: list[object] = []
     for entry in model:
         # A weight that its module computes may compute it anew whenever it is looked at.
-        found.extend(entry[0].parameters() if isinstance(entry, tuple) else [entry])
+        found.extend(entry[0].parameters() if isinstance(entry, Sequence) else [entry])
     return found
 
 

@@ -16,10 +16,10 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,6 @@ from lampfast._engine import collector, packed_masks, placed, shards, tracing, v
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import Weight
 from lampfast.parameters import Model, Patterns
-
-if TYPE_CHECKING:
-    from lampfast._engine.communicator import GroupCommunicator
 
 _VERSION_KEY = "lampfast.masks"
 _VERSION = "1"
@@ -76,8 +73,8 @@ def save_masks(masks: Mapping[str, Weight], path: str | os.PathLike[str]) -> Non
     safetensors = _safetensors("lampfast.save_masks")
     tracing.refuse()
     _check_named(masks)
-    ranks = _ranks_of(masks)
-    with _together(ranks, ("save_masks", placed.described(masks))):
+    ranks = shards.ranks_of(masks)
+    with shards.together(ranks, ("save_masks", placed.described(masks))):
         for name, mask in masks.items():
             views.readable_mask(name, shards.part(mask))
     is_writer = ranks is None or ranks.rank == 0
@@ -86,7 +83,7 @@ def save_masks(masks: Mapping[str, Weight], path: str | os.PathLike[str]) -> Non
         whole = placed.whole(mask)  # which all ranks ask for
         if is_writer:
             packed[name] = _packed(whole)
-    with _together(ranks):
+    with shards.together(ranks):
         if is_writer:
             shapes = {name: list(mask.shape) for name, mask in masks.items()}
             _save(safetensors, packed, shapes, path)
@@ -164,7 +161,7 @@ def load_masks(
     layers: dict[str, Weight] = {}
     if model is not None:
         layers = _distinct(parameters.find(model, include, exclude, stacked).layers)
-    with _together(_ranks_of(layers), ("load_masks", list(layers))):
+    with shards.together(shards.ranks_of(layers), ("load_masks", list(layers))):
         packed, shapes = _read(safetensors, path)
         if model is not None:
             _check_fits(path, shapes, layers)
@@ -198,23 +195,6 @@ def _read(
             raise _not_ours(path, f"it is not whole: {error}") from None
     _check_packed(path, shapes, packed)
     return packed, shapes
-
-
-def _ranks_of(values: Mapping[str, Weight]) -> GroupCommunicator | None:
-    """The ranks that have parts of values, if some are sharded."""
-    if not any(map(shards.is_sharded, values.values())):
-        return None
-    from lampfast._engine.communicator import GroupCommunicator
-    from lampfast._engine.sharded import group_of_meshes
-
-    return GroupCommunicator(group_of_meshes(values))
-
-
-def _together(
-    ranks: GroupCommunicator | None, question: object = None
-) -> AbstractContextManager[object]:
-    """A section that fails on all ranks if it does on one, where there are several."""
-    return nullcontext() if ranks is None else ranks.together(question)
 
 
 def _packed(mask: Weight) -> npt.NDArray[np.uint8]:

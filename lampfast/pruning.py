@@ -656,13 +656,10 @@ def _plan(
     grouped, count, tiles = None, None, None
     spec: calls.Selection | None = None
     if asked.block is not None:
+        _refuse_scales(sources, "blocks")
         tiles = _blocks.shapes(model, found, sources, asked.block)
     if asked.pattern is not None:
-        if scaled := [source.name for source in sources if source.scales is not None]:
-            raise ValueError(
-                f"layer {scaled[0]!r} has scales, whose products are not ranked by an n:m pattern; "
-                "pass importance= for all layers, or leave it out with exclude="
-            )
+        _refuse_scales(sources, "an n:m pattern")
         grouped = _patterns.grouped(model, found, layers, asked.pattern.dim)
     if isinstance(asked.method, Mapping):
         stacks = {name: found.names(name) for name in found.stacks}
@@ -681,6 +678,15 @@ def _plan(
         spec = calls.Blocks(tiles, cast(_core.SelectionSpec, spec))
     assert spec is not None
     return targets, scored, spec
+
+
+def _refuse_scales(sources: Sequence[View], what: str) -> None:
+    for source in sources:
+        if source.scales is not None:
+            raise ValueError(
+                f"layer {source.name!r} has scales, whose products are not ranked by {what}; pass "
+                "importance= for all layers, or leave it out with exclude="
+            )
 
 
 def reported(

@@ -9,12 +9,12 @@ import json
 import os
 import signal
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from ranks import join
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -37,13 +37,7 @@ def kill_after(collectives: int) -> None:
 
 
 def main(folder: Path, rank: int, ranks: int) -> None:
-    distributed.init_process_group(
-        "gloo",
-        init_method=(folder / "meeting").as_uri(),
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=30),
-    )
+    join(folder, rank, ranks, seconds=30)
     torch.manual_seed(0)
     mesh = init_device_mesh("cpu", (ranks,))
     weights: dict[str, Any] = {

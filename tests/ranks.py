@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,26 @@ def run(script: str, folder: Path, ranks: int, timeout: int) -> list[Any]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def join(folder: Path, rank: int, ranks: int) -> None:
-    """Become a rank of those that meet in a folder."""
+def join(folder: Path, rank: int, ranks: int, seconds: int = 60) -> None:
+    """Become a rank of those that meet in a folder, and wait so long for others."""
     distributed.init_process_group(
         "gloo",
         init_method=(folder / "meeting").as_uri(),
         rank=rank,
         world_size=ranks,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=seconds),
     )
+
+
+def results(parts: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each part of a script finds; nothing after one that raises, as ranks are apart then."""
+    found: dict[str, Any] = {}
+    for name, part in parts.items():
+        try:
+            found[name] = part()
+        except ModuleNotFoundError as error:
+            found[name] = [f"skip: {error}"]
+        except Exception:
+            found[name] = [traceback.format_exc()[-2000:]]
+            break
+    return found

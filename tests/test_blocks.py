@@ -11,6 +11,7 @@ from compare import assert_same_masks, assert_same_memory, pruned_copy
 from cpu_settings import FEW_AND_MANY, CpuSettings
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import MODULES
 from refusal import refused
 from strategies import Model
 from torch import distributed, nn
@@ -158,27 +159,7 @@ def test_scores_of_many_tiles_are_those_of_exact_sums() -> None:
                 assert torch.equal(found[name].flatten()[::4], each > last)
 
 
-class _Conv1D(nn.Module):
-    """Stands in for transformers' linear layer with its weight transposed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(8, 6))
-
-
-_Conv1D.__name__, _Conv1D.__module__ = "Conv1D", "transformers.pytorch_utils"
-
-
-@pytest.mark.parametrize(
-    ("module", "dim"),
-    [
-        (nn.Linear(8, 6), 1),
-        (nn.Conv2d(8, 6, 3), 1),
-        (nn.ConvTranspose2d(8, 6, 3), 0),
-        (_Conv1D(), 0),
-        (nn.LSTMCell(8, 6), 1),
-    ],
-)
+@pytest.mark.parametrize(("module", "dim"), MODULES)
 def test_tiles_lie_along_outputs_and_inputs(module: nn.Module, dim: int) -> None:
     model = nn.Sequential(module)
     found = lampfast.masks(model, 0.5, block=(2, 3))

@@ -10,6 +10,7 @@ from compare import assert_same_masks, assert_same_memory, pruned_copy
 from cpu_settings import CpuSettings
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from layouts import MODULES
 from refusal import refused
 from strategies import Model
 from torch import nn
@@ -84,27 +85,7 @@ def test_large_layers(dtype: torch.dtype, dim: int, n: int, m: int) -> None:
         assert torch.equal(pruned.float(), zeros)
 
 
-class _Conv1D(nn.Module):
-    """Stands in for transformers' linear layer with its weight transposed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(8, 6))
-
-
-_Conv1D.__name__, _Conv1D.__module__ = "Conv1D", "transformers.pytorch_utils"
-
-
-@pytest.mark.parametrize(
-    ("module", "dim"),
-    [
-        (nn.Linear(8, 6), 1),
-        (nn.Conv2d(8, 6, 3), 1),
-        (nn.ConvTranspose2d(8, 6, 3), 0),
-        (_Conv1D(), 0),
-        (nn.LSTMCell(8, 6), 1),
-    ],
-)
+@pytest.mark.parametrize(("module", "dim"), MODULES)
 def test_groups_lie_along_a_layers_inputs(module: nn.Module, dim: int) -> None:
     model = nn.Sequential(module)
     found = lampfast.masks(model, pattern="2:4")

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from ranks import join
+from ranks import join, results
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -219,16 +218,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
         "lightning": lambda: with_lightning(folder, rank, ranks),
         "transformers": lambda: with_trainer(folder),
     }
-    results = {}
-    for name, part in parts.items():
-        try:
-            results[name] = part()
-        except ModuleNotFoundError as error:
-            results[name] = [f"skip: {error}"]
-        except Exception:
-            results[name] = [traceback.format_exc()[-2000:]]
-            break
-    (folder / f"{rank}.json").write_text(json.dumps(results))
+    (folder / f"{rank}.json").write_text(json.dumps(results(parts)))
     distributed.destroy_process_group()
 
 

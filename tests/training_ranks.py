@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from gloo_ranks import WIDTHS, Make, attempt, full, makes, mlp
-from ranks import join
+from ranks import join, results
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -415,7 +414,6 @@ def main(folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
     join(folder, rank, ranks)
     alone()
-    results: dict[str, Any] = {}
     parts: dict[str, Callable[[], Any]] = {
         "resumed": lambda: resumed(folder, rank),
         "elsewhere": lambda: elsewhere(folder, ranks),
@@ -425,13 +423,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
         "kept": lambda: kept(ranks),
         "stages": lambda: stages(rank),
     }
-    for name, part in parts.items():
-        try:
-            results[name] = part()
-        except Exception:
-            results[name] = [traceback.format_exc()[-2000:]]
-            break
-    (folder / f"{rank}.json").write_text(json.dumps(results))
+    (folder / f"{rank}.json").write_text(json.dumps(results(parts)))
     distributed.destroy_process_group()
 
 

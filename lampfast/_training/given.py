@@ -60,18 +60,14 @@ def _own(whole: Any, mask: torch.Tensor) -> torch.Tensor:
 def _check(given: Mapping[str, torch.Tensor], wholes: Mapping[str, Weight]) -> None:
     views.check_names("masks", given, list(wholes), _SAME_LAYERS)
     for name, whole in wholes.items():
-        mask, shape = given[name], tuple(whole.shape)
+        mask = given[name]
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"mask of layer {name!r} is {_kind(mask)}; pass a bool tensor")
         if _lacks_values(mask):
             raise TypeError(
                 f"mask of layer {name!r} is sparse or has no values; pass a plain tensor"
             )
-        if tuple(mask.shape) != shape:
-            raise ValueError(
-                f"mask of layer {name!r} has shape {tuple(mask.shape)}, the layer has shape "
-                f"{shape}; pass one value for every weight"
-            )
+        views.check_mask_shape(name, mask.shape, whole.shape)
 
 
 def _check_state(state: Mapping[str, torch.Tensor], wholes: Mapping[str, Weight]) -> None:

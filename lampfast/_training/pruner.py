@@ -28,7 +28,7 @@ from lampfast.schedules import Schedule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-    from lampfast._engine.communicator import GroupCommunicator
+    from lampfast._engine.communicator import Communicator
 
 
 class Pruner:
@@ -350,7 +350,7 @@ class Pruner:
             return self._scheduled(step)
         return replicas.agreed(step, self._scheduled, self._masks, self._layers, self._group)
 
-    def _agreed_by_ranks(self, ranks: GroupCommunicator, step: int) -> float | None:
+    def _agreed_by_ranks(self, ranks: Communicator, step: int) -> float | None:
         """What ranks that have parts of the model prune to; an error on one is one on all."""
         agreed: list[float | None] = [step]
         with ranks.together(agreed):
@@ -358,14 +358,13 @@ class Pruner:
             self._checked_layers()
         return agreed[1]
 
-    def _ranks(self) -> GroupCommunicator | None:
+    def _ranks(self) -> Communicator | None:
         """The ranks that have parts of the model, where it is sharded."""
         if not self._is_sharded():
             return None
-        from lampfast._engine.communicator import GroupCommunicator
-        from lampfast._engine.sharded import group_of_meshes
+        from lampfast._engine.sharded import communicator_of
 
-        return GroupCommunicator(self._holders or group_of_meshes(self._layers))
+        return communicator_of(self._layers, self._holders)
 
     def _is_sharded(self) -> bool:
         is_given = self._holders is not None

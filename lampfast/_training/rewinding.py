@@ -4,7 +4,6 @@ from __future__ import annotations  # so that help() shows Patterns, not all tha
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -117,14 +116,14 @@ def rewind(
     found = parameters.find(model, include, exclude, stacked).layers
     ranks = _ranks(found, saved_state)
     state = model.state_dict(keep_vars=True)
-    with _together(ranks):
+    with shards.together(ranks):
         names = _named(found, state)
         left = _left(state, leave)
         check_fits(state, saved_state, left)
     for name in left:
         del state[name]
     saved = {name: placed.own(now, saved_state[name]) for name, now in state.items()}
-    with _together(ranks):
+    with shards.together(ranks):
         values, judged = _values(state, saved, names, found.partial())
     emptied = _not_held(_emptied(judged, ranks))
     if emptied:
@@ -148,10 +147,6 @@ def _ranks(found: Layers, saved_state: object) -> Communicator | None:
     from lampfast._engine.sharded import Sharded
 
     return Sharded(found, ("rewind", placed.described(saved_state)), write=True).communicator
-
-
-def _together(ranks: Communicator | None) -> AbstractContextManager[object]:
-    return nullcontext() if ranks is None else ranks.together()
 
 
 def _named(found: Layers, state: Mapping[str, Any]) -> dict[object, str]:

@@ -208,12 +208,8 @@ def _judge_all_zero(kept: KeptLayers, found: Layers) -> None:
 
 def _all_zero(kept: KeptLayers, found: Layers) -> list[int]:
     """Positions of the layers that are all zero here; of sharded ones, on all ranks."""
-    if not any(map(shards.is_sharded, found.wholes.values())):
+    if (ranks := shards.ranks_of(found.wholes)) is None:
         return kept.all_zero
-    from lampfast._engine.communicator import GroupCommunicator
-    from lampfast._engine.sharded import group_of_meshes
-
-    ranks = GroupCommunicator(group_of_meshes(found.wholes))
     remain = ranks.anywhere([bool(layer.mask.any()) for layer in kept.layers])
     return [position for position in kept.all_zero if not remain[position]]
 

@@ -62,12 +62,7 @@ def _watched(total: int, progress: Callable[[str, int, int], None]) -> Iterator[
 
 def _read_bytes() -> int:
     """How many bytes this process has read from disks; none where the system does not tell."""
-    try:
-        text = Path("/proc/self/io").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^read_bytes: (\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else 0
+    return _number(r"^read_bytes: (\d+)$", "/proc/self/io")
 
 
 def _read(
@@ -97,9 +92,14 @@ def _touch(mapped: mmap.mmap, start: int, stop: int) -> None:
 
 def _available() -> int:
     """How many bytes of memory are free or can be freed; none where the system does not tell."""
+    return _number(r"^MemAvailable:\s+(\d+) kB$", "/proc/meminfo") * 1024
+
+
+def _number(pattern: str, file: str) -> int:
+    """A number in a file of the system, 0 if it is not there."""
     try:
-        text = Path("/proc/meminfo").read_text()
+        text = Path(file).read_text()
     except OSError:
         return 0
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    found = re.search(pattern, text, re.MULTILINE)
+    return int(found[1]) if found else 0
