@@ -604,7 +604,11 @@ def _asked_of_report(
 
 
 def check_asked(
-    sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
+    sparsity: float | None,
+    method: Method | Allocation,
+    pattern: str | None,
+    dim: int | None,
+    block: Block | None,
 ) -> None:
     """Check what is asked for, as far as that needs no model.
 
@@ -612,7 +616,7 @@ def check_asked(
         TypeError: As for `prune`.
         ValueError: As for `prune`.
     """
-    _asked(sparsity, method, pattern, dim)
+    _asked(sparsity, method, pattern, dim, block)
 
 
 def selected(
@@ -624,6 +628,7 @@ def selected(
     method: Method | Allocation,
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """What `prune` would select, for who has views of the layers that lie elsewhere.
@@ -636,12 +641,13 @@ def selected(
         method: As for `prune`.
         pattern: As for `prune`.
         dim: As for `prune`.
+        block: As for `prune`.
         importance: As for `prune`.
 
     Returns:
         The layers and what is compared, where the engine can reach both, and what it is to select.
     """
-    asked = _asked(sparsity, method, pattern, dim)
+    asked = _asked(sparsity, method, pattern, dim, block)
     return _plan(model, found, layers, _sources(found, layers, importance), asked)
 
 

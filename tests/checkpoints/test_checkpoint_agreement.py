@@ -145,12 +145,22 @@ def test_agreement(make: Callable[[], Any], tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [_mixtral, _gpt2, _olmo_hybrid, _gpt_oss])
-@pytest.mark.parametrize("pattern", ["2:4", ":8"])
-def test_agreement_of_patterns(make: Callable[[], Any], pattern: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sparsity", "arguments"),
+    [
+        (None, {"pattern": "2:4"}),
+        (0.6, {"pattern": ":8"}),
+        (0.6, {"block": (4, 2)}),
+        (0.4, {"block": (8, 16), "method": "uniform"}),
+        (0.4, {"block": "row"}),
+    ],
+    ids=str,
+)
+def test_agreement_of_patterns_and_blocks(
+    make: Callable[[], Any], sparsity: float | None, arguments: dict[str, Any], tmp_path: Path
+) -> None:
     """Also where inputs lie in the first dimension, or the last."""
     model = _saved(make, tmp_path / "dense")
-    sparsity = None if pattern == "2:4" else 0.6
-    arguments: dict[str, Any] = {"pattern": pattern}
     expected = lampfast.masks(model, sparsity, **arguments)
     masks = checkpoints.masks(tmp_path / "dense", sparsity, **arguments)
     assert list(masks) == list(expected)
