@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,13 @@ Pattern = Annotated[
 Dim = Annotated[
     int | None, typer.Option(help="Along which dimension the pattern lies, if not the inputs'.")
 ]
+Block = Annotated[
+    str | None,
+    typer.Option(
+        help="4x4 prunes whole tiles of 4 outputs by 4 inputs; row or column, whole outputs or "
+        "inputs."
+    ),
+]
 Importance = Annotated[
     Path | None,
     typer.Option(help="A .safetensors file with values that are compared instead, by layer."),
@@ -84,6 +92,7 @@ def prune(
     method: Annotated[str, typer.Option(help="lamp, global, uniform, uniform+ or erk.")] = "lamp",
     pattern: Pattern = None,
     dim: Dim = None,
+    block: Block = None,
     include: Include = None,
     exclude: Exclude = None,
     stacked: Stacked = None,
@@ -99,9 +108,8 @@ def prune(
     Killed or stopped, it goes on where it was when it is run again.
     """
     _check_writable(json_file, csv_file)
-    arguments = Arguments(
-        _amount(sparsity), _method(method), include, exclude, stacked, importance, pattern, dim
-    )
+    chosen = (include, exclude, stacked, importance, pattern, dim, _block(block))
+    arguments = Arguments(_amount(sparsity), _method(method), *chosen)
     with _one_sentence(), _progress() as progress:
         outcome = verbs.run(
             checkpoint,
@@ -129,6 +137,7 @@ def report(
     ] = None,
     pattern: Pattern = None,
     dim: Dim = None,
+    block: Block = None,
     include: Include = None,
     exclude: Exclude = None,
     stacked: Stacked = None,
@@ -141,7 +150,8 @@ def report(
 ) -> None:
     """Report the sparsity of a checkpoint, now or as prune would leave it; change nothing."""
     _check_writable(json_file, csv_file, plot)
-    amount, chosen = _amount(sparsity), (include, exclude, stacked, importance, pattern, dim)
+    amount = _amount(sparsity)
+    chosen = (include, exclude, stacked, importance, pattern, dim, _block(block))
     outcomes: dict[str, Outcome] = {}
     with _one_sentence(), _progress() as progress:
         for name in dict.fromkeys(method or ["lamp"]):
@@ -178,6 +188,20 @@ def _amount(text: str | None) -> float | None:
             f"{text!r} is no sparsity; 0.9 and 90% are fractions, 1000 is a number of weights",
             param_hint="SPARSITY",
         ) from None
+
+
+def _block(text: str | None) -> Any:
+    """A block as it is written: 4x4, row or column."""
+    if text in (None, "row", "column"):
+        return text
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is no block; 4x4 is tiles of 4 outputs by 4 inputs, row and column are "
+            "whole outputs and inputs",
+            param_hint="--block",
+        )
+    return tuple(map(int, found.groups()))
 
 
 def _method(name: str) -> Any:

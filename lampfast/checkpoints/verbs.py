@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 import lampfast
-from lampfast import _arguments, _patterns, methods, pruning
+from lampfast import _arguments, _blocks, _patterns, methods, pruning
 from lampfast._blocks import Block
 from lampfast._engine.scales import Scales
 from lampfast.checkpoints import deciding, layers, reading, scaling, warming
@@ -407,7 +407,7 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
     importance = None
     if arguments.importance is not None:
         importance = _identities(reading.open_checkpoint("importance", arguments.importance))
-    config = checkpoint.path / "config.json"
+    config, block = checkpoint.path / "config.json", _blocks.parse(arguments.block)
     return {
         "lampfast": lampfast.__version__,
         "arguments": {
@@ -415,7 +415,7 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
             "method": _plain(arguments.method),
             "pattern": _plain(arguments.pattern),
             "dim": repr(arguments.dim),
-            "block": _plain(arguments.block),
+            "block": block if isinstance(block, str) or block is None else list(block),
             "include": _plain(arguments.include),
             "exclude": _plain(arguments.exclude),
             "stacked": _plain(arguments.stacked),

@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_with_its_blocks(
     arguments = Arguments(0.5, block=(4, 4))
     with pytest.raises(KeyboardInterrupt):
         run(source, arguments, out=out, in_place=in_place, progress=stopped)
-    with pytest.raises(ValueError, match=r"arguments .*'4', '4'.*'4', '2'"):
+    with pytest.raises(ValueError, match=r"arguments .*\[4, 4\].*\[4, 2\]"):
         run(source, Arguments(0.5, block=(4, 2)), out=out, in_place=in_place)
     assert run(source, arguments, out=out, in_place=in_place).is_resumed
     whole = checkpoint_files.digests(tmp_path / "whole")
