@@ -197,7 +197,7 @@ def test_zeroing_by_tiles(data: st.DataObject) -> None:
     assert np.array_equal(zeroing.bits(weight), zeroing.bits(expected))
 
 
-@pytest.mark.parametrize("shape", [(12, 10), (8, 6, 3)])
+@pytest.mark.parametrize("shape", [(13, 11), (9, 7, 3)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_pieces_count_their_own(shape: tuple[int, ...], axis: int) -> None:
     """The weights that go of each piece, or the dimension in which it cuts a tile."""
@@ -212,7 +212,7 @@ def test_pieces_count_their_own(shape: tuple[int, ...], axis: int) -> None:
     fates = tiles.fates(weight, block, int((~mask).sum()))
     tiling = Tiling(block, shape)
     rest = [slice(0, n) for n in shape[2:]]
-    for rows, columns in itertools.product([(0, 4), (4, 6), (2, shape[0])], [(0, 2), (4, 6)]):
+    for rows, columns in itertools.product([(0, 4), (2, shape[0])], [(0, 2), (4, shape[1])]):
         box = [slice(*rows), slice(*columns), *rest]
         assert tiling.cut_dimension(box) is None
         assert tiling.part(fates, box) == int((~mask[tuple(box)]).sum())
