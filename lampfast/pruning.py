@@ -593,14 +593,26 @@ def _asked_of_report(
     """The same, or None for what there is now."""
     if any(it is not None for it in (sparsity, pattern, block)) or isinstance(method, Mapping):
         return _asked(sparsity, method, pattern, dim, block)
-    _patterns.parse(pattern, dim)
+    check_asked_of_now(method, dim, importance)
+    return None
+
+
+def check_asked_of_now(
+    method: Method | Allocation, dim: int | None, importance: object | None
+) -> None:
+    """Check that nothing says which weights are pruned, where none are.
+
+    Raises:
+        TypeError: An argument has another type, or a dimension has no pattern.
+        ValueError: There is another method, or an importance.
+    """
+    _patterns.parse(None, dim)
     methods.check(method)
     if method != "lamp" or importance is not None:
         raise ValueError(
             "method and importance say which weights are pruned, but no sparsity says how "
             "many; pass one for what prune would do, or leave them out for what there is now"
         )
-    return None
 
 
 def check_asked(

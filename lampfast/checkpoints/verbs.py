@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 import lampfast
-from lampfast import _arguments, _blocks, _patterns, methods, pruning
+from lampfast import _arguments, _blocks, pruning
 from lampfast._blocks import Block
 from lampfast._engine.scales import Scales
 from lampfast.checkpoints import deciding, layers, reading, scaling, warming
@@ -288,16 +288,10 @@ def masks(
 
 def examine(path: PathLike, arguments: Arguments, progress: Progress | None = None) -> Outcome:
     """What `report` and a dry run do."""
-    if not arguments.asked.is_nothing:
-        _check(arguments)
+    if arguments.asked.is_nothing:
+        pruning.check_asked_of_now(arguments.method, arguments.dim, arguments.importance)
     else:
-        _patterns.parse(None, arguments.dim)
-        methods.check(arguments.method)
-        if arguments.method != "lamp" or arguments.importance is not None:
-            raise ValueError(
-                "method and importance say which weights are pruned, but no sparsity says how "
-                "many; pass one, or leave them out for what there is now"
-            )
+        _check(arguments)
     checkpoint = reading.open_checkpoint("path", path)
     choice, report, _, notices = _decide(checkpoint, arguments, progress)
     fingerprint = _fingerprint(checkpoint, arguments)
