@@ -1,13 +1,12 @@
 """What the callbacks for trainers share: a Pruner that follows the trainer's count of steps."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from torch import distributed, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _blocks, _patterns, methods
+from lampfast import _arguments, _blocks, _patterns, _sharding, methods
 from lampfast._blocks import Block
 from lampfast._training import averages, restarts
 from lampfast._training.averages import Copies, Copy
@@ -124,12 +123,8 @@ class PrunerCallback:
 
 def _reshard(model: nn.Module) -> None:
     """Shard again what fully_shard has left gathered after a pass without gradients."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
-    if fsdp is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    for module in model.modules():
-        if isinstance(module, getattr(fsdp, "FSDPModule", ())):
-            cast(Any, module).reshard()
+    for module in _sharding.fully_sharded(model):
+        cast(Any, module).reshard()
 
 
 def _is_function(copies: object) -> bool:
