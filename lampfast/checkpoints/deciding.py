@@ -100,42 +100,17 @@ def decide(
     """
     is_pruned = not asked.is_nothing
     layers = _layers(checkpoint, choice, importance, folder, write=is_pruned)
-    patterns: Sequence[tuple[int, int, int] | None] = [None] * len(layers)
-    blocks: Sequence[Shape | None] = [None] * len(layers)
     sources: Sequence[View] = layers
+    spec: calls.Selection | None = None
     if not is_pruned:
         thresholds = _naming_files(choice, lambda: calls.zero_thresholds(layers, layers))
     else:
         targets, sources, spec = _selected(choice, layers, asked, importance)
-        if isinstance(spec, Groups):
-            patterns = spec.patterns
-            _check_groups(choice, layers, spec.patterns)
-        elif isinstance(spec, Blocks):
-            blocks = spec.shapes
-            _check_tiles(choice, layers, spec.shapes)
+        _check_whole(choice, layers, spec)
         thresholds = _naming_files(choice, lambda: calls.thresholds(targets, sources, spec))
     for source in checkpoint.sources.values():
         source.check_unchanged()
-    decisions = []
-    rows = zip(layers, sources, thresholds, patterns, blocks, strict=True)
-    for layer, compared, found, pattern, block in rows:
-        pieces = choice.pieces[layer.name]
-        ties = _ties(pieces, layer, compared, found)
-        counts = _pruned(pieces, compared, found, block)
-        decisions += [
-            Decision(
-                layer.name,
-                piece.place,
-                found.key,
-                equal,
-                count,
-                found.magnitude,
-                piece.start,
-                pattern,
-                block,
-            )
-            for piece, equal, count in zip(pieces, ties, counts, strict=True)
-        ]
+    decisions = _decisions(choice, layers, sources, thresholds, spec)
     copies, notices = _of_copies(checkpoint, choice, decisions)
     report = pruning.reported(layers, thresholds, choice.left_out)
     return report, decisions + copies, notices
@@ -198,6 +173,43 @@ def _selected(
     )
 
 
+def _decisions(
+    choice: Choice,
+    layers: Sequence[View],
+    sources: Sequence[View],
+    thresholds: Sequence[_core.LayerThreshold],
+    spec: calls.Selection | None,
+) -> list[Decision]:
+    """What goes of every piece of every layer."""
+    patterns: Sequence[tuple[int, int, int] | None] = [None] * len(layers)
+    blocks: Sequence[Shape | None] = [None] * len(layers)
+    if isinstance(spec, Groups):
+        patterns = spec.patterns
+    elif isinstance(spec, Blocks):
+        blocks = spec.shapes
+    decisions = []
+    rows = zip(layers, sources, thresholds, patterns, blocks, strict=True)
+    for layer, compared, found, pattern, block in rows:
+        pieces = choice.pieces[layer.name]
+        ties = _ties(pieces, layer, compared, found)
+        counts = _pruned(pieces, compared, found, block)
+        decisions += [
+            Decision(
+                layer.name,
+                piece.place,
+                found.key,
+                equal,
+                count,
+                found.magnitude,
+                piece.start,
+                pattern,
+                block,
+            )
+            for piece, equal, count in zip(pieces, ties, counts, strict=True)
+        ]
+    return decisions
+
+
 def _ties(pieces: Pieces, layer: View, source: View, found: _core.LayerThreshold) -> Sequence[int]:
     """How many ties go of each piece, when the first of the layer do.
 
@@ -233,6 +245,14 @@ def _pruned(
     weight = torch.as_tensor(source.weight)
     fates, tiling = tiles.fates(weight, block, found.pruned), Tiling(block, weight.shape)
     return [tiling.part(fates, piece.box) for piece in pieces]
+
+
+def _check_whole(choice: Choice, layers: Sequence[View], spec: calls.Selection) -> None:
+    """Check that weights that go together lie together."""
+    if isinstance(spec, Groups):
+        _check_groups(choice, layers, spec.patterns)
+    elif isinstance(spec, Blocks):
+        _check_tiles(choice, layers, spec.shapes)
 
 
 def _check_groups(
