@@ -6,11 +6,11 @@ from typing import Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _blocks, _patterns, _sharding, methods
+from lampfast import _arguments, _sharding
 from lampfast._blocks import Block
 from lampfast._training import averages, restarts
 from lampfast._training.averages import Copies, Copy
-from lampfast._training.pruner import Pruner
+from lampfast._training.pruner import Pruner, how_checked
 from lampfast._training.restarts import Restart, Rewind
 from lampfast.methods import Method
 from lampfast.parameters import Patterns
@@ -38,8 +38,7 @@ class PrunerCallback:
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
-        methods.check(method)
-        _patterns.check_scheduled(pattern, dim, schedule)
+        how = how_checked(schedule, method, pattern, dim, block)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
         self._copies = copies
@@ -49,8 +48,6 @@ class PrunerCallback:
         self._restart: Restart | None = None
         self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
-        _blocks.parse(block, pattern)
-        how = {"method": method, "pattern": pattern, "dim": dim, "block": block}
         self._pruning: dict[str, Any] = {"every": every, **how, **self._choice}
         self._pruning["mask_gradients"] = _arguments.flag("mask_gradients", mask_gradients)
 
