@@ -39,6 +39,26 @@ Checkpoint = Annotated[
         "or .bin file."
     ),
 ]
+Sparsity = Annotated[
+    str | None,
+    typer.Argument(help="0.9 or 90% of the weights, or how many: 1000; none with --pattern n:m."),
+]
+Planned = Annotated[
+    str | None, typer.Argument(help="What prune would do; without it, what there is now.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="The new folder, or file of a file; .safetensors converts torch's."
+    ),
+]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the checkpoint's own files.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide and report; write nothing.")]
+OneMethod = Annotated[str, typer.Option(help="lamp, global, uniform, uniform+ or erk.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(help="lamp, global, uniform, uniform+ or erk; several are compared."),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option("--include", help="Glob pattern of layers' names: these and no others."),
@@ -68,28 +88,19 @@ Importance = Annotated[
     Path | None,
     typer.Option(help="A .safetensors file with values that are compared instead, by layer."),
 ]
+Plot = Annotated[
+    Path | None, typer.Option(help="Draw the layers' sparsities to this .png, .svg or .pdf.")
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write a row for each layer to this file.")]
 
 
 def prune(
     checkpoint: Checkpoint,
-    sparsity: Annotated[
-        str | None,
-        typer.Argument(
-            help="0.9 or 90% of the weights, or how many: 1000; none with --pattern n:m."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="The new folder, or file of a file; .safetensors converts torch's."
-        ),
-    ] = None,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Replace the checkpoint's own files.")
-    ] = False,
-    method: Annotated[str, typer.Option(help="lamp, global, uniform, uniform+ or erk.")] = "lamp",
+    sparsity: Sparsity = None,
+    out: Out = None,
+    in_place: InPlace = False,
+    method: OneMethod = "lamp",
     pattern: Pattern = None,
     dim: Dim = None,
     block: Block = None,
@@ -97,9 +108,7 @@ def prune(
     exclude: Exclude = None,
     stacked: Stacked = None,
     importance: Importance = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Decide and report; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     json_file: Json = None,
     csv_file: Csv = None,
 ) -> None:
@@ -123,18 +132,13 @@ def prune(
     console.print(tables.layers(outcome.report, console.width))
     for line in _told(outcome, dry_run, checkpoint if in_place else out):
         console.print(line)
-    _write(json_file, csv_file, {method: outcome}, arguments)
+    _write(json_file, csv_file, {method: outcome})
 
 
 def report(
     checkpoint: Checkpoint,
-    sparsity: Annotated[
-        str | None, typer.Argument(help="What prune would do; without it, what there is now.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="lamp, global, uniform, uniform+ or erk; several are compared."),
-    ] = None,
+    sparsity: Planned = None,
+    method: Methods = None,
     pattern: Pattern = None,
     dim: Dim = None,
     block: Block = None,
@@ -142,9 +146,7 @@ def report(
     exclude: Exclude = None,
     stacked: Stacked = None,
     importance: Importance = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the layers' sparsities to this .png, .svg or .pdf.")
-    ] = None,
+    plot: Plot = None,
     json_file: Json = None,
     csv_file: Csv = None,
 ) -> None:
@@ -166,7 +168,7 @@ def report(
         console.print(tables.layers(first.report, console.width))
     for line in _told(first, True, None):
         console.print(line)
-    _write(json_file, csv_file, outcomes, arguments)
+    _write(json_file, csv_file, outcomes)
     if plot is not None:
         with _one_sentence():
             figure = first.report.plot(
@@ -260,12 +262,7 @@ def _bytes(count: int) -> str:
     return f"{size:.3g} {units[0]}" if size < 999.5 else f"{size:.0f} {units[0]}"
 
 
-def _write(
-    json_file: Path | None,
-    csv_file: Path | None,
-    outcomes: Mapping[str, Outcome],
-    arguments: Arguments,
-) -> None:
+def _write(json_file: Path | None, csv_file: Path | None, outcomes: Mapping[str, Outcome]) -> None:
     """Write what was found for programs."""
     first = next(iter(outcomes.values()))
     with _one_sentence():
