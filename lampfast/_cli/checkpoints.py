@@ -29,6 +29,10 @@ from lampfast.checkpoints import verbs
 from lampfast.checkpoints.verbs import Arguments, Outcome
 from lampfast.reports import COLUMNS, csv_rows
 
+_PLACES = (
+    "-o names a new place, and --in-place replaces the checkpoint's own files; pass one of them, "
+    "or --dry-run to write nothing"
+)
 _PAGE = "docs/sparse_weights.md"
 _PACKAGES = ("lampfast", "torch", "numpy", "safetensors", "transformers")
 
@@ -117,6 +121,9 @@ def prune(
     Killed or stopped, it goes on where it was when it is run again.
     """
     _check_writable(json_file, csv_file)
+    _check_sparsity(sparsity, pattern)
+    if not dry_run and (out is None) != in_place:
+        sys.exit(f"lampfast: {_PLACES}")
     chosen = (include, exclude, stacked, importance, pattern, dim, _block(block))
     arguments = Arguments(_amount(sparsity), _method(method), *chosen)
     with _one_sentence(), _progress() as progress:
@@ -152,6 +159,8 @@ def report(
 ) -> None:
     """Report the sparsity of a checkpoint, now or as prune would leave it; change nothing."""
     _check_writable(json_file, csv_file, plot)
+    if pattern is not None or block is not None:
+        _check_sparsity(sparsity, pattern)
     amount = _amount(sparsity)
     chosen = (include, exclude, stacked, importance, pattern, dim, _block(block))
     outcomes: dict[str, Outcome] = {}
@@ -175,6 +184,15 @@ def report(
                 *(other.report for other in others), labels=list(outcomes) if others else None
             )
             figure.savefig(plot)
+
+
+def _check_sparsity(sparsity: str | None, pattern: str | None) -> None:
+    """End the program if nothing says how much is to go."""
+    if sparsity is None and (pattern is None or pattern.startswith(":")):
+        sys.exit(
+            "lampfast: the sparsity is missing; pass 0.9 or 90% of the weights, how many of them, "
+            "such as 1000, or --pattern 2:4 alone"
+        )
 
 
 def _amount(text: str | None) -> float | None:

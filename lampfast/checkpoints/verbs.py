@@ -408,7 +408,7 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
             "sparsity": repr(arguments.sparsity),
             "method": _plain(arguments.method),
             "pattern": _plain(arguments.pattern),
-            "dim": repr(arguments.dim),
+            "dim": None if arguments.dim is None else int(arguments.dim),
             "block": block if isinstance(block, str) or block is None else list(block),
             "include": _plain(arguments.include),
             "exclude": _plain(arguments.exclude),

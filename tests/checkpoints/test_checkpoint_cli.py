@@ -95,7 +95,11 @@ def test_no_sparsity(source: Path, tmp_path: Path, sparsity: str, exit_code: int
 
 def test_bad_arguments(source: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        (("prune", source, "0.5"), "in_place"),
+        (("prune", source, "0.5"), "-o names a new place"),
+        (("prune", source, "0.5", "-o", tmp_path / "o", "--in-place"), "pass one of them"),
+        (("prune", source, "-o", tmp_path / "o"), "the sparsity is missing"),
+        (("prune", source, "--pattern", ":4", "--in-place"), "the sparsity is missing"),
+        (("report", source, "--block", "row"), "the sparsity is missing"),
         (("prune", tmp_path / "x", "0.5", "-o", tmp_path / "o"), "is not there"),
         (("prune", source, "0.5", "-o", tmp_path / "o", "--include", "x*"), "include"),
         (("report", source, "--method", "erk"), "no sparsity"),
