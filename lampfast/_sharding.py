@@ -38,20 +38,31 @@ def refuse(model: object, layers: Mapping[str, object]) -> None:
     Raises:
         ValueError: One is.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
-    if fsdp is None or not isinstance(model, nn.Module):
-        return
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not isinstance(model, nn.Module):
         return
     problems: dict[int, str] = {}
-    for module in model.modules():
-        if isinstance(module, fsdp.FullyShardedDataParallel):
-            problems.update((id(view), _SUMMON) for view in _views(module))
-        elif isinstance(module, getattr(fsdp, "FSDPModule", ())):
-            problems.update((id(gathered), _TEMPORARY) for gathered in _gathered(module))
+    for module in _made_by("FullyShardedDataParallel", model):
+        problems.update((id(view), _SUMMON) for view in _views(module))
+    for module in fully_sharded(model):
+        problems.update((id(gathered), _TEMPORARY) for gathered in _gathered(module))
     for name, layer in layers.items():
         if id(layer) in problems:
             raise ValueError(f"layer {name!r} {problems[id(layer)]}")
+
+
+def fully_sharded(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a model that fully_shard (FSDP2) has made its own."""
+    return _made_by("FSDPModule", model)
+
+
+def _made_by(name: str, model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a class of torch.distributed.fsdp, if this torch has it and ranks run."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
+    if fsdp is None or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for module in model.modules():
+        if isinstance(module, getattr(fsdp, name, ())):
+            yield module
 
 
 def _views(module: nn.Module) -> Iterator[nn.Parameter]:

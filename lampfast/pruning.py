@@ -593,18 +593,34 @@ def _asked_of_report(
     """The same, or None for what there is now."""
     if any(it is not None for it in (sparsity, pattern, block)) or isinstance(method, Mapping):
         return _asked(sparsity, method, pattern, dim, block)
-    _patterns.parse(pattern, dim)
+    check_asked_of_now(method, dim, importance)
+    return None
+
+
+def check_asked_of_now(
+    method: Method | Allocation, dim: int | None, importance: object | None
+) -> None:
+    """Check that nothing says which weights are pruned, where none are.
+
+    Raises:
+        TypeError: An argument has another type, or a dimension has no pattern.
+        ValueError: There is another method, or an importance.
+    """
+    _patterns.parse(None, dim)
     methods.check(method)
     if method != "lamp" or importance is not None:
         raise ValueError(
             "method and importance say which weights are pruned, but no sparsity says how "
             "many; pass one for what prune would do, or leave them out for what there is now"
         )
-    return None
 
 
 def check_asked(
-    sparsity: float | None, method: Method | Allocation, pattern: str | None, dim: int | None
+    sparsity: float | None,
+    method: Method | Allocation,
+    pattern: str | None,
+    dim: int | None,
+    block: Block | None,
 ) -> None:
     """Check what is asked for, as far as that needs no model.
 
@@ -612,7 +628,7 @@ def check_asked(
         TypeError: As for `prune`.
         ValueError: As for `prune`.
     """
-    _asked(sparsity, method, pattern, dim)
+    _asked(sparsity, method, pattern, dim, block)
 
 
 def selected(
@@ -624,6 +640,7 @@ def selected(
     method: Method | Allocation,
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     importance: Mapping[str, Weight] | None = None,
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """What `prune` would select, for who has views of the layers that lie elsewhere.
@@ -636,12 +653,13 @@ def selected(
         method: As for `prune`.
         pattern: As for `prune`.
         dim: As for `prune`.
+        block: As for `prune`.
         importance: As for `prune`.
 
     Returns:
         The layers and what is compared, where the engine can reach both, and what it is to select.
     """
-    asked = _asked(sparsity, method, pattern, dim)
+    asked = _asked(sparsity, method, pattern, dim, block)
     return _plan(model, found, layers, _sources(found, layers, importance), asked)
 
 

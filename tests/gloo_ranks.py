@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -134,6 +135,19 @@ def attempt(model: nn.Module, call: Callable[[], object]) -> tuple[str, bool]:
     return error, same
 
 
+@contextmanager
+def listening(*, raises: bool) -> Iterator[None]:
+    """Have a listener of prunings, which raises before they are written, or does nothing."""
+    listener = mock.Mock()
+    if raises:
+        listener.pruning.side_effect = KeyError("on the last rank")
+    changes.listen(listener)
+    try:
+        yield
+    finally:
+        changes.stop_listening(listener)
+
+
 def _local(weight: torch.Tensor) -> torch.Tensor:
     return weight.to_local().detach() if isinstance(weight, DTensor) else weight.detach()
 
@@ -153,19 +167,8 @@ def errors(rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     found["nan on the last rank"] = attempt(model, lambda: lampfast.prune(model, 0.5))
     model = make()
     found["other arguments"] = attempt(model, lambda: lampfast.prune(model, 0.5 + rank / 64))
-
-    class Raising:
-        def pruning(self, layers: object) -> None:
-            if is_last:
-                raise KeyError("on the last rank")
-
-        def pruned(self, layers: object) -> None:
-            pass
-
-    listener = Raising()
-    changes.listen(listener)  # type: ignore[arg-type]
-    found["a listener raises"] = attempt(model, lambda: lampfast.prune(model, 0.5))
-    changes.stop_listening(listener)  # type: ignore[arg-type]
+    with listening(raises=is_last):
+        found["a listener raises"] = attempt(model, lambda: lampfast.prune(model, 0.5))
     include = "nothing*" if is_last else None
     found["a pattern of the last rank"] = attempt(
         model, lambda: lampfast.prune(model, 0.5, include=include)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_transformers import GROUPED
 from torch import nn
 from torch.nn import functional as F  # noqa: N812, its usual name
 
@@ -234,17 +235,7 @@ def test_conv1d_is_transposed() -> None:
 def _mixture(tokens: torch.Tensor) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     """A tiny mixture, with the inputs and choices of its experts for some tokens."""
     transformers = pytest.importorskip("transformers", minversion="5")
-    config = transformers.MixtralConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = transformers.MixtralConfig(**GROUPED, num_local_experts=4)
     model = transformers.MixtralForCausalLM(config).eval()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = model.model.layers[0].mlp.experts.register_forward_pre_hook(
@@ -439,16 +430,7 @@ def test_wanda(sparsity: float) -> None:
 
 def test_the_recipe_of_the_docs() -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = transformers.LlamaConfig(**GROUPED)
     model = transformers.LlamaForCausalLM(config)
     page = Path(__file__).parents[1] / "docs" / "language-models.md"
     (recipe,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)

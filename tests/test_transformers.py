@@ -8,6 +8,7 @@ from typing import Any
 import another_python
 import pytest
 import torch
+from tiny_transformers import GPT2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
@@ -37,19 +38,7 @@ def _one_thread() -> None:
 def _model() -> Any:
     """A GPT-2 of transformers' own Conv1D layers, with its head tied to the embedding."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=11,
-        n_positions=8,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return transformers.GPT2LMHeadModel(config)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
 
 
 def _layers(model: nn.Module) -> Any:

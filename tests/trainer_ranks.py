@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 from ranks import join, results
+from tiny_transformers import GPT2
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -143,12 +144,10 @@ def with_trainer(folder: Path) -> list[str]:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 11, (24, 8), generator=generator)
     rows = [{"input_ids": row, "labels": row} for row in tokens]
-    sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
     def train(name: str, resume: str | None = None) -> tuple[Any, PruningCallback]:
         torch.manual_seed(0)
-        config = transformers.GPT2Config(**sizes, **dropout, tie_word_embeddings=False)
+        config = transformers.GPT2Config(**GPT2, tie_word_embeddings=False)
         pruning = PruningCallback(SCHEDULE, every=3)
         arguments = transformers.TrainingArguments(
             str(folder / name),

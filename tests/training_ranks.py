@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gloo_ranks import WIDTHS, Make, attempt, full, makes, mlp
+from gloo_ranks import WIDTHS, Make, attempt, full, listening, makes, mlp
 from ranks import join, results
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -32,7 +32,6 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lampfast
-from lampfast._engine import changes
 from lampfast.schedules import linear
 
 warnings.simplefilter("ignore")
@@ -278,22 +277,12 @@ def errors(folder: Path, rank: int, ranks: int) -> dict[str, tuple[str, bool]]:
     found["rewind, a name"] = attempt(model, lambda: lampfast.rewind(model, state))
     run = Training(lambda model: fully_shard(model, mesh=mesh))
 
-    class Raising:
-        def pruning(self, layers: object) -> None:
-            if is_last:
-                raise KeyError("on the last rank")
-
-        def pruned(self, layers: object) -> None:
-            pass
-
     def steps() -> None:
         run.pruner.step()
         run.pruner.step()
 
-    listener: Any = Raising()
-    changes.listen(listener)
-    error, is_unchanged = attempt(run.model, steps)
-    changes.stop_listening(listener)
+    with listening(raises=is_last):
+        error, is_unchanged = attempt(run.model, steps)
     is_same = is_unchanged and (run.pruner._step, run.pruner.history) == (1, [])
     found["step, a listener raises"] = error, is_same
     if is_last:

@@ -4,8 +4,9 @@ It may be interrupted at any moment: the next call goes on with the runs that ar
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -61,8 +62,19 @@ def main(
     )
     folder = results or (Path(tempfile.mkdtemp(prefix="lampfast-study-")) if quick else HERE)
     console = Console(highlight=False)
-    try:
+    with _stopping_with_a_word(console):
         execution.go_on(runs, settings, place, folder, workers, console)
+    try:
+        console.print(f"The page: {page.write(folder)}", soft_wrap=True)
+    except ValueError as error:
+        console.print(f"No page: {escape(str(error))}", soft_wrap=True)
+
+
+@contextmanager
+def _stopping_with_a_word(console: Console) -> Iterator[None]:
+    """Say why the runs have stopped, and end the program."""
+    try:
+        yield
     except (FileNotFoundError, ValueError) as error:
         console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -72,10 +84,6 @@ def main(
     except KeyboardInterrupt:
         console.print("Interrupted." + _GOES_ON)
         raise typer.Exit(130) from None
-    try:
-        console.print(f"The page: {page.write(folder)}", soft_wrap=True)
-    except ValueError as error:
-        console.print(f"No page: {escape(str(error))}", soft_wrap=True)
 
 
 def _chosen(option: str, names: str, known: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ from lampfast.checkpoints import verbs
 from lampfast.checkpoints.verbs import Arguments, Outcome
 from lampfast.reports import COLUMNS, csv_rows
 
+_PLACES = (
+    "-o names a new place, and --in-place replaces the checkpoint's own files; pass one of them, "
+    "or --dry-run to write nothing"
+)
 _PAGE = "docs/sparse_weights.md"
 _PACKAGES = ("lampfast", "torch", "numpy", "safetensors", "transformers")
 
@@ -37,6 +42,26 @@ Checkpoint = Annotated[
         help="A folder of Hugging Face or of torch.distributed.checkpoint, or a .safetensors, .pt "
         "or .bin file."
     ),
+]
+Sparsity = Annotated[
+    str | None,
+    typer.Argument(help="0.9 or 90% of the weights, or how many: 1000; none with --pattern n:m."),
+]
+Planned = Annotated[
+    str | None, typer.Argument(help="What prune would do; without it, what there is now.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="The new folder, or file of a file; .safetensors converts torch's."
+    ),
+]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Replace the checkpoint's own files.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide and report; write nothing.")]
+OneMethod = Annotated[str, typer.Option(help="lamp, global, uniform, uniform+ or erk.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(help="lamp, global, uniform, uniform+ or erk; several are compared."),
 ]
 Include = Annotated[
     list[str] | None,
@@ -56,9 +81,19 @@ Pattern = Annotated[
 Dim = Annotated[
     int | None, typer.Option(help="Along which dimension the pattern lies, if not the inputs'.")
 ]
+Block = Annotated[
+    str | None,
+    typer.Option(
+        help="4x4 prunes whole tiles of 4 outputs by 4 inputs; row or column, whole outputs or "
+        "inputs."
+    ),
+]
 Importance = Annotated[
     Path | None,
     typer.Option(help="A .safetensors file with values that are compared instead, by layer."),
+]
+Plot = Annotated[
+    Path | None, typer.Option(help="Draw the layers' sparsities to this .png, .svg or .pdf.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write a row for each layer to this file.")]
@@ -66,31 +101,18 @@ Csv = Annotated[Path | None, typer.Option("--csv", help="Write a row for each la
 
 def prune(
     checkpoint: Checkpoint,
-    sparsity: Annotated[
-        str | None,
-        typer.Argument(
-            help="0.9 or 90% of the weights, or how many: 1000; none with --pattern n:m."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="The new folder, or file of a file; .safetensors converts torch's."
-        ),
-    ] = None,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Replace the checkpoint's own files.")
-    ] = False,
-    method: Annotated[str, typer.Option(help="lamp, global, uniform, uniform+ or erk.")] = "lamp",
+    sparsity: Sparsity = None,
+    out: Out = None,
+    in_place: InPlace = False,
+    method: OneMethod = "lamp",
     pattern: Pattern = None,
     dim: Dim = None,
+    block: Block = None,
     include: Include = None,
     exclude: Exclude = None,
     stacked: Stacked = None,
     importance: Importance = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Decide and report; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     json_file: Json = None,
     csv_file: Csv = None,
 ) -> None:
@@ -99,9 +121,11 @@ def prune(
     Killed or stopped, it goes on where it was when it is run again.
     """
     _check_writable(json_file, csv_file)
-    arguments = Arguments(
-        _amount(sparsity), _method(method), include, exclude, stacked, importance, pattern, dim
-    )
+    _check_sparsity(sparsity, pattern)
+    if not dry_run and (out is None) != in_place:
+        sys.exit(f"lampfast: {_PLACES}")
+    chosen = (include, exclude, stacked, importance, pattern, dim, _block(block))
+    arguments = Arguments(_amount(sparsity), _method(method), *chosen)
     with _one_sentence(), _progress() as progress:
         outcome = verbs.run(
             checkpoint,
@@ -115,33 +139,30 @@ def prune(
     console.print(tables.layers(outcome.report, console.width))
     for line in _told(outcome, dry_run, checkpoint if in_place else out):
         console.print(line)
-    _write(json_file, csv_file, {method: outcome}, arguments)
+    _write(json_file, csv_file, {method: outcome})
 
 
 def report(
     checkpoint: Checkpoint,
-    sparsity: Annotated[
-        str | None, typer.Argument(help="What prune would do; without it, what there is now.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="lamp, global, uniform, uniform+ or erk; several are compared."),
-    ] = None,
+    sparsity: Planned = None,
+    method: Methods = None,
     pattern: Pattern = None,
     dim: Dim = None,
+    block: Block = None,
     include: Include = None,
     exclude: Exclude = None,
     stacked: Stacked = None,
     importance: Importance = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the layers' sparsities to this .png, .svg or .pdf.")
-    ] = None,
+    plot: Plot = None,
     json_file: Json = None,
     csv_file: Csv = None,
 ) -> None:
     """Report the sparsity of a checkpoint, now or as prune would leave it; change nothing."""
     _check_writable(json_file, csv_file, plot)
-    amount, chosen = _amount(sparsity), (include, exclude, stacked, importance, pattern, dim)
+    if pattern is not None or block is not None:
+        _check_sparsity(sparsity, pattern)
+    amount = _amount(sparsity)
+    chosen = (include, exclude, stacked, importance, pattern, dim, _block(block))
     outcomes: dict[str, Outcome] = {}
     with _one_sentence(), _progress() as progress:
         for name in dict.fromkeys(method or ["lamp"]):
@@ -156,13 +177,22 @@ def report(
         console.print(tables.layers(first.report, console.width))
     for line in _told(first, True, None):
         console.print(line)
-    _write(json_file, csv_file, outcomes, arguments)
+    _write(json_file, csv_file, outcomes)
     if plot is not None:
         with _one_sentence():
             figure = first.report.plot(
                 *(other.report for other in others), labels=list(outcomes) if others else None
             )
             figure.savefig(plot)
+
+
+def _check_sparsity(sparsity: str | None, pattern: str | None) -> None:
+    """End the program if nothing says how much is to go."""
+    if sparsity is None and (pattern is None or pattern.startswith(":")):
+        sys.exit(
+            "lampfast: the sparsity is missing; pass 0.9 or 90% of the weights, how many of them, "
+            "such as 1000, or --pattern 2:4 alone"
+        )
 
 
 def _amount(text: str | None) -> float | None:
@@ -178,6 +208,20 @@ def _amount(text: str | None) -> float | None:
             f"{text!r} is no sparsity; 0.9 and 90% are fractions, 1000 is a number of weights",
             param_hint="SPARSITY",
         ) from None
+
+
+def _block(text: str | None) -> Any:
+    """A block as it is written: 4x4, row or column."""
+    if text in (None, "row", "column"):
+        return text
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is no block; 4x4 is tiles of 4 outputs by 4 inputs, row and column are "
+            "whole outputs and inputs",
+            param_hint="--block",
+        )
+    return tuple(map(int, found.groups()))
 
 
 def _method(name: str) -> Any:
@@ -236,12 +280,7 @@ def _bytes(count: int) -> str:
     return f"{size:.3g} {units[0]}" if size < 999.5 else f"{size:.0f} {units[0]}"
 
 
-def _write(
-    json_file: Path | None,
-    csv_file: Path | None,
-    outcomes: Mapping[str, Outcome],
-    arguments: Arguments,
-) -> None:
+def _write(json_file: Path | None, csv_file: Path | None, outcomes: Mapping[str, Outcome]) -> None:
     """Write what was found for programs."""
     first = next(iter(outcomes.values()))
     with _one_sentence():

@@ -1,17 +1,16 @@
 """What the callbacks for trainers share: a Pruner that follows the trainer's count of steps."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from torch import distributed, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lampfast import _arguments, _blocks, _patterns, methods
+from lampfast import _arguments, _sharding
 from lampfast._blocks import Block
 from lampfast._training import averages, restarts
 from lampfast._training.averages import Copies, Copy
-from lampfast._training.pruner import Pruner
+from lampfast._training.pruner import Pruner, how_checked
 from lampfast._training.restarts import Restart, Rewind
 from lampfast.methods import Method
 from lampfast.parameters import Patterns
@@ -39,8 +38,7 @@ class PrunerCallback:
     ) -> None:
         self.pruner: Pruner | None = None
         self._running: Pruner | None = None  # the same while its hooks are in place, else None
-        methods.check(method)
-        _patterns.check_scheduled(pattern, dim, schedule)
+        how = how_checked(schedule, method, pattern, dim, block)
         self._schedule = _arguments.schedule(schedule)
         self._before = 0.0
         self._copies = copies
@@ -50,8 +48,6 @@ class PrunerCallback:
         self._restart: Restart | None = None
         self._choice = {"include": include, "exclude": exclude, "stacked": stacked}
         every = _arguments.integer("every", every, least=1)
-        _blocks.parse(block, pattern)
-        how = {"method": method, "pattern": pattern, "dim": dim, "block": block}
         self._pruning: dict[str, Any] = {"every": every, **how, **self._choice}
         self._pruning["mask_gradients"] = _arguments.flag("mask_gradients", mask_gradients)
 
@@ -124,12 +120,8 @@ class PrunerCallback:
 
 def _reshard(model: nn.Module) -> None:
     """Shard again what fully_shard has left gathered after a pass without gradients."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # whoever shards has imported it
-    if fsdp is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    for module in model.modules():
-        if isinstance(module, getattr(fsdp, "FSDPModule", ())):
-            cast(Any, module).reshard()
+    for module in _sharding.fully_sharded(model):
+        cast(Any, module).reshard()
 
 
 def _is_function(copies: object) -> bool:

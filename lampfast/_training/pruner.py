@@ -130,11 +130,7 @@ class Pruner:
         replicas.check_group(process_group)
         replicas.check_group(group, "group")
         self._model, self._group, self._holders = model, process_group, group
-        methods.check(method)
-        _patterns.check_scheduled(pattern, dim, schedule)
-        _blocks.parse(block, pattern)
-        how = {"method": method, "pattern": pattern, "dim": dim, "block": block}
-        self._how: dict[str, Any] = how
+        self._how = how_checked(schedule, method, pattern, dim, block)
         self._choice: dict[str, Any] = {"include": include, "exclude": exclude, "stacked": stacked}
         found = parameters.find(model, **self._choice).layers
         averages.warn_of_those_inside(model, found.wholes, copies)
@@ -442,6 +438,21 @@ class Pruner:
 
 # lampfast sets the class's __module__; without this doctest would skip its methods' examples.
 __test__ = {"Pruner": Pruner}
+
+
+def how_checked(
+    schedule: Schedule, method: Method, pattern: str | None, dim: int | None, block: Block | None
+) -> dict[str, Any]:
+    """How each pruning of a schedule chooses its weights, as arguments of `lampfast.prune`.
+
+    Raises:
+        TypeError: As for `lampfast.prune`.
+        ValueError: As for `lampfast.prune`; or a pattern does not go with a schedule.
+    """
+    methods.check(method)
+    _patterns.check_scheduled(pattern, dim, schedule)
+    _blocks.parse(block, pattern)
+    return {"method": method, "pattern": pattern, "dim": dim, "block": block}
 
 
 def _all_zero(found: Report) -> list[str]:

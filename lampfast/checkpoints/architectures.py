@@ -44,32 +44,10 @@ def load(checkpoint: Checkpoint) -> Model:
         Unknown: Its architecture is not known.
         ValueError: Its tensors are not those that its config.json describes.
     """
-    if checkpoint.config is None:
-        raise Unknown("the checkpoint has no config.json")
-    names = checkpoint.config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise Unknown("config.json names no architecture")
-    try:
-        import transformers
-    except ModuleNotFoundError:
-        raise Unknown(
-            f"transformers is not installed, which would tell the layers of {names[0]}, experts "
-            "included (extra 'transformers')"
-        ) from None
-    cls: Any = getattr(transformers, names[0], None)
-    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    if not is_model:
-        raise Unknown(f"transformers {transformers.__version__} does not know {names[0]}")
+    transformers, cls = _class_of(checkpoint)
     origins = Origins(checkpoint.tensors, torch.float32)
     with _quiet(transformers):
-        try:
-            config = transformers.AutoConfig.from_pretrained(
-                os.fspath(checkpoint.path), local_files_only=True, trust_remote_code=False
-            )
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config  # which would replace the layers by its own
-        except Exception as error:
-            raise Unknown(f"transformers cannot read config.json ({_first_line(error)})") from None
+        config = _config_of(checkpoint, transformers)
         try:
             with _Recording(origins):
                 module, info = cls.from_pretrained(
@@ -82,11 +60,44 @@ def load(checkpoint: Checkpoint) -> Model:
                 )
         except Exception as error:
             raise ValueError(
-                f"transformers cannot load {names[0]} from {str(checkpoint.path)!r}: "
+                f"transformers cannot load {cls.__name__} from {str(checkpoint.path)!r}: "
                 f"{_first_line(error)}; repair config.json, or remove it to choose layers by name"
             ) from None
     _tie(checkpoint, module, origins)
     return Model(module, frozenset(info["missing_keys"]), origins)
+
+
+def _class_of(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """transformers, and its class of the model."""
+    if checkpoint.config is None:
+        raise Unknown("the checkpoint has no config.json")
+    names = checkpoint.config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise Unknown("config.json names no architecture")
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise Unknown(
+            f"transformers is not installed, which would tell the layers of {names[0]}, experts "
+            "included (extra 'transformers')"
+        ) from None
+    cls = getattr(transformers, names[0], None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise Unknown(f"transformers {transformers.__version__} does not know {names[0]}")
+    return transformers, cls
+
+
+def _config_of(checkpoint: Checkpoint, transformers: Any) -> Any:
+    """The model's configuration, as if its weights were not quantised."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            os.fspath(checkpoint.path), local_files_only=True, trust_remote_code=False
+        )
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # which would replace the layers by its own
+    except Exception as error:
+        raise Unknown(f"transformers cannot read config.json ({_first_line(error)})") from None
+    return config
 
 
 def _tie(checkpoint: Checkpoint, module: nn.Module, origins: Origins) -> None:

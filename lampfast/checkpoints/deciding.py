@@ -11,16 +11,18 @@ import numpy as np
 import torch
 
 from lampfast import _core, pruning
+from lampfast._blocks import Block, Shape
 from lampfast._engine import calls, collector, views
-from lampfast._engine.calls import Groups
+from lampfast._engine.calls import Blocks, Groups
 from lampfast._engine.scales import Scales
 from lampfast._engine.views import View
-from lampfast.checkpoints import headers, places, scaling, zeroing
+from lampfast.checkpoints import headers, places, scaling, tiles, zeroing
 from lampfast.checkpoints.headers import Tensor
 from lampfast.checkpoints.layers import Choice
 from lampfast.checkpoints.mapped import Assembly, Mapped
 from lampfast.checkpoints.places import Piece, Pieces, Place
 from lampfast.checkpoints.reading import Checkpoint
+from lampfast.checkpoints.tiles import TileRule, Tiling
 from lampfast.methods import Allocation, Method
 from lampfast.reports import Report
 
@@ -35,10 +37,11 @@ class Decision(NamedTuple):
         place: Where it lies.
         key: The bits of its threshold: elements of a smaller magnitude go.
         ties: How many of the elements that are equal to it go, the first in row-major order.
-        pruned: How many of the layer go in all.
+        pruned: How many of the layer go in all; where blocks go, how many do here.
         magnitude: The threshold itself; infinity if all of it goes.
         start: The index in the layer of the first element here.
         pattern: n, m and the dimension, if n of every m elements stay whatever the threshold.
+        block: The rows and columns of a tile and the dimension of the inputs, if tiles go whole.
     """
 
     layer: str
@@ -49,6 +52,7 @@ class Decision(NamedTuple):
     magnitude: float
     start: tuple[int, ...]
     pattern: tuple[int, int, int] | None = None
+    block: Shape | None = None
 
 
 class Asked(NamedTuple):
@@ -58,12 +62,13 @@ class Asked(NamedTuple):
     method: Method | Allocation = "lamp"
     pattern: str | None = None
     dim: int | None = None
+    block: Block | None = None
 
     @property
     def is_nothing(self) -> bool:
         """Whether it is only what zeros there are."""
-        is_allocation = isinstance(self.method, Mapping)
-        return self.sparsity is None and self.pattern is None and not is_allocation
+        amounts = (self.sparsity, self.pattern, self.block)
+        return all(it is None for it in amounts) and not isinstance(self.method, Mapping)
 
 
 Importance: TypeAlias = Mapping[str, torch.Tensor] | None
@@ -95,28 +100,17 @@ def decide(
     """
     is_pruned = not asked.is_nothing
     layers = _layers(checkpoint, choice, importance, folder, write=is_pruned)
-    patterns: Sequence[tuple[int, int, int] | None] = [None] * len(layers)
     sources: Sequence[View] = layers
+    spec: calls.Selection | None = None
     if not is_pruned:
         thresholds = _naming_files(choice, lambda: calls.zero_thresholds(layers, layers))
     else:
         targets, sources, spec = _selected(choice, layers, asked, importance)
+        _check_whole(choice, layers, spec)
         thresholds = _naming_files(choice, lambda: calls.thresholds(targets, sources, spec))
-        if isinstance(spec, Groups):
-            patterns = spec.patterns
-            _check_groups(choice, layers, spec.patterns)
     for source in checkpoint.sources.values():
         source.check_unchanged()
-    decisions = []
-    for layer, compared, found, pattern in zip(layers, sources, thresholds, patterns, strict=True):
-        pieces = choice.pieces[layer.name]
-        for piece, ties in zip(pieces, _ties(pieces, layer, compared, found), strict=True):
-            key, _, pruned, magnitude = found
-            decisions.append(
-                Decision(
-                    layer.name, piece.place, key, ties, pruned, magnitude, piece.start, pattern
-                )
-            )
+    decisions = _decisions(choice, layers, sources, thresholds, spec)
     copies, notices = _of_copies(checkpoint, choice, decisions)
     report = pruning.reported(layers, thresholds, choice.left_out)
     return report, decisions + copies, notices
@@ -174,8 +168,46 @@ def _selected(
         method=asked.method,
         pattern=asked.pattern,
         dim=asked.dim,
+        block=asked.block,
         importance=importance,
     )
+
+
+def _decisions(
+    choice: Choice,
+    layers: Sequence[View],
+    sources: Sequence[View],
+    thresholds: Sequence[_core.LayerThreshold],
+    spec: calls.Selection | None,
+) -> list[Decision]:
+    """What goes of every piece of every layer."""
+    patterns: Sequence[tuple[int, int, int] | None] = [None] * len(layers)
+    blocks: Sequence[Shape | None] = [None] * len(layers)
+    if isinstance(spec, Groups):
+        patterns = spec.patterns
+    elif isinstance(spec, Blocks):
+        blocks = spec.shapes
+    decisions = []
+    rows = zip(layers, sources, thresholds, patterns, blocks, strict=True)
+    for layer, compared, found, pattern, block in rows:
+        pieces = choice.pieces[layer.name]
+        ties = _ties(pieces, layer, compared, found)
+        counts = _pruned(pieces, compared, found, block)
+        decisions += [
+            Decision(
+                layer.name,
+                piece.place,
+                found.key,
+                equal,
+                count,
+                found.magnitude,
+                piece.start,
+                pattern,
+                block,
+            )
+            for piece, equal, count in zip(pieces, ties, counts, strict=True)
+        ]
+    return decisions
 
 
 def _ties(pieces: Pieces, layer: View, source: View, found: _core.LayerThreshold) -> Sequence[int]:
@@ -204,6 +236,25 @@ def _ties(pieces: Pieces, layer: View, source: View, found: _core.LayerThreshold
     return counts
 
 
+def _pruned(
+    pieces: Pieces, source: View, found: _core.LayerThreshold, block: Shape | None
+) -> Sequence[int]:
+    """How many weights each piece's decision counts as pruned."""
+    if block is None or len(pieces) == 1:
+        return [found.pruned] * len(pieces)
+    weight = torch.as_tensor(source.weight)
+    fates, tiling = tiles.fates(weight, block, found.pruned), Tiling(block, weight.shape)
+    return [tiling.part(fates, piece.box) for piece in pieces]
+
+
+def _check_whole(choice: Choice, layers: Sequence[View], spec: calls.Selection) -> None:
+    """Check that weights that go together lie together."""
+    if isinstance(spec, Groups):
+        _check_groups(choice, layers, spec.patterns)
+    elif isinstance(spec, Blocks):
+        _check_tiles(choice, layers, spec.shapes)
+
+
 def _check_groups(
     choice: Choice, layers: Sequence[View], patterns: Sequence[tuple[int, int, int]]
 ) -> None:
@@ -219,8 +270,27 @@ def _check_groups(
                 )
 
 
+def _check_tiles(choice: Choice, layers: Sequence[View], blocks: Sequence[Shape]) -> None:
+    """Check that no tile lies in two pieces of its layer, which are written apart."""
+    for layer, block in zip(layers, blocks, strict=True):
+        tiling = Tiling(block, layer.shape)
+        for piece in choice.pieces[layer.name]:
+            dim = tiling.cut_dimension(piece.box)
+            if dim is not None:
+                along = piece.box[dim]
+                raise ValueError(
+                    f"layer {layer.name!r} lies in pieces, of which one has the indices "
+                    f"{along.start} to {along.stop} of dimension {dim}, so that tiles of "
+                    f"{tiling.rows} x {tiling.columns} weights are cut; choose another block=, or "
+                    "leave it out with exclude="
+                )
+
+
 def rules(
-    files: Mapped, importances: Mapping[str, torch.Tensor], scales: Mapping[str, Scales]
+    files: Mapped,
+    importances: Mapping[str, torch.Tensor],
+    scales: Mapping[str, Scales],
+    folder: Path,
 ) -> Callable[[Decision], zeroing.Rule]:
     """What decisions mean for the places that they are for.
 
@@ -228,10 +298,11 @@ def rules(
         files: The checkpoint's.
         importances: What was compared instead of the weights, by layer, if anything.
         scales: By layer, of those that have some.
+        folder: Where layers are put that cannot be compared where they lie.
     """
 
     def rule(decision: Decision) -> zeroing.Rule:
-        layer, place, key, ties, _, _, start, pattern = decision
+        layer, place, key, ties, pruned, _, start, pattern, block = decision
         dtype = headers.DTYPES[place.tensor.dtype]
         assert dtype is not None  # only such are layers
         scored = importances.get(layer)
@@ -239,6 +310,14 @@ def rules(
             scored = scored[Piece(place, start).box]
         if pattern is not None:
             return zeroing.GroupRule(pattern, files.array(place), dtype, scored)
+        if block is not None:
+            lying = places.whole(place)
+            return TileRule(
+                block,
+                pruned,
+                place.shape,
+                lambda: Assembly(files, [lying], folder).layer(lying) if scored is None else scored,
+            )
         if layer in scales:
             own = scaling.of_piece(scales[layer], start, place.shape)
             return zeroing.ScaledThreshold(key, ties, own, place.shape, dtype)

@@ -80,9 +80,7 @@ def choose(
         model = architectures.load(checkpoint)
     except architectures.Unknown as reason:
         choice = _by_name(checkpoint, include, exclude, stacked)
-        choice.notices.append(
-            f"the layers are chosen by their names, as {reason}; --dry-run shows them"
-        )
+        choice.notices.append(f"the layers are chosen by their names, as {reason}; check the list")
     else:
         choice = _by_architecture(checkpoint, model, include, exclude, stacked)
     pieces = {name: origins.located(checkpoint.chunks, view) for name, view in choice.views.items()}

@@ -260,9 +260,11 @@ def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
     if _is_converted(checkpoint, out):
         return
     if not checkpoint.is_folder and out.suffix != checkpoint.path.suffix:
+        endings = [checkpoint.path.suffix, converting.SUFFIX]
         raise ValueError(
-            f"out is {str(out)!r}, and the file is written in the format of the checkpoint, or one "
-            f"of torch as safetensors; name a file that ends in {checkpoint.path.suffix!r}"
+            f"out is {str(out)!r}, and a file keeps its format, but for one of torch, which may "
+            "become safetensors; name a file that ends in "
+            f"{' or '.join(map(repr, dict.fromkeys(endings)))}"
         )
     if checkpoint.is_folder and out.exists() and not out.is_dir():
         raise ValueError(f"out is {str(out)!r}, a file; a checkpoint's folder needs a new folder")

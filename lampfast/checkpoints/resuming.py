@@ -15,7 +15,7 @@ from lampfast.checkpoints.places import Place
 from lampfast.checkpoints.reading import Identity
 from lampfast.reports import LayerReport, LeftOut, Report
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class State:
@@ -134,8 +134,8 @@ class State:
 def _decision(fields: list[Any]) -> Decision:
     layer, (tensor, offset, shape, strides), *rest = fields
     found = Decision(layer, Place(_tensor(tensor), offset, tuple(shape), tuple(strides)), *rest)
-    groups: Any = None if found.pattern is None else tuple(found.pattern)
-    return found._replace(start=tuple(found.start), pattern=groups)
+    groups, tiles = (None if it is None else tuple(it) for it in (found.pattern, found.block))
+    return found._replace(start=tuple(found.start), pattern=groups, block=tiles)  # type: ignore[arg-type]
 
 
 def _tensor(fields: list[Any]) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 import lampfast
-from lampfast import _arguments, _patterns, methods, pruning
+from lampfast import _arguments, _blocks, pruning
+from lampfast._blocks import Block
 from lampfast._engine.scales import Scales
 from lampfast.checkpoints import deciding, layers, reading, scaling, warming
 from lampfast.checkpoints.deciding import Asked, Decision
@@ -43,11 +44,12 @@ class Arguments(NamedTuple):
     importance: PathLike | None = None
     pattern: str | None = None
     dim: int | None = None
+    block: Block | None = None
 
     @property
     def asked(self) -> Asked:
         """How much is to go."""
-        return Asked(self.sparsity, self.method, self.pattern, self.dim)
+        return Asked(self.sparsity, self.method, self.pattern, self.dim, self.block)
 
 
 class Outcome(NamedTuple):
@@ -79,6 +81,7 @@ def prune(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -121,6 +124,8 @@ def prune(
             magnitude stay; sparsity and method are left out then. Or ":m", as ":8", where each
             layer gets an n of its own by what the method leaves of it.
         dim: Another dimension along which the pattern's groups lie, for all layers.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default. Names are those of the model's parameters where config.json
             names an architecture that transformers knows, else those of the tensors.
@@ -146,7 +151,9 @@ def prune(
     Source:
         The format: https://github.com/huggingface/safetensors; the ranking as for `lampfast.prune`.
     """
-    arguments = Arguments(sparsity, method, include, exclude, stacked, importance, pattern, dim)
+    arguments = Arguments(
+        sparsity, method, include, exclude, stacked, importance, pattern, dim, block
+    )
     return run(path, arguments, out=out, in_place=in_place, dry_run=dry_run).report
 
 
@@ -157,6 +164,7 @@ def report(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -185,6 +193,8 @@ def report(
             magnitude stay; sparsity and method are left out then. Or ":m", as ":8", where each
             layer gets an n of its own by what the method leaves of it.
         dim: Another dimension along which the pattern's groups lie, for all layers.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -204,7 +214,9 @@ def report(
             sparsity.
         OSError: A file cannot be read.
     """
-    arguments = Arguments(sparsity, method, include, exclude, stacked, importance, pattern, dim)
+    arguments = Arguments(
+        sparsity, method, include, exclude, stacked, importance, pattern, dim, block
+    )
     return examine(path, arguments).report
 
 
@@ -215,6 +227,7 @@ def masks(
     method: Method | Allocation = "lamp",
     pattern: str | None = None,
     dim: int | None = None,
+    block: Block | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     stacked: Patterns = None,
@@ -244,6 +257,8 @@ def masks(
             magnitude stay; sparsity and method are left out then. Or ":m", as ":8", where each
             layer gets an n of its own by what the method leaves of it.
         dim: Another dimension along which the pattern's groups lie, for all layers.
+        block: Tiles that go or stay together: (r, c) for r outputs by c inputs, "row" for whole
+            outputs, "column" for whole inputs. The sparsity is then reached up to a tile.
         include: Glob pattern or patterns over the parameters' names: these are the layers, in the
             place of those by default.
         exclude: Glob pattern or patterns over the same names: these are left out.
@@ -262,7 +277,9 @@ def masks(
             nothing, or a layer cannot be pruned.
         OSError: A file cannot be read.
     """
-    arguments = Arguments(sparsity, method, include, exclude, stacked, importance, pattern, dim)
+    arguments = Arguments(
+        sparsity, method, include, exclude, stacked, importance, pattern, dim, block
+    )
     _check(arguments)
     checkpoint = reading.open_checkpoint("path", path)
     choice = layers.choose(checkpoint, include, exclude, stacked)
@@ -271,16 +288,10 @@ def masks(
 
 def examine(path: PathLike, arguments: Arguments, progress: Progress | None = None) -> Outcome:
     """What `report` and a dry run do."""
-    if not arguments.asked.is_nothing:
-        _check(arguments)
+    if arguments.asked.is_nothing:
+        pruning.check_asked_of_now(arguments.method, arguments.dim, arguments.importance)
     else:
-        _patterns.parse(None, arguments.dim)
-        methods.check(arguments.method)
-        if arguments.method != "lamp" or arguments.importance is not None:
-            raise ValueError(
-                "method and importance say which weights are pruned, but no sparsity says how "
-                "many; pass one, or leave them out for what there is now"
-            )
+        _check(arguments)
     checkpoint = reading.open_checkpoint("path", path)
     choice, report, _, notices = _decide(checkpoint, arguments, progress)
     fingerprint = _fingerprint(checkpoint, arguments)
@@ -318,7 +329,7 @@ def run(
         choice, report, decisions, notices = _decide(checkpoint, arguments, progress, output.home)
         output.check(decisions)
         state = State(output.state, fingerprint, decisions, report.to_dict())
-    rule = _rule(checkpoint, arguments, state.decisions, choice)
+    rule = _rule(checkpoint, arguments, state.decisions, choice, output.home)
     written = output.write(state, rule, progress)
     itemsizes = {it.layer: it.place.itemsize for it in state.decisions}
     return Outcome(state.reported(), fingerprint, notices, written, is_resumed, itemsizes)
@@ -370,6 +381,7 @@ def _rule(
     arguments: Arguments,
     decisions: Sequence[Decision],
     choice: Choice | None,
+    folder: Path,
 ) -> Callable[[Decision], Rule]:
     """What a decision means for the place that it is for, with what was compared there."""
     given = _importances(arguments.importance)
@@ -381,7 +393,7 @@ def _rule(
         given = dict(choice.layers.importances(given))
     elif choice is not None and is_scaled:
         scales = scaling.of_layers(checkpoint, choice.views)
-    return deciding.rules(checkpoint.mapped(), given or {}, scales)
+    return deciding.rules(checkpoint.mapped(), given or {}, scales, folder)
 
 
 def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]:
@@ -389,14 +401,15 @@ def _fingerprint(checkpoint: Checkpoint, arguments: Arguments) -> dict[str, Any]
     importance = None
     if arguments.importance is not None:
         importance = _identities(reading.open_checkpoint("importance", arguments.importance))
-    config = checkpoint.path / "config.json"
+    config, block = checkpoint.path / "config.json", _blocks.parse(arguments.block)
     return {
         "lampfast": lampfast.__version__,
         "arguments": {
             "sparsity": repr(arguments.sparsity),
             "method": _plain(arguments.method),
             "pattern": _plain(arguments.pattern),
-            "dim": repr(arguments.dim),
+            "dim": None if arguments.dim is None else int(arguments.dim),
+            "block": block if isinstance(block, str) or block is None else list(block),
             "include": _plain(arguments.include),
             "exclude": _plain(arguments.exclude),
             "stacked": _plain(arguments.stacked),

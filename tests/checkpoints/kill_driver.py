@@ -1,6 +1,6 @@
 """Kills runs of `lampfast.checkpoints.prune` with signal 9 and finishes them, until all agree.
 
-Usage: kill_driver.py SOURCE FOLDER KILLS SEED [in_place]
+Usage: kill_driver.py SOURCE FOLDER KILLS SEED [in_place] [blocks]
 
 Each run is a forked process. With KILLS 0 every run is killed at its next step that the file system
 sees (an open, a write, a rename), so that together they die at each of them; else at KILLS random
@@ -23,6 +23,7 @@ import torch
 from lampfast import checkpoints
 
 SPARSITY = 0.6
+BLOCK = (4, 4) if "blocks" in sys.argv[5:] else None
 STEPS = ("replace", "fsync", "pwrite", "open", "unlink", "ftruncate")
 
 
@@ -31,8 +32,8 @@ def main() -> None:
     source, folder, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     random.seed(int(sys.argv[4]))
     torch.set_num_threads(1)
-    in_place = sys.argv[5:] == ["in_place"]
-    checkpoints.prune(source, SPARSITY, out=folder / "whole")
+    in_place = "in_place" in sys.argv[5:]
+    checkpoints.prune(source, SPARSITY, block=BLOCK, out=folder / "whole")
     whole, before = checkpoint_files.digests(folder / "whole"), checkpoint_files.digests(source)
     if kills:
         seconds = min(_timed(source, folder, in_place) for _ in range(3))
@@ -122,9 +123,9 @@ def _start(path: Path, out: Path, prepare: Callable[[], None]) -> int:
     try:
         prepare()
         if path == out:
-            checkpoints.prune(path, SPARSITY, in_place=True)
+            checkpoints.prune(path, SPARSITY, block=BLOCK, in_place=True)
         else:
-            checkpoints.prune(path, SPARSITY, out=out)
+            checkpoints.prune(path, SPARSITY, block=BLOCK, out=out)
         status = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

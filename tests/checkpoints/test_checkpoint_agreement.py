@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_transformers import GROUPED, SIZES
 
 import lampfast
 from lampfast import checkpoints
@@ -19,47 +20,38 @@ from lampfast.checkpoints import origins
 
 transformers = pytest.importorskip("transformers")
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-}
-EXPERTS: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
-
 
 def _mixtral() -> Any:
-    config = transformers.MixtralConfig(**EXPERTS, num_local_experts=3)
+    config = transformers.MixtralConfig(**GROUPED, num_local_experts=3)
     return transformers.MixtralForCausalLM(config).bfloat16()
 
 
 def _qwen3_moe() -> Any:
-    config = transformers.Qwen3MoeConfig(**EXPERTS, moe_intermediate_size=24, num_experts=3)
+    config = transformers.Qwen3MoeConfig(**GROUPED, moe_intermediate_size=24, num_experts=3)
     return transformers.Qwen3MoeForCausalLM(config)
 
 
 def _gpt_oss() -> Any:
     """Gate and up in every second column."""
-    config = transformers.GptOssConfig(**EXPERTS, head_dim=8, num_local_experts=3)
+    config = transformers.GptOssConfig(**GROUPED, head_dim=8, num_local_experts=3)
     return transformers.GptOssForCausalLM(config).bfloat16()
 
 
 def _llama4() -> Any:
     """Experts that multiply from the right."""
     config = transformers.Llama4TextConfig(
-        **EXPERTS, intermediate_size_mlp=48, num_local_experts=3, head_dim=8
+        **GROUPED, intermediate_size_mlp=48, num_local_experts=3, head_dim=8
     )
     return transformers.Llama4ForCausalLM(config).half()
 
 
 def _llama_tied() -> Any:
-    config = transformers.LlamaConfig(**SMALL, tie_word_embeddings=True)
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)
     return transformers.LlamaForCausalLM(config).bfloat16()
 
 
 def _bert() -> Any:
-    config = transformers.BertConfig(**SMALL, max_position_embeddings=32)
+    config = transformers.BertConfig(**SIZES, max_position_embeddings=32)
     return transformers.BertModel(config)
 
 
@@ -84,7 +76,7 @@ def _vit() -> Any:
 def _olmo_hybrid() -> Any:
     """Kernels of q, k and v that lie in three tensors and are one in the model."""
     config = transformers.OlmoHybridConfig(
-        **{**EXPERTS, "num_hidden_layers": 2},
+        **{**GROUPED, "num_hidden_layers": 2},
         layer_types=["linear_attention", "full_attention"],
         pad_token_id=0,
         linear_num_key_heads=4,
@@ -97,7 +89,7 @@ def _olmo_hybrid() -> Any:
 
 def _nomic_bert() -> Any:
     """q, k and v that lie in one tensor and are three in the model."""
-    return transformers.NomicBertModel(transformers.NomicBertConfig(**SMALL))
+    return transformers.NomicBertModel(transformers.NomicBertConfig(**SIZES))
 
 
 MODELS: list[Callable[[], Any]] = [
@@ -145,12 +137,22 @@ def test_agreement(make: Callable[[], Any], tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [_mixtral, _gpt2, _olmo_hybrid, _gpt_oss])
-@pytest.mark.parametrize("pattern", ["2:4", ":8"])
-def test_agreement_of_patterns(make: Callable[[], Any], pattern: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sparsity", "arguments"),
+    [
+        (None, {"pattern": "2:4"}),
+        (0.6, {"pattern": ":8"}),
+        (0.6, {"block": (4, 2)}),
+        (0.4, {"block": (8, 16), "method": "uniform"}),
+        (0.4, {"block": "row"}),
+    ],
+    ids=str,
+)
+def test_agreement_of_patterns_and_blocks(
+    make: Callable[[], Any], sparsity: float | None, arguments: dict[str, Any], tmp_path: Path
+) -> None:
     """Also where inputs lie in the first dimension, or the last."""
     model = _saved(make, tmp_path / "dense")
-    sparsity = None if pattern == "2:4" else 0.6
-    arguments: dict[str, Any] = {"pattern": pattern}
     expected = lampfast.masks(model, sparsity, **arguments)
     masks = checkpoints.masks(tmp_path / "dense", sparsity, **arguments)
     assert list(masks) == list(expected)

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import checkpoint_files
 import pytest
@@ -63,6 +64,29 @@ def test_patterns(source: Path, tmp_path: Path) -> None:
     assert "2:4" in _lampfast("report", source, "0.5", "--pattern", "2:4", exit_code=1)
 
 
+@pytest.mark.parametrize(
+    ("option", "block"), [("4x4", (4, 4)), ("1x32", (1, 32)), ("row", "row"), ("column", "column")]
+)
+def test_blocks(source: Path, tmp_path: Path, option: str, block: Any) -> None:
+    output = _lampfast("prune", source, "0.5", "--block", option, "-o", tmp_path / "o")
+    report = checkpoints.prune(source, 0.5, block=block, out=tmp_path / "again")
+    assert re.search(rf"all 4 layers +8,900 +{report.kept:,} ", output)
+    again = checkpoint_files.digests(tmp_path / "again")
+    assert checkpoint_files.digests(tmp_path / "o") == again
+    now = _lampfast("report", source, "0.5", "--block", option, "--json", tmp_path / "r.json")
+    assert f"{report.kept:,}" in now
+    arguments = json.loads((tmp_path / "r.json").read_text())["arguments"]
+    assert arguments["block"] == (block if isinstance(block, str) else list(block))
+
+
+@pytest.mark.parametrize("option", ["4", "4x", "4x4x4", "-4x4", "rows", "1.5x2", ""])
+def test_no_block(source: Path, option: str) -> None:
+    output = " ".join(_lampfast("report", source, "0.5", "--block", option, exit_code=2).split())
+    assert "--block" in output
+    assert "is no block" in output
+    assert "block[1]" in _lampfast("report", source, "0.5", "--block", "4x0", exit_code=1)
+
+
 @pytest.mark.parametrize(("sparsity", "exit_code"), [("much", 2), ("1.5", 1), ("-3", 2)])
 def test_no_sparsity(source: Path, tmp_path: Path, sparsity: str, exit_code: int) -> None:
     _lampfast("prune", source, sparsity, "-o", tmp_path / "o", exit_code=exit_code)
@@ -71,7 +95,11 @@ def test_no_sparsity(source: Path, tmp_path: Path, sparsity: str, exit_code: int
 
 def test_bad_arguments(source: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        (("prune", source, "0.5"), "in_place"),
+        (("prune", source, "0.5"), "-o names a new place"),
+        (("prune", source, "0.5", "-o", tmp_path / "o", "--in-place"), "pass one of them"),
+        (("prune", source, "-o", tmp_path / "o"), "the sparsity is missing"),
+        (("prune", source, "--pattern", ":4", "--in-place"), "the sparsity is missing"),
+        (("report", source, "--block", "row"), "the sparsity is missing"),
         (("prune", tmp_path / "x", "0.5", "-o", tmp_path / "o"), "is not there"),
         (("prune", source, "0.5", "-o", tmp_path / "o", "--include", "x*"), "include"),
         (("report", source, "--method", "erk"), "no sparsity"),

@@ -155,10 +155,15 @@ def test_chunks_as_safetensors(tmp_path: Path) -> None:
         assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
 
 
-def test_stopped_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [Arguments(0.5), Arguments(0.5, exclude="codes*", block=(1, 1))],
+    ids=["weights", "blocks"],
+)
+def test_stopped_in_place(tmp_path: Path, arguments: Arguments) -> None:
     """Pieces of a layer in a file that is finished count no more ties in one that is not."""
     _sharded(tmp_path / "dense", _in_chunks(), 3)
-    checkpoints.prune(tmp_path / "dense", 0.5, out=tmp_path / "sparse")
+    run(tmp_path / "dense", arguments, out=tmp_path / "sparse")
     for share in (0.2, 0.5, 0.9):
         _sharded(tmp_path / f"{share}", _in_chunks(), 3)
 
@@ -167,8 +172,8 @@ def test_stopped_in_place(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / f"{share}", Arguments(0.5), in_place=True, progress=stopped)
-        assert run(tmp_path / f"{share}", Arguments(0.5), in_place=True).is_resumed
+            run(tmp_path / f"{share}", arguments, in_place=True, progress=stopped)
+        assert run(tmp_path / f"{share}", arguments, in_place=True).is_resumed
         found = checkpoint_files.digests(tmp_path / f"{share}")
         sparse = checkpoint_files.digests(tmp_path / "sparse")
         assert {k: v for k, v in found.items() if k != ".metadata"} == {
@@ -187,6 +192,49 @@ def test_patterns_in_chunks(tmp_path: Path) -> None:
     assert torch.equal(found["rows.weight"], rows["rows.weight"])
     with pytest.raises(ValueError, match="groups of 4 weights are cut"):
         checkpoints.report(tmp_path / "dense", pattern="2:4", include="columns*")
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.8])
+@pytest.mark.parametrize("out", ["sparse", "o.safetensors"])
+def test_blocks_in_chunks(tmp_path: Path, sparsity: float, out: str) -> None:
+    """Of rows, of columns and of a grid; where tiles of equal sums lie in several chunks."""
+    torch.manual_seed(0)
+    ties = torch.randint(-1, 2, (48, 40)).float()
+    chunks: dict[str, tuple[torch.Tensor, list[tuple[int, ...]]]] = {
+        "rows.weight": (torch.randn(60, 40).bfloat16(), [(0, 0), (20, 0), (56, 0)]),
+        "columns.weight": (ties, [(0, 0), (0, 12), (0, 32)]),
+        "grid.weight": (ties.half().t().contiguous(), [(0, 0), (0, 32), (16, 0), (16, 32)]),
+        "experts.up": (torch.randn(4, 24, 16), [(0, 0, 0), (2, 0, 0), (3, 0, 0)]),
+        "conv.weight": (torch.randn(16, 8, 3, 3), [(0, 0, 0, 0), (8, 0, 0, 0)]),
+    }
+    _sharded(tmp_path / "dense", chunks, 3)
+    layers = {name: tensor.clone() for name, (tensor, _) in chunks.items()}
+    expected = lampfast.masks(layers, sparsity, stacked="experts.up", block=(4, 4))
+    masks = checkpoints.masks(tmp_path / "dense", sparsity, block=(4, 4))
+    assert masks.keys() == expected.keys()
+    assert all(torch.equal(masks[name], expected[name]) for name in masks)
+    report = checkpoints.prune(tmp_path / "dense", sparsity, block=(4, 4), out=tmp_path / out)
+    pruned = lampfast.prune(layers, sparsity, stacked="experts.up", block=(4, 4))
+    assert report.layers == pruned.layers
+    if out == "sparse":
+        found = {name: torch.zeros_like(it) for name, it in layers.items()}
+        load(found, checkpoint_id=tmp_path / "sparse", no_dist=True)
+    else:
+        found = load_file(tmp_path / out)
+    for name, tensor in layers.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_chunks_that_cut_tiles_are_refused(tmp_path: Path) -> None:
+    _sharded(tmp_path / "dense", _in_chunks(), 3)
+    for include, block, told in (
+        ("rows*", (8, 8), "0 to 20 of dimension 0, so that tiles of 8 x 8 weights"),
+        ("columns*", "row", "0 to 13 of dimension 1, so that tiles of 1 x 40 weights"),
+        ("grid*", "column", "0 to 17 of dimension 0, so that tiles of 40 x 1 weights"),
+    ):
+        how: dict[str, Any] = {"include": include, "block": block}
+        with pytest.raises(ValueError, match=f"{told} are cut; choose another block="):
+            checkpoints.report(tmp_path / "dense", 0.5, **how)
 
 
 class _Code:

@@ -12,11 +12,20 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 DRIVER = str(Path(__file__).parent / "kill_driver.py")
 
 
-@pytest.mark.parametrize("kills", [0, 6], ids=["at every step", "at random"])
-@pytest.mark.parametrize("mode", ["out", "in_place"])
-def test_kills(tmp_path: Path, mode: str, kills: int) -> None:
+AT_EVERY_STEP, AT_RANDOM = 0, 6
+RUNS = {
+    "out, at every step": (AT_EVERY_STEP, []),
+    "out, at random": (AT_RANDOM, []),
+    "in place, at every step": (AT_EVERY_STEP, ["in_place"]),
+    "in place, at random": (AT_RANDOM, ["in_place"]),
+    "in place by blocks, at random": (AT_RANDOM, ["in_place", "blocks"]),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_kills(tmp_path: Path, run: str) -> None:
+    kills, how = RUNS[run]
     source = checkpoint_files.folder(tmp_path / "dense", checkpoint_files.weights(), shards=2)
-    arguments = (str(source), str(tmp_path), str(kills), "0")
-    result = another_python.run(DRIVER, *arguments, *[mode] * (mode == "in_place"))
+    result = another_python.run(DRIVER, str(source), str(tmp_path), str(kills), "0", *how)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= (20 if kills == 0 else 1), result.stdout
+    assert int(result.stdout) >= (20 if kills == AT_EVERY_STEP else 1), result.stdout

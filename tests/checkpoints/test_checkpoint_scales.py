@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_transformers import GROUPED
 
 import lampfast
 from lampfast import _core, checkpoints
@@ -104,15 +105,7 @@ def test_agreement_with_the_plain_call(tmp_path: Path, sparsity: float) -> None:
 def test_experts_of_an_architecture(tmp_path: Path) -> None:
     """Each expert lies with scales of its own, and is a half of a slice in the model."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=3,
-    )
+    config = transformers.MixtralConfig(**GROUPED, num_local_experts=3)
     torch.manual_seed(0)
     transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "dense")
     file = tmp_path / "dense" / "model.safetensors"

@@ -284,6 +284,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         dry_run=False,
         pattern=None,
         dim=None,
+        block=None,
         **_CHOICE,
     ),
     "checkpoints.report": _call(
@@ -294,6 +295,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         importance=lambda *_: str(IMPORTANCE),
         pattern=None,
         dim=None,
+        block=None,
         **_CHOICE,
     ),
     "checkpoints.masks": _call(
@@ -304,6 +306,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         importance=lambda *_: str(IMPORTANCE),
         pattern=None,
         dim=None,
+        block=None,
         **_CHOICE,
     ),
     "Report": _call(
