@@ -56,15 +56,25 @@ class Backends {
                                          const MaskSink& masks, StoreLimit limit);
   std::vector<Partition> narrow(const LayerIds& ids, const std::vector<PartitionRequest>& requests);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
+  // Runs body(), which asks for what no exchange is of. If it fails on one rank, all throw.
+  template <class Body>
+  void together(Body&& body) {
+    if (exchange_) {
+      exchange_->agree(attempt(body));
+    } else {
+      body();
+    }
+  }
   // Exact sums are rarely needed of more than a few layers, but where each call takes an exchange,
   // all that may be needed should be asked for at once.
-  bool is_sharded() const { return exchange_.has_value(); }
+  bool is_sharded() const { return sharding_ != nullptr; }
   std::vector<BigUint> exact_sums_above(const LayerIds& ids,
                                         const std::vector<std::uint64_t>& keys);
   // Prepares the commit, and passes the thresholds on, which is the last that may fail.
   void prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks,
                FunctionRef<void(const std::vector<LayerThreshold>&)> sink);
-  void prepare_groups(const std::vector<GroupPattern>& patterns);
+  // The same for groups, none of which lies in several pieces; the sink tells what is pruned.
+  void prepare_groups(const std::vector<GroupPattern>& patterns, FunctionRef<void()> sink);
   // On one backend after the other, since threads might not start: the GPUs, which only queue their
   // kernels, then the host. Throws std::runtime_error if a GPU fails, which says whether targets
   // may have changed.
@@ -95,10 +105,13 @@ class Backends {
   template <class Result, class Ask>
   std::vector<Result> gather(const LayerIds& ids, Ask&& ask);
   std::optional<ElementIndex> first_not_finite_here(const LayerIds& ids);
+  // For each piece what its layer has.
+  std::vector<GroupPattern> of_pieces(const std::vector<GroupPattern>& patterns) const;
 
   const cpu::FloatEnvironment environment_;
   const Job job_;
   const std::vector<Layer>& layers_;
+  const Sharding* const sharding_;  // null if layers are not sharded
   std::optional<Exchange> exchange_;
   cpu::ThreadPool pool_;
   LayerIds all_;

@@ -436,14 +436,16 @@ void Exchange::max(Words& words, const Failure& failure) {
 
 void Exchange::agree(const Failure& failure) {
   constexpr std::size_t usual_size = 256;
-  const std::string own = failure.error ? "!" + what_of(failure.error) : std::string();
+  const std::string no_error = failure.is_not_finite ? "?" : "";
+  const std::string own = failure.error ? "!" + what_of(failure.error) : no_error;
   const std::vector<std::string> all = communicator_.gather(own, usual_size);
   if (failure.error) std::rethrow_exception(failure.error);
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    if (all[rank].empty()) continue;
+    if (all[rank].empty() || all[rank] == "?") continue;
     throw std::runtime_error("rank " + std::to_string(rank) + " has failed, so that no rank has " +
                              "changed a weight: " + all[rank].substr(1));
   }
+  if (std::find(all.begin(), all.end(), "?") != all.end()) throw NotFinite();
 }
 
 std::vector<std::uint64_t> Exchange::largest_keys(const LayerIds& ids, Ask<std::uint64_t> ask) {

@@ -211,8 +211,8 @@ std::vector<LayerThreshold> group_thresholds(const std::vector<Layer>& layers,
                                              const std::vector<GroupPattern>& patterns,
                                              const Machine& machine) {
   refuse_scales(layers);
-  check_patterns(layers, patterns);
   Backends backends({layers, no_targets}, machine);
+  check_patterns(backends.layers(), patterns);
   return count_pruned(backends, patterns);
 }
 
@@ -221,11 +221,10 @@ void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& ta
                   const ResultSink& sink) {
   check_targets(layers, targets, Written::weights);
   refuse_scales(layers);
-  check_patterns(layers, patterns);
   Backends backends({layers, targets}, machine);
+  check_patterns(backends.layers(), patterns);
   const std::vector<LayerThreshold> counts = count_pruned(backends, patterns);
-  backends.prepare_groups(patterns);
-  sink(counts);
+  backends.prepare_groups(patterns, [&] { sink(counts); });
   backends.commit();
 }
 
@@ -233,8 +232,8 @@ void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& mas
                  const std::vector<GroupPattern>& patterns, const Machine& machine) {
   check_targets(layers, masks, Written::masks);
   refuse_scales(layers);
-  check_patterns(layers, patterns);
   Backends backends({layers, masks}, machine);
+  check_patterns(backends.layers(), patterns);
   naming_not_finite(backends, [&] { backends.mask_groups(patterns); });
 }
 
