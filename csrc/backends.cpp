@@ -288,15 +288,7 @@ void Backends::prepare(const std::vector<LayerThreshold>& thresholds, const Mask
   together([&] { prepare_here(thresholds_); });
 }
 
-std::vector<GroupPattern> Backends::of_pieces(const std::vector<GroupPattern>& patterns) const {
-  if (sharding_ == nullptr) return patterns;
-  std::vector<GroupPattern> own;
-  for (const Piece& piece : sharding_->pieces) own.push_back(patterns[piece.layer]);
-  return own;
-}
-
-void Backends::prepare_groups(const std::vector<GroupPattern>& patterns,
-                              FunctionRef<void()> sink) {
+void Backends::prepare_groups(const std::vector<GroupPattern>& patterns, FunctionRef<void()> sink) {
   together([&] {
     const std::vector<GroupPattern> own = of_pieces(patterns);
     for_each(here_, [&](const Share& share) { share.backend->prepare_groups(share.ids, own); });

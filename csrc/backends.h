@@ -44,6 +44,17 @@ class Backends {
   const std::vector<Layer>& layers() const { return layers_; }
   const LayerIds& all() const { return all_; }
   const ReadCounts& counts() const { return counts_; }
+  // What lies here: the layers, or this rank's pieces of them.
+  const std::vector<Layer>& pieces() const { return job_.layers; }
+  const Sharding* sharding() const { return sharding_; }  // null if layers are not sharded
+  // For each piece what its layer has.
+  template <class T>
+  std::vector<T> of_pieces(const std::vector<T>& values) const {
+    if (!is_sharded()) return values;
+    std::vector<T> own;
+    for (const Piece& piece : sharding_->pieces) own.push_back(values[piece.layer]);
+    return own;
+  }
   // For work in the host on what the backends found.
   cpu::ThreadPool& pool() { return pool_; }
 
@@ -105,8 +116,6 @@ class Backends {
   template <class Result, class Ask>
   std::vector<Result> gather(const LayerIds& ids, Ask&& ask);
   std::optional<ElementIndex> first_not_finite_here(const LayerIds& ids);
-  // For each piece what its layer has.
-  std::vector<GroupPattern> of_pieces(const std::vector<GroupPattern>& patterns) const;
 
   const cpu::FloatEnvironment environment_;
   const Job job_;

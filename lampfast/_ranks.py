@@ -216,10 +216,6 @@ def _selection(
     if asked.pattern is not None or asked.block is not None:
         first_dims, in_stacks = _lie(model, found, group, everyone)
     if asked.block is not None:
-        raise ValueError(
-            f"block={asked.block!r} is asked for in a sharded model, whose tiles may lie on "
-            "several ranks; prune by blocks before the model is sharded"
-        )
         tiles = _blocks.shapes(first_dims, in_stacks, layers, asked.block)
         _blocks.check_cuts(tiles, layers, everyone.cuts())
     if asked.pattern is not None:

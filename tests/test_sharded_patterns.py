@@ -71,7 +71,7 @@ def refusals(case: Case) -> list[str]:
         said = []
         for verb in (lampfast.prune, lampfast.masks, lampfast.report):
             here.rank = Rank(rank.group, rank.rank)
-            with pytest.raises(ValueError, match="layer .*") as raised:
+            with pytest.raises(ValueError, match=r"layer .*") as raised:
                 verb(model, **case.asked)
             said.append(str(raised.value))
         assert len(set(said)) == 1, said

@@ -102,8 +102,8 @@ inline std::int64_t pruned_by(const Layer& layer, const GroupPattern& pattern) {
   if (layer.size == 0) return 0;
   const std::int64_t extent = layer.shape[static_cast<std::size_t>(pattern.axis)];
   const auto rest = static_cast<int>(extent % pattern.size);
-  const std::int64_t of_line = extent / pattern.size * (pattern.size - pattern.kept) + rest -
-                               kept_of(rest, pattern);
+  const std::int64_t of_line =
+      extent / pattern.size * (pattern.size - pattern.kept) + rest - kept_of(rest, pattern);
   return layer.size / extent * of_line;
 }
 
