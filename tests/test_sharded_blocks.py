@@ -14,6 +14,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from virtual_ranks import Group, Placed, Rank, can_place, here, joined
 
 import lampfast
+from lampfast._engine import sharded
 
 pytestmark = pytest.mark.skipif(not can_place, reason="needs meshes without process groups")
 SEEDS = range(120)
@@ -225,3 +226,48 @@ def test_cost_does_not_depend_on_weights() -> None:
             assert group.run(run) == [None] * 8
         assert group.collectives <= 16
         assert max(group.sent) <= 32 * 4 << 10
+
+
+@pytest.fixture(autouse=True)
+def _forgetful() -> Any:
+    """What is known of ranks must not outlive a rule that is broken."""
+    sharded._known.clear()
+    yield
+    sharded._known.clear()
+
+
+TIED = Case(
+    model("ties", torch.float32),
+    dict.fromkeys("ab", Placed(CUBE, (Replicate(), Shard(0)))),
+    {"sparsity": 0.5, "block": (2, 4)},
+    None,
+    {},
+)
+
+
+def test_tiles_have_their_numbers_in_the_whole_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not differences(TIED)
+    original = sharded.Sharded._machine_part
+
+    def by_rank(self: sharded.Sharded, dtypes: Any) -> Any:
+        communicator, layers, own, begins = original(self, dtypes)
+        turned = [
+            (layer, counts, begins[layer][::-1][begins[layer].index(first)], steps)
+            for layer, counts, first, steps in own
+        ]
+        return communicator, layers, turned, begins
+
+    monkeypatch.setattr(sharded.Sharded, "_machine_part", by_rank)
+    assert differences(TIED)
+
+
+def test_replicas_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = sharded.Sharded._machine_part
+
+    def all_counted(self: sharded.Sharded, dtypes: Any) -> Any:
+        communicator, layers, own, begins = original(self, dtypes)
+        own = [(layer, True, first, steps) for layer, _, first, steps in own]
+        return communicator, layers, own, begins
+
+    monkeypatch.setattr(sharded.Sharded, "_machine_part", all_counted)
+    assert differences(TIED)
