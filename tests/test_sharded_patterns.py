@@ -167,7 +167,8 @@ def test_ranks_that_ask_for_different_patterns() -> None:
         assert all(isinstance(said, str) for said in Group(2).run(run))
 
 
-def test_a_schedule_gives_the_sparsity_of_a_pattern() -> None:
+@pytest.mark.parametrize("asked", [{"pattern": ":8"}, {"block": (1, 4)}])
+def test_a_schedule_gives_the_sparsity(asked: dict[str, Any]) -> None:
     placed = Placed(torch.arange(2), (Shard(0),))
     generator = torch.Generator().manual_seed(0)
     wholes = {name: torch.randn(9, 16, generator=generator) for name in ("a", "b")}
@@ -176,7 +177,7 @@ def test_a_schedule_gives_the_sparsity_of_a_pattern() -> None:
         weights = {name: torch.nn.Parameter(it) for name, it in model.items()}
         optimizer = torch.optim.SGD(weights.values(), lr=0.1)
         schedule = lampfast.schedules.cubic(0.75, 4)
-        pruner = lampfast.Pruner(weights, optimizer, schedule, pattern=":8")
+        pruner = lampfast.Pruner(weights, optimizer, schedule, **asked)
         for _ in range(5):
             optimizer.step()
             pruner.step()

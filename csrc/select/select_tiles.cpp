@@ -754,16 +754,24 @@ class Selection {
     exchange_exact(sums);
   }
 
-  // Adds up exact sums over all ranks.
+  // Adds up exact sums over all ranks, each of which sends those that are not 0 there.
   void exchange_exact(const std::vector<BigUint*>& sums) const {
-    constexpr std::size_t usual_limbs = 4;
+    constexpr std::size_t usual_words = 6;
     Words own;
-    for (const BigUint* sum : sums) put_limbs(*sum, own);
-    const std::vector<Words> all = tiled_.exchange.gather(own, sums.size() * (1 + usual_limbs));
-    for (BigUint* sum : sums) *sum = BigUint();
-    for (const Words& words : all) {
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      if (sums[i]->limbs().empty()) continue;
+      own.push_back(static_cast<std::int64_t>(i));
+      put_limbs(*sums[i], own);
+      *sums[i] = BigUint();
+    }
+    const std::size_t share = 2 * sums.size() / tiled_.exchange.ranks() + 8;
+    const std::size_t expected = std::min(share, sums.size()) * usual_words;
+    for (const Words& words : tiled_.exchange.gather(own, expected)) {
       const std::int64_t* from = words.data();
-      for (BigUint* sum : sums) *sum += get_limbs(from);
+      while (from != words.data() + words.size()) {
+        const auto i = static_cast<std::size_t>(*from++);
+        *sums[i] += get_limbs(from);
+      }
     }
   }
 
