@@ -135,7 +135,8 @@ def prune(
         ValueError: A sparsity is out of range, a value is NaN or infinite, a pattern matches
             nothing, layers share memory in part, or a layer cannot be written, is computed from
             others, holds the directions of weight_norm, is scaled in a way that is not known, or is
-            part of a sharded one; the method is unknown, or "uniform+" has to keep more.
+            part of a sharded one; a group of the pattern or a block lies on several ranks; the
+            method is unknown, or "uniform+" has to keep more.
         RuntimeError: torch is tracing or transforming the call.
 
     Source:
