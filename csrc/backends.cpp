@@ -105,15 +105,16 @@ void check_sharding(const Sharding& sharding, const std::vector<Layer>& tensors)
 Backends::Backends(const Job& job, const Machine& machine)
     : job_(job),
       layers_(machine.sharding ? machine.sharding->layers : job.layers),
+      sharding_(machine.sharding ? &*machine.sharding : nullptr),
       pool_(machine.threads),
       all_(layers_.size()),
       here_(job.layers.size()),
       home_of_(job.layers.size()) {
   cpu::prepare_to_throw();
   check_layers(job.layers);
-  if (machine.sharding) {
-    check_sharding(*machine.sharding, job.layers);
-    exchange_.emplace(*machine.sharding);
+  if (sharding_ != nullptr) {
+    check_sharding(*sharding_, job.layers);
+    exchange_.emplace(*sharding_);
   }
   std::iota(all_.begin(), all_.end(), std::size_t{0});
   std::iota(here_.begin(), here_.end(), std::size_t{0});
@@ -284,11 +285,15 @@ void Backends::prepare(const std::vector<LayerThreshold>& thresholds, const Mask
     return homes_[home_of_[piece]].backend->count_ties(piece, request);
   };
   thresholds_ = exchange_->of_pieces(job_.layers, thresholds, count_ties);
-  exchange_->agree(attempt([&] { prepare_here(thresholds_); }));
+  together([&] { prepare_here(thresholds_); });
 }
 
-void Backends::prepare_groups(const std::vector<GroupPattern>& patterns) {
-  for_each(here_, [&](const Share& share) { share.backend->prepare_groups(share.ids, patterns); });
+void Backends::prepare_groups(const std::vector<GroupPattern>& patterns, FunctionRef<void()> sink) {
+  together([&] {
+    const std::vector<GroupPattern> own = of_pieces(patterns);
+    for_each(here_, [&](const Share& share) { share.backend->prepare_groups(share.ids, own); });
+    sink();
+  });
 }
 
 void Backends::commit() {
@@ -330,7 +335,10 @@ void Backends::score() {
 }
 
 void Backends::mask_groups(const std::vector<GroupPattern>& patterns) {
-  for_each(here_, [&](const Share& share) { share.backend->mask_groups(share.ids, patterns); });
+  together([&] {
+    const std::vector<GroupPattern> own = of_pieces(patterns);
+    for_each(here_, [&](const Share& share) { share.backend->mask_groups(share.ids, own); });
+  });
 }
 
 void Backends::pack(const PackedMasks& masks) {

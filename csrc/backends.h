@@ -44,6 +44,17 @@ class Backends {
   const std::vector<Layer>& layers() const { return layers_; }
   const LayerIds& all() const { return all_; }
   const ReadCounts& counts() const { return counts_; }
+  // What lies here: the layers, or this rank's pieces of them.
+  const std::vector<Layer>& pieces() const { return job_.layers; }
+  const Sharding* sharding() const { return sharding_; }  // null if layers are not sharded
+  // For each piece what its layer has.
+  template <class T>
+  std::vector<T> of_pieces(const std::vector<T>& values) const {
+    if (!is_sharded()) return values;
+    std::vector<T> own;
+    for (const Piece& piece : sharding_->pieces) own.push_back(values[piece.layer]);
+    return own;
+  }
   // For work in the host on what the backends found.
   cpu::ThreadPool& pool() { return pool_; }
 
@@ -56,15 +67,25 @@ class Backends {
                                          const MaskSink& masks, StoreLimit limit);
   std::vector<Partition> narrow(const LayerIds& ids, const std::vector<PartitionRequest>& requests);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
+  // Runs body(), which asks for what no exchange is of. If it fails on one rank, all throw.
+  template <class Body>
+  void together(Body&& body) {
+    if (exchange_) {
+      exchange_->agree(attempt(body));
+    } else {
+      body();
+    }
+  }
   // Exact sums are rarely needed of more than a few layers, but where each call takes an exchange,
   // all that may be needed should be asked for at once.
-  bool is_sharded() const { return exchange_.has_value(); }
+  bool is_sharded() const { return sharding_ != nullptr; }
   std::vector<BigUint> exact_sums_above(const LayerIds& ids,
                                         const std::vector<std::uint64_t>& keys);
   // Prepares the commit, and passes the thresholds on, which is the last that may fail.
   void prepare(const std::vector<LayerThreshold>& thresholds, const MaskSink& masks,
                FunctionRef<void(const std::vector<LayerThreshold>&)> sink);
-  void prepare_groups(const std::vector<GroupPattern>& patterns);
+  // The same for groups, none of which lies in several pieces; the sink tells what is pruned.
+  void prepare_groups(const std::vector<GroupPattern>& patterns, FunctionRef<void()> sink);
   // On one backend after the other, since threads might not start: the GPUs, which only queue their
   // kernels, then the host. Throws std::runtime_error if a GPU fails, which says whether targets
   // may have changed.
@@ -99,6 +120,7 @@ class Backends {
   const cpu::FloatEnvironment environment_;
   const Job job_;
   const std::vector<Layer>& layers_;
+  const Sharding* const sharding_;  // null if layers are not sharded
   std::optional<Exchange> exchange_;
   cpu::ThreadPool pool_;
   LayerIds all_;

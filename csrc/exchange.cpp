@@ -13,11 +13,10 @@
 #include "core/error_bounds.h"
 #include "core/key_format.h"
 #include "core/test_sizes.h"
+#include "exchange_words.h"
 
 namespace lampfast {
 namespace {
-
-using Words = std::vector<std::int64_t>;
 
 // What a message begins with: how many ranks have failed, how many met an element that is not
 // finite, and a hash of what was asked, which must be the same on all ranks.
@@ -27,21 +26,6 @@ constexpr std::size_t question_asked = 2;
 constexpr std::size_t header_size = 3;
 
 Words message() { return Words(header_size, 0); }
-
-// FNV-1a, word by word.
-class Hash {
- public:
-  Hash& add(std::uint64_t word) {
-    value_ = (value_ ^ word) * 0x100000001b3;
-    return *this;
-  }
-  Hash& add(double number) { return add(bit_cast<std::uint64_t>(number)); }
-  Hash& add(const KeyInterval& interval) { return add(interval.low).add(interval.high); }
-  std::uint64_t value() const { return value_; }
-
- private:
-  std::uint64_t value_ = 0xcbf29ce484222325;
-};
 
 std::uint64_t hash_of(const LayerIds& ids, const std::vector<TallyRequest>& requests) {
   Hash hash;
@@ -73,37 +57,6 @@ std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>
   for (const std::size_t position : positions) picked.push_back(values[position]);
   return picked;
 }
-
-// Non-negative doubles below 2^most as multiples of 2^least: digits of 32 bits each in a word, so
-// that those of 2^31 ranks add up. What is smaller is cut off.
-class FixedPoint {
- public:
-  FixedPoint(int least, int most)
-      : least_(std::max(least, -1000)), digits_((most - least_ + 31) / 32) {}
-
-  void put(double value, Words& words) const {
-    constexpr double most_digit = 0xffffffff;
-    for (int d = digits_; d-- > 0;) {
-      const double unit = std::ldexp(1.0, least_ + 32 * d);
-      // Sums for estimates, and those of weights that change meanwhile, may be too large.
-      const double digit = value >= 0.0 ? std::fmin(std::floor(value / unit), most_digit) : 0.0;
-      words.push_back(static_cast<std::int64_t>(digit));
-      value -= digit * unit;
-    }
-  }
-
-  double get(const std::int64_t*& from) const {
-    double value = 0.0;
-    for (int d = digits_; d-- > 0;) {
-      value += static_cast<double>(*from++) * std::ldexp(1.0, least_ + 32 * d);
-    }
-    return value;
-  }
-
- private:
-  int least_;
-  int digits_;
-};
 
 // Two counts in a word; neither, added up over all ranks, reaches 2^32.
 void put_pairs(const std::vector<std::int64_t>& counts, Words& words) {
@@ -337,17 +290,6 @@ void get_counts(const std::int64_t*& from, std::vector<std::uint64_t>& keys) {
   }
 }
 
-void put_limbs(const BigUint& number, Words& words) {
-  words.push_back(static_cast<std::int64_t>(number.limbs().size()));
-  for (const std::uint64_t limb : number.limbs()) words.push_back(static_cast<std::int64_t>(limb));
-}
-
-BigUint get_limbs(const std::int64_t*& from) {
-  const auto size = static_cast<std::size_t>(*from++);
-  const std::int64_t* const begin = std::exchange(from, from + size);
-  return BigUint(std::vector<std::uint64_t>(begin, from));
-}
-
 // How many words of keys and counts a rank usually has: twice its share, as not all have the same,
 // but no more keys than an interval has, nor than a layer with few candidates.
 std::size_t usual_words(const std::vector<KeyRequest>& requests, std::size_t ranks) {
@@ -358,16 +300,6 @@ std::size_t usual_words(const std::vector<KeyRequest>& requests, std::size_t ran
     const std::uint64_t width = request.interval.high - request.interval.low;
     words += 1 + 2 * static_cast<std::size_t>(std::min({share, width, few}));
   }
-  return words;
-}
-
-std::string bytes_of(const Words& words) {
-  return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof(std::int64_t)};
-}
-
-Words words_of(const std::string& bytes) {
-  Words words(bytes.size() / sizeof(std::int64_t));
-  if (!words.empty()) std::memcpy(words.data(), bytes.data(), words.size() * sizeof(std::int64_t));
   return words;
 }
 
@@ -419,11 +351,7 @@ void Exchange::sum(Words& words, const Failure& failure, std::uint64_t question)
   communicator_.sum(words);
   if (words[failed] != 0) agree(failure);
   if (words[not_finite] != 0) throw NotFinite();
-  if (static_cast<std::uint64_t>(words[question_asked]) != question * communicator_.size()) {
-    throw std::runtime_error(
-        "ranks have taken different decisions from the same findings, as processors of different "
-        "kinds may; gather the model on one of them and prune it there");
-  }
+  check_question(words[question_asked], question, communicator_.size());
 }
 
 void Exchange::max(Words& words, const Failure& failure) {
@@ -436,14 +364,16 @@ void Exchange::max(Words& words, const Failure& failure) {
 
 void Exchange::agree(const Failure& failure) {
   constexpr std::size_t usual_size = 256;
-  const std::string own = failure.error ? "!" + what_of(failure.error) : std::string();
+  const std::string no_error = failure.is_not_finite ? "?" : "";
+  const std::string own = failure.error ? "!" + what_of(failure.error) : no_error;
   const std::vector<std::string> all = communicator_.gather(own, usual_size);
   if (failure.error) std::rethrow_exception(failure.error);
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    if (all[rank].empty()) continue;
+    if (all[rank].empty() || all[rank] == "?") continue;
     throw std::runtime_error("rank " + std::to_string(rank) + " has failed, so that no rank has " +
                              "changed a weight: " + all[rank].substr(1));
   }
+  if (std::find(all.begin(), all.end(), "?") != all.end()) throw NotFinite();
 }
 
 std::vector<std::uint64_t> Exchange::largest_keys(const LayerIds& ids, Ask<std::uint64_t> ask) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -138,37 +139,77 @@ std::vector<double> scales_of_tiles(Backends& backends, Ranking ranking) {
   return scales;
 }
 
+// How the tiles of what lies here are numbered in their layers.
+std::vector<TiledPiece> tiled_pieces(const Backends& backends,
+                                     const std::vector<BlockShape>& blocks,
+                                     const std::vector<TileGrid>& grids,
+                                     const std::vector<Tiling>& tilings) {
+  std::vector<TiledPiece> pieces;
+  for (std::size_t i = 0; i < tilings.size(); ++i) {
+    const TileGrid& own = tilings[i].grid;
+    if (!backends.is_sharded()) {
+      pieces.push_back({i, true, own, TileRange(own)});
+      continue;
+    }
+    const Piece& piece = backends.sharding()->pieces[i];
+    const TileRange range(own, grids[piece.layer], backends.layers()[piece.layer],
+                          blocks[piece.layer], piece.first);
+    pieces.push_back({piece.layer, piece.is_counted, own, range});
+  }
+  return pieces;
+}
+
 // Reads the tiles' sums, and calls body(tiled) with them.
 template <class Body>
 auto with_tiles(Backends& backends, const std::vector<BlockShape>& blocks, Ranking ranking,
                 Body&& body) {
   check_blocks(backends.layers(), blocks);
-  const cpu::Tiles tiles(backends.layers(), blocks, backends.pool());
-  const std::vector<TileSums> sums =
-      naming_not_finite(backends, [&] { return tiles.sums(scales_of_tiles(backends, ranking)); });
-  return body(TiledLayers{backends.layers(), tiles.tilings(), sums, tiles, backends.pool()});
+  check_tiled(backends.pieces());
+  const cpu::Tiles tiles(backends.pieces(), backends.of_pieces(blocks), backends.pool());
+  const std::vector<TileSums> sums = naming_not_finite(backends, [&] {
+    const std::vector<double> scales = backends.of_pieces(scales_of_tiles(backends, ranking));
+    std::vector<TileSums> read;
+    backends.together([&] { read = tiles.sums(scales); });
+    return read;
+  });
+  std::vector<TileGrid> grids;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    grids.emplace_back(backends.layers()[i].shape, blocks[i]);
+  }
+  std::vector<TiledPiece> pieces = tiled_pieces(backends, blocks, grids, tiles.tilings());
+  TiledLayers tiled{backends.layers(),
+                    std::move(grids),
+                    std::move(pieces),
+                    sums,
+                    tiles,
+                    TileExchange(backends.sharding()),
+                    backends.pool()};
+  return body(tiled);
 }
-
-struct SelectedTiles {
-  Fates fates;
-  std::vector<LayerThreshold> counts;
-};
 
 SelectedTiles select_blocks(Backends& backends, const std::vector<BlockShape>& blocks,
                             const SelectionSpec& spec) {
   spec.check(backends.layers());
-  return with_tiles(backends, blocks, spec.ranking, [&](const TiledLayers& tiled) {
-    SelectedTiles selected{select_tiles(tiled, spec), {}};
-    for (std::size_t i = 0; i < tiled.layers.size(); ++i) {
-      std::int64_t pruned = 0;
-      const Tiling& tiling = tiled.tilings[i];
-      tiling.for_each_size(0, tiling.count(), [&](std::int64_t tile, std::int64_t size) {
-        if (selected.fates[i][static_cast<std::size_t>(tile)] == Fate::goes) pruned += size;
-      });
-      selected.counts.push_back(only_count(pruned));
-    }
-    return selected;
+  return with_tiles(backends, blocks, spec.ranking,
+                    [&](TiledLayers& tiled) { return select_tiles(tiled, spec); });
+}
+
+std::vector<LayerThreshold> counts_of(const SelectedTiles& selected) {
+  std::vector<LayerThreshold> counts;
+  for (const std::int64_t pruned : selected.pruned) counts.push_back(only_count(pruned));
+  return counts;
+}
+
+// Writes what became of the tiles; before that, passes on what goes.
+void commit_blocks(Backends& backends, const std::vector<Layer>& targets,
+                   const std::vector<BlockShape>& blocks, const SelectedTiles& selected,
+                   const ResultSink& sink) {
+  std::optional<cpu::TileWriter> writer;
+  backends.together([&] {
+    writer.emplace(targets, backends.of_pieces(blocks), selected.fates, backends.pool());
+    if (sink) sink(counts_of(selected));
   });
+  writer->write();
 }
 
 void check_packed(const std::vector<Layer>& layers, const PackedMasks& masks) {
@@ -211,8 +252,8 @@ std::vector<LayerThreshold> group_thresholds(const std::vector<Layer>& layers,
                                              const std::vector<GroupPattern>& patterns,
                                              const Machine& machine) {
   refuse_scales(layers);
-  check_patterns(layers, patterns);
   Backends backends({layers, no_targets}, machine);
+  check_patterns(backends.layers(), patterns);
   return count_pruned(backends, patterns);
 }
 
@@ -221,11 +262,10 @@ void prune_groups(const std::vector<Layer>& layers, const std::vector<Layer>& ta
                   const ResultSink& sink) {
   check_targets(layers, targets, Written::weights);
   refuse_scales(layers);
-  check_patterns(layers, patterns);
   Backends backends({layers, targets}, machine);
+  check_patterns(backends.layers(), patterns);
   const std::vector<LayerThreshold> counts = count_pruned(backends, patterns);
-  backends.prepare_groups(patterns);
-  sink(counts);
+  backends.prepare_groups(patterns, [&] { sink(counts); });
   backends.commit();
 }
 
@@ -233,8 +273,8 @@ void mask_groups(const std::vector<Layer>& layers, const std::vector<Layer>& mas
                  const std::vector<GroupPattern>& patterns, const Machine& machine) {
   check_targets(layers, masks, Written::masks);
   refuse_scales(layers);
-  check_patterns(layers, patterns);
   Backends backends({layers, masks}, machine);
+  check_patterns(backends.layers(), patterns);
   naming_not_finite(backends, [&] { backends.mask_groups(patterns); });
 }
 
@@ -242,7 +282,7 @@ std::vector<LayerThreshold> block_thresholds(const std::vector<Layer>& layers,
                                              const std::vector<BlockShape>& blocks,
                                              const SelectionSpec& spec, const Machine& machine) {
   Backends backends({layers, no_targets}, machine);
-  return select_blocks(backends, blocks, spec).counts;
+  return counts_of(select_blocks(backends, blocks, spec));
 }
 
 void prune_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
@@ -250,10 +290,7 @@ void prune_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& ta
                   const Machine& machine, const ResultSink& sink) {
   check_targets(layers, targets, Written::weights);
   Backends backends({layers, targets}, machine);
-  const SelectedTiles selected = select_blocks(backends, blocks, spec);
-  cpu::TileWriter writer(targets, blocks, selected.fates, backends.pool());
-  sink(selected.counts);
-  writer.write();
+  commit_blocks(backends, targets, blocks, select_blocks(backends, blocks, spec), sink);
 }
 
 void mask_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& masks,
@@ -261,8 +298,7 @@ void mask_blocks(const std::vector<Layer>& layers, const std::vector<Layer>& mas
                  const Machine& machine) {
   check_targets(layers, masks, Written::masks);
   Backends backends({layers, masks}, machine);
-  const SelectedTiles selected = select_blocks(backends, blocks, spec);
-  cpu::TileWriter(masks, blocks, selected.fates, backends.pool()).write();
+  commit_blocks(backends, masks, blocks, select_blocks(backends, blocks, spec), nullptr);
 }
 
 std::vector<std::int64_t> sizes_of_zero_blocks(const std::vector<Layer>& layers,
@@ -270,7 +306,7 @@ std::vector<std::int64_t> sizes_of_zero_blocks(const std::vector<Layer>& layers,
                                                const Machine& machine) {
   Backends backends({layers, no_targets}, machine);
   return with_tiles(backends, blocks, Ranking::per_layer,
-                    [](const TiledLayers& tiled) { return sizes_of_zero_tiles(tiled); });
+                    [](TiledLayers& tiled) { return sizes_of_zero_tiles(tiled); });
 }
 
 std::vector<LayerThreshold> thresholds(const std::vector<Layer>& layers, const SelectionSpec& spec,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from lampfast import _arguments, _patterns
-from lampfast._engine.stacks import Layers
+from lampfast import _arguments
 from lampfast._engine.views import View
+
+if TYPE_CHECKING:
+    from lampfast._engine.sharded import Cuts
 
 _Side: TypeAlias = Literal["row", "column"]
 Block: TypeAlias = tuple[int, int] | _Side
@@ -54,14 +56,23 @@ def parse(block: object, pattern: str | None = None) -> Block | None:
     return rows, columns
 
 
-def shapes(model: object, found: Layers, layers: Sequence[View], block: Block) -> list[Shape]:
+def shapes(
+    has_inputs_first: Mapping[str, int],
+    in_stacks: Collection[str],
+    layers: Sequence[View],
+    block: Block,
+) -> list[Shape]:
     """The tiles of each layer.
+
+    Args:
+        has_inputs_first: What `_patterns.first_dims` has found.
+        in_stacks: The names of the layers that are slices of a parameter.
+        layers: The distinct layers.
+        block: What is asked for.
 
     Raises:
         ValueError: A layer is a row of a matrix that stacked= cuts, in which no such tile can lie.
     """
-    has_inputs_first = _patterns.first_dims(model, found)
-    in_stacks = {name for stack in found.stacks for name in found.names(stack)}
     result = []
     for layer in layers:
         dimensions = len(layer.shape)
@@ -81,3 +92,51 @@ def shapes(model: object, found: Layers, layers: Sequence[View], block: Block) -
                 tile = block
         result.append((*tile, axis))
     return result
+
+
+def check_cuts(tiles: Iterable[Shape], layers: Iterable[View], cuts: Iterable[Cuts]) -> None:
+    """Check that every tile of a sharded layer lies in one piece.
+
+    Args:
+        tiles: The tiles of each layer.
+        layers: The layers.
+        cuts: Where they are cut.
+
+    Raises:
+        ValueError: One does not.
+    """
+    for (rows, columns, axis), layer, cut in zip(tiles, layers, cuts, strict=True):
+        for dim, positions in enumerate(cut.positions):
+            is_row = dim == 1 - axis and len(cut.shape) > 1
+            length = rows if is_row else columns
+            before = 1 if is_row else prod(cut.shape[it] for it in (axis, *range(2, dim)))
+            step = 1 if is_row else prod(cut.shape[max(dim + 1, 2) :])
+            for at in positions:
+                # A piece has columns that follow each other only if what is cut is their first
+                # dimension of more than one index.
+                if at * step % length or (dim >= 2 and before > 1):
+                    raise ValueError(
+                        f"layer {layer.name!r} of shape {cut.shape} with {cut.why} is cut at {at} "
+                        f"along dimension {dim}, which divides tiles of {_told(rows, columns)}; "
+                        f"{_ways(is_row)}, or prune by blocks before the model is sharded"
+                    )
+
+
+def _told(rows: int, columns: int) -> str:
+    """A tile in words.
+
+    Example:
+        >>> _told(4, 16), _told(1, _MOST)
+        ('4 rows by 16 columns', '1 rows by all columns')
+    """
+    return (
+        f"{rows if rows < _MOST else 'all'} rows by {columns if columns < _MOST else 'all'} columns"
+    )
+
+
+def _ways(is_row: bool) -> str:
+    along, other = ("outputs", "inputs") if is_row else ("inputs", "outputs")
+    return (
+        f"shard it along its {other}, or pass a block whose "
+        f"{'rows' if is_row else 'columns'} end where pieces of the {along} do"
+    )

@@ -144,20 +144,22 @@ def prune_zeros(
 
 # Patterns are tuples (n, m, axis), one for each layer. Of the thresholds only `pruned` is told.
 def group_thresholds(
-    layers: Sequence[Layer], patterns: Sequence[tuple[int, int, int]], machine: Machine
+    layers: Sequence[Layer],
+    patterns: Sequence[tuple[int, int, int]],
+    machine: Machine | ShardedMachine,
 ) -> list[LayerThreshold]: ...
 def prune_groups(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
     patterns: Sequence[tuple[int, int, int]],
-    machine: Machine,
+    machine: Machine | ShardedMachine,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def mask_groups(
     layers: Sequence[Layer],
     masks: Sequence[Layer],
     patterns: Sequence[tuple[int, int, int]],
-    machine: Machine,
+    machine: Machine | ShardedMachine,
 ) -> None: ...
 
 # Blocks are tuples (rows, columns, dimension of the inputs), one for each layer in host memory.
@@ -165,14 +167,14 @@ def block_thresholds(
     layers: Sequence[Layer],
     blocks: Sequence[tuple[int, int, int]],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
 ) -> list[LayerThreshold]: ...
 def prune_blocks(
     layers: Sequence[Layer],
     targets: Sequence[Layer],
     blocks: Sequence[tuple[int, int, int]],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
     before_writing: Callable[[list[LayerThreshold]], object] | None = None,
 ) -> list[LayerThreshold]: ...
 def mask_blocks(
@@ -180,10 +182,12 @@ def mask_blocks(
     masks: Sequence[Layer],
     blocks: Sequence[tuple[int, int, int]],
     spec: SelectionSpec,
-    machine: Machine,
+    machine: Machine | ShardedMachine,
 ) -> None: ...
 def sizes_of_zero_blocks(
-    layers: Sequence[Layer], blocks: Sequence[tuple[int, int, int]], machine: Machine
+    layers: Sequence[Layer],
+    blocks: Sequence[tuple[int, int, int]],
+    machine: Machine | ShardedMachine,
 ) -> list[int]: ...
 def score(layers: Sequence[Layer], scores: Sequence[Layer], machine: Machine) -> None: ...
 def first_not_finite(

@@ -1,10 +1,12 @@
 """n:m patterns: along a layer's inputs, each group of m weights keeps the n that are largest."""
 
+from __future__ import annotations
+
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -13,6 +15,9 @@ from lampfast._engine import copies
 from lampfast._engine.calls import Groups
 from lampfast._engine.stacks import Layers, Stack
 from lampfast._engine.views import View
+
+if TYPE_CHECKING:
+    from lampfast._engine.sharded import Cuts
 
 _MOST = 64
 _FORM = re.compile(r"(\d*):(\d+)")
@@ -123,13 +128,17 @@ def check_scheduled(pattern: str | None, dim: int | None, schedule: object) -> N
         )
 
 
-def grouped(model: object, found: Layers, layers: Sequence[View], dim: int | None) -> list[Grouped]:
+def grouped(own: Mapping[str, int], layers: Sequence[View], dim: int | None) -> list[Grouped]:
     """The layers with the dimensions along which their groups lie.
+
+    Args:
+        own: What `first_dims` has found.
+        layers: The distinct layers.
+        dim: The dimension that is asked for; None for that of a layer's inputs.
 
     Raises:
         ValueError: A layer has no such dimension.
     """
-    own = {} if dim is not None else first_dims(model, found)
     cut = []
     for layer in layers:
         ndim = len(layer.shape)
@@ -147,6 +156,28 @@ def grouped(model: object, found: Layers, layers: Sequence[View], dim: int | Non
         at = chosen % ndim
         cut.append(Grouped(layer.name, layer.size, at, layer.shape[at]))
     return cut
+
+
+def check_cuts(size: int, layers: Iterable[Grouped], cuts: Iterable[Cuts]) -> None:
+    """Check that no group of a sharded layer lies on both sides of a cut.
+
+    Args:
+        size: m.
+        layers: The layers.
+        cuts: Where they are cut.
+
+    Raises:
+        ValueError: One does.
+    """
+    for layer, cut in zip(layers, cuts, strict=True):
+        for at in cut.positions[layer.dim]:
+            if at % size:
+                raise ValueError(
+                    f"layer {layer.name!r} of shape {cut.shape} with {cut.why} is cut at {at} "
+                    f"along dimension {layer.dim}, inside a group of {size} weights; shard it "
+                    f"along another dimension or at multiples of {size}, pass dim= for groups "
+                    "along another one, or choose the pattern before the model is sharded"
+                )
 
 
 def first_dims(model: object, found: Layers) -> dict[str, int]:

@@ -5,14 +5,14 @@ from __future__ import annotations  # so that help() shows Model, not all that i
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite, nan
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lampfast import _arguments, _blocks, _core, _coverage, _patterns, _ranks, methods, parameters
 from lampfast._blocks import Block
 from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.stacks import Layers
 from lampfast._engine.views import View, Weight
-from lampfast._patterns import Pattern
+from lampfast._ranks import Asked
 from lampfast.methods import Allocation, Method
 from lampfast.parameters import Model, Patterns
 from lampfast.reports import LayerReport, LeftOut, Report
@@ -135,7 +135,8 @@ def prune(
         ValueError: A sparsity is out of range, a value is NaN or infinite, a pattern matches
             nothing, layers share memory in part, or a layer cannot be written, is computed from
             others, holds the directions of weight_norm, is scaled in a way that is not known, or is
-            part of a sharded one; the method is unknown, or "uniform+" has to keep more.
+            part of a sharded one; a group of the pattern or a block lies on several ranks; the
+            method is unknown, or "uniform+" has to keep more.
         RuntimeError: torch is tracing or transforming the call.
 
     Source:
@@ -180,11 +181,11 @@ def pruned(
         asked = _asked(sparsity, method, pattern, dim, block)
         found = parameters.find(model, include, exclude, stacked).ranked(importance)
         left = _coverage.left_out(found)
-        are_several = _ranks.are_needed(found.layers, group, pattern, block)
+        are_several = _ranks.are_needed(found.layers, group)
 
     if are_several:
         made = partial(reported, left_out=left)
-        return _ranks.pruned(found.layers, group, sparsity, method, importance, made, record)
+        return _ranks.pruned(model, found.layers, group, asked, importance, made, record)
 
     def result(thresholds: Sequence[_core.LayerThreshold]) -> Report:
         report = reported(layers, thresholds, left)
@@ -285,11 +286,11 @@ def masks(
     with _ranks.telling_others(model, group):
         asked = _asked(sparsity, method, pattern, dim, block)
         found = parameters.find(model, include, exclude, stacked).ranked(importance).layers
-        are_several = _ranks.are_needed(found, group, pattern, block)
+        are_several = _ranks.are_needed(found, group)
         if are_several and out is not None:
             raise TypeError("out is given for a sharded model, whose masks are always new; drop it")
     if are_several:
-        return _ranks.masks(found, group, sparsity, method, importance)
+        return _ranks.masks(model, found, group, asked, importance)
     layers = _reachable(found.checked(), asked)
     wholes = _reachable(found.views(layers), asked)
     scored = _sources(found, layers, importance)
@@ -438,10 +439,9 @@ def report(
         asked = _asked_of_report(sparsity, method, pattern, dim, block, importance)
         found = parameters.find(model, include, exclude, stacked).ranked(importance)
         left = _coverage.left_out(found)
-        are_several = _ranks.are_needed(found.layers, group, pattern, block)
+        are_several = _ranks.are_needed(found.layers, group)
     if are_several:
-        made = _ranks.thresholds(found.layers, group, sparsity, method, importance)
-        return reported(*made, left)
+        return reported(*_ranks.thresholds(model, found.layers, group, asked, importance), left)
     layers = _reachable(found.layers.checked(), asked)
     if asked is None:
         targets = views.local(layers)
@@ -549,22 +549,13 @@ def _local(
     return targets, views.beside(views.local(sources), targets)
 
 
-class _Asked(NamedTuple):
-    """Which weights are to go."""
-
-    sparsity: float | None
-    method: Method | Allocation
-    pattern: Pattern | None
-    block: Block | None
-
-
 def _asked(
     sparsity: float | None,
     method: Method | Allocation,
     pattern: str | None,
     dim: int | None,
     block: Block | None = None,
-) -> _Asked:
+) -> Asked:
     """What is asked for, checked as far as that needs no model."""
     parsed = _patterns.parse(pattern, dim)
     tiles = _blocks.parse(block, pattern)
@@ -572,10 +563,10 @@ def _asked(
         _patterns.check_alone(parsed, sparsity, method)
     else:
         methods.check_choice(sparsity, method)
-    return _Asked(sparsity, method, parsed, tiles)
+    return Asked(sparsity, method, parsed, tiles)
 
 
-def _reachable(found: Sequence[View], asked: _Asked | None) -> Sequence[View]:
+def _reachable(found: Sequence[View], asked: Asked | None) -> Sequence[View]:
     """The views, those on GPUs as of weights that are copied where blocks are asked for."""
     if asked is None or asked.block is None:
         return found
@@ -589,7 +580,7 @@ def _asked_of_report(
     dim: int | None,
     block: Block | None,
     importance: Mapping[str, Weight] | None,
-) -> _Asked | None:
+) -> Asked | None:
     """The same, or None for what there is now."""
     if any(it is not None for it in (sparsity, pattern, block)) or isinstance(method, Mapping):
         return _asked(sparsity, method, pattern, dim, block)
@@ -668,17 +659,19 @@ def _plan(
     found: Layers,
     layers: Sequence[View],
     sources: Sequence[View],
-    asked: _Asked,
+    asked: Asked,
 ) -> tuple[Sequence[View], Sequence[View], calls.Selection]:
     """Both where the engine can reach them, and what it is to select of them."""
     grouped, count, tiles = None, None, None
     spec: calls.Selection | None = None
     if asked.block is not None:
         _refuse_scales(sources, "blocks")
-        tiles = _blocks.shapes(model, found, sources, asked.block)
+        in_stacks = {name for stack in found.stacks for name in found.names(stack)}
+        tiles = _blocks.shapes(_patterns.first_dims(model, found), in_stacks, sources, asked.block)
     if asked.pattern is not None:
         _refuse_scales(sources, "an n:m pattern")
-        grouped = _patterns.grouped(model, found, layers, asked.pattern.dim)
+        own = _patterns.first_dims(model, found)
+        grouped = _patterns.grouped(own, layers, asked.pattern.dim)
     if isinstance(asked.method, Mapping):
         stacks = {name: found.names(name) for name in found.stacks}
         spec = methods.allocation_spec(asked.method, stacks, layers)

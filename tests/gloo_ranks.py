@@ -122,6 +122,53 @@ def same(make: Make) -> list[str]:
     return differences
 
 
+ASKED: list[dict[str, Any]] = [
+    {"pattern": "2:4"},
+    {"sparsity": 0.6, "pattern": ":8"},
+    {"sparsity": 0.7, "block": "row"},
+    {"sparsity": 0.6, "block": (1, 4)},
+    {"sparsity": 0.6, "block": (1, 4), "method": "uniform"},
+]
+
+
+def by_patterns_and_blocks(ranks: int) -> list[str]:
+    """In what models of FSDP2 differ from plain ones."""
+    mesh = init_device_mesh("cpu", (ranks,))
+    differences = []
+    for asked, coarse in itertools.product(ASKED, (False, True)):
+        plain = mlp(coarse)
+        model: Any = fully_shard(mlp(coarse), mesh=mesh)
+        expected, found = lampfast.masks(plain, **asked), lampfast.masks(model, **asked)
+        pruned, wanted = lampfast.prune(model, **asked), lampfast.prune(plain, **asked)
+        if str(pruned) != str(wanted):
+            differences.append(f"report of {asked}: {pruned} {wanted}")
+        for name, mask in expected.items():
+            if not torch.equal(full(found[name]), mask):
+                differences.append(f"mask {name} of {asked}")
+        for name, weight in plain.named_parameters():
+            if not torch.equal(full(model.get_parameter(name)), weight):
+                differences.append(f"weight {name} of {asked}")
+    return differences
+
+
+def stages_by_patterns_and_blocks(rank: int) -> list[str]:
+    """The same of layers that live on some ranks only, one of which stores its inputs first."""
+    torch.manual_seed(0)
+    plain = nn.ModuleDict({"a": nn.Linear(8, 12), "b": nn.ConvTranspose2d(12, 6, 3)})
+    name = "ab"[min(rank, 1)]
+    own = nn.ModuleDict({name: plain[name]})
+    differences = []
+    for asked in ASKED:
+        expected = lampfast.masks(plain, **asked)
+        found = lampfast.masks(own, group=distributed.group.WORLD, **asked)
+        report = lampfast.report(own, group=distributed.group.WORLD, **asked)
+        if str(report) != str(lampfast.report(plain, **asked)):
+            differences.append(f"report of {asked}: {report}")
+        if not torch.equal(found[f"{name}.weight"], expected[f"{name}.weight"]):
+            differences.append(f"mask of {asked}")
+    return differences
+
+
 def attempt(model: nn.Module, call: Callable[[], object]) -> tuple[str, bool]:
     """What a call raises, and whether it leaves the weights as they were."""
     before = {name: _local(weight).clone() for name, weight in model.named_parameters()}
@@ -267,6 +314,8 @@ def main(folder: Path, rank: int, ranks: int) -> None:
             differences[name] = same(make)
         except Exception:
             differences[name] = [traceback.format_exc()]
+    differences["patterns and blocks"] = by_patterns_and_blocks(ranks)
+    differences["stages by patterns and blocks"] = stages_by_patterns_and_blocks(rank)
     results = {"same": differences, "errors": errors(rank, ranks), "cost": cost(ranks)}
     results["in a group"] = in_group(rank, ranks)
     results["trained"] = trained(ranks)

@@ -60,6 +60,11 @@ inline void check_patterns(const std::vector<Layer>& layers,
   }
 }
 
+// How many of the `size` elements of a group stay: in a smaller group as many in proportion.
+inline int kept_of(int size, const GroupPattern& pattern) {
+  return (pattern.kept * size + pattern.size - 1) / pattern.size;
+}
+
 // The boxes that a layer consists of: none, one or two.
 inline std::vector<GroupBox> boxes_of(std::size_t id, const Layer& layer, const Layer& target,
                                       const GroupPattern& pattern) {
@@ -72,7 +77,7 @@ inline std::vector<GroupBox> boxes_of(std::size_t id, const Layer& layer, const 
     GroupBox box;
     box.layer = id;
     box.size = size;
-    box.kept = (pattern.kept * size + pattern.size - 1) / pattern.size;
+    box.kept = kept_of(size, pattern);
     box.count = layer.size / extent * groups;
     box.shape = layer.shape;
     box.shape[axis] = groups;
@@ -92,13 +97,14 @@ inline std::vector<GroupBox> boxes_of(std::size_t id, const Layer& layer, const 
   return boxes;
 }
 
-// How many elements of a layer its pattern prunes.
+// How many elements of a layer its pattern prunes. Of the layer only the shape matters.
 inline std::int64_t pruned_by(const Layer& layer, const GroupPattern& pattern) {
-  std::int64_t pruned = 0;
-  for (const GroupBox& box : boxes_of(0, layer, layer, pattern)) {
-    pruned += box.count * (box.size - box.kept);
-  }
-  return pruned;
+  if (layer.size == 0) return 0;
+  const std::int64_t extent = layer.shape[static_cast<std::size_t>(pattern.axis)];
+  const auto rest = static_cast<int>(extent % pattern.size);
+  const std::int64_t of_line =
+      extent / pattern.size * (pattern.size - pattern.kept) + rest - kept_of(rest, pattern);
+  return layer.size / extent * of_line;
 }
 
 }  // namespace lampfast

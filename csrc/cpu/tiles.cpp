@@ -45,7 +45,7 @@ std::vector<TilePart> parts_of(const std::vector<Tiling>& tilings) {
   std::vector<TilePart> parts;
   for (std::size_t i = 0; i < tilings.size(); ++i) {
     const Tiling& tiling = tilings[i];
-    if (tiling.count() == 0) continue;
+    if (tiling.grid.count() == 0) continue;
     const TileSide& outer = tiling.outer;
     const TileSide& inner = tiling.inner;
     const std::int64_t fitting = std::max(chunk_size / outer.length, least_width) / inner.length;
@@ -338,7 +338,7 @@ std::vector<TileSums> Tiles::sums(const std::vector<double>& scales) const {
   std::vector<TileSums> sums;
   sums.reserve(layers_.size());
   for (const Tiling& tiling : tilings_) {
-    const auto count = static_cast<std::size_t>(tiling.count());
+    const auto count = static_cast<std::size_t>(tiling.grid.count());
     sums.emplace_back(new double[count]);
     use_large_pages(sums.back().get(), count * sizeof(double));
   }

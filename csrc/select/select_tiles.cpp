@@ -1,6 +1,7 @@
 // Bounds on scores first, then exact integers, as for weights (docs/exactness.md, section 11): bins
 // of sums tell the fates of most tiles; those of the bins that stay open are sorted, and only the
-// ones whose scores are not apart at the cut are added up exactly.
+// ones whose scores are not apart at the cut are added up exactly. Where layers are sharded, each
+// stage ends in an exchange, and sorted are the tiles of all ranks.
 #include "select/select_tiles.h"
 
 #include <algorithm>
@@ -13,12 +14,13 @@
 #include "core/error_bounds.h"
 #include "core/key_format.h"
 #include "core/test_sizes.h"
+#include "select/tile_bins.h"
+#include "select/tile_sets.h"
 
 namespace lampfast {
 namespace {
 
 constexpr double margin = error_bounds::score_from_tiles;
-constexpr double bin_margin = error_bounds::score_from_bins;
 constexpr double least_sum = error_bounds::least_tile_sum;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
@@ -27,20 +29,37 @@ constexpr std::int64_t chunk = test_sizes ? 8 : 1 << 16;
 static_assert(chunk <= error_bounds::most_bin_terms);
 static_assert(error_bounds::most_layer_elements / (1 << 16) <= error_bounds::most_bin_merges);
 
-// A layer of fewer tiles is sorted as a whole.
-constexpr std::int64_t least_binned = test_sizes ? 4 : 1 << 13;
+// How far bins go.
+struct Limits {
+  std::int64_t least_binned;  // a layer of fewer tiles is sorted as a whole
+  std::size_t bins;
+  std::int64_t most_open;  // if more tiles may be open, their bins are divided once more
+};
+constexpr Limits limits_alone{test_sizes ? 4 : 1 << 13, test_sizes ? 16 : 4096,
+                              std::numeric_limits<std::int64_t>::max()};
+// What is sorted, ranks have to tell each other.
+constexpr Limits limits_of_ranks{test_sizes ? 4 : 128, test_sizes ? 16 : 256, test_sizes ? 4 : 128};
 
-// Bins are of equal width in the logarithm, so that a bin's number is made of a double's first
-// bits. The first bin holds all that is smaller.
-constexpr int bins = test_sizes ? 16 : 4096;
-constexpr int bin_bits = test_sizes ? 1 : 7;  // 2^bits bins an octave
-constexpr int bin_shift = Float64::mantissa_bits - bin_bits;
+// In how many parts of a layer zeros are counted at a time.
+constexpr std::int64_t zero_parts = test_sizes ? 4 : 2048;
 
 // Whether a tile of one sum is certainly smaller than a tile of another.
 bool is_before(double sum, double other) {
   return other >= least_sum && sum * (1.0 + margin) < other;
 }
 
+std::int64_t word_of(double number) {
+  return static_cast<std::int64_t>(bit_cast<std::uint64_t>(number));
+}
+
+double number_of(std::int64_t word) { return bit_cast<double>(static_cast<std::uint64_t>(word)); }
+
+// The largest of such complements is that of the smallest number.
+std::int64_t complement(std::int64_t word) {
+  return std::numeric_limits<std::int64_t>::max() - word;
+}
+
+// A tile by its number in the layer.
 struct Candidate {
   double sum;
   std::int64_t tile;
@@ -50,350 +69,553 @@ struct Candidate {
   }
 };
 
-// Sets of a layer's tiles with bounds on their scores, which rise from set to set.
-struct Groups {
-  std::vector<double> least;
-  std::vector<double> most;
-  std::vector<std::int64_t> before{0};  // the weights of all earlier groups; one entry more
-
-  void add(double lower, double upper, std::int64_t size) {
-    least.push_back(least.empty() ? lower : std::max(lower, least.back()));
-    most.push_back(upper);
-    before.push_back(before.back() + size);
-  }
-
-  // Upper bounds that rise, too.
-  void finish() {
-    for (std::size_t g = most.size(); g-- > 1;) most[g - 1] = std::min(most[g - 1], most[g]);
-  }
-};
-
-// The groups that are neither certain to go nor certain to stay.
-struct OpenGroups {
-  std::size_t begin;
-  std::size_t end;
-};
-
-std::int64_t size_until(const Groups& groups, const std::vector<double>& bounds, double score,
-                        bool includes_equal) {
-  const auto end = includes_equal ? std::upper_bound(bounds.begin(), bounds.end(), score)
-                                  : std::lower_bound(bounds.begin(), bounds.end(), score);
-  return groups.before[static_cast<std::size_t>(end - bounds.begin())];
-}
-
-// The smallest non-negative double for which a predicate holds that goes on to hold; infinity if
-// there is none below that.
-template <class Predicate>
-double first_score(const Predicate& holds) {
-  std::uint64_t low = 0;
-  std::uint64_t high = Float64::not_finite;
-  while (low < high) {
-    const std::uint64_t middle = low + (high - low) / 2;
-    if (holds(Float64::value(middle))) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return Float64::value(high);
-}
-
-// What goes and what stays whichever way the open scores turn out. A group goes if all that may
-// come before its last tile, that tile included, fits the budget; and it stays if what certainly
-// comes before its first tile fills the budget.
-std::vector<OpenGroups> cut(const std::vector<Groups>& all, std::int64_t budget) {
-  const double too_many = first_score([&](double score) {
-    std::int64_t size = 0;
-    for (const Groups& groups : all) size += size_until(groups, groups.least, score, true);
-    return size > budget;
-  });
-  const double enough = first_score([&](double score) {
-    std::int64_t size = 0;
-    for (const Groups& groups : all) size += size_until(groups, groups.most, score, false);
-    return size >= budget;
-  });
-  std::vector<OpenGroups> open;
-  for (const Groups& groups : all) {
-    const auto position = [](const std::vector<double>& bounds, double score) {
-      const auto at = std::lower_bound(bounds.begin(), bounds.end(), score);
-      return static_cast<std::size_t>(at - bounds.begin());
-    };
-    const std::size_t begin = position(groups.most, too_many);
-    open.push_back({begin, std::max(begin, position(groups.least, enough))});
-  }
-  return open;
-}
-
-// The layers of one selection: those whose tiles are compared with each other.
-class Selection {
+// A sum of non-negative doubles whose error is that of a CompensatedSum.
+class LongSum {
  public:
-  Selection(const TiledLayers& tiled, const std::vector<std::size_t>& ids, bool by_score,
-            std::int64_t budget, Fates& fates)
-      : tiled_(tiled), by_score_(by_score), budget_(budget), fates_(fates) {
-    for (const std::size_t id : ids) layers_.emplace_back(id);
+  void add(double term) {
+    plain_ += term;
+    if (++terms_ < error_bounds::most_plain_terms) return;
+    sum_.add(std::exchange(plain_, 0.0));
+    terms_ = 0;
   }
 
-  void run() {
-    survey();
-    std::int64_t zeros = 0;
-    for (const State& layer : layers_) zeros += layer.zeros;
-    if (zeros > budget_) return take_zeros();
-    budget_ -= zeros;
-    narrow();
-    for (const State& layer : layers_) budget_ -= layer.below_size;
-    settle();
-  }
-
-  // How many weights are in tiles that are zero throughout.
-  std::int64_t zeros_of_first() {
-    survey();
-    return layers_[0].zeros;
+  CompensatedSum total() const {
+    CompensatedSum total = sum_;
+    total.add(plain_);
+    return total;
   }
 
  private:
-  struct State {
-    explicit State(std::size_t position) : id(position) {}
+  double plain_ = 0.0;
+  int terms_ = 0;
+  CompensatedSum sum_;
+};
 
-    std::size_t id;
-    std::int64_t zeros = 0;  // weights in tiles of sum 0
-    double largest = 0.0;
-    // Tiles of smaller sums go, and larger ones stay.
-    double low = 0.0;
-    double high = infinity;
-    std::vector<Candidate> tiles;  // those between, ascending
-    std::vector<double> from;      // the sums of each of them and all larger tiles
-    std::int64_t below_size = 0;   // weights of those below
-    double below_largest = 0.0;
-    double above_smallest = infinity;
-    CompensatedSum above;
-    std::vector<std::size_t> clusters;  // positions at which tiles are apart from those before
-    Groups groups;
-    // Exact sums of tiles, and of each tile and all larger ones, where they were needed.
-    std::vector<BigUint> exact;
-    std::vector<BigUint> exact_from;
-    std::size_t begin = 0;  // the open tiles
-    std::size_t end = 0;
-  };
+// What tiles on both sides of a window have.
+struct Beside {
+  std::int64_t below_size = 0;  // weights; of sums above 0
+  double below_largest = 0.0;
+  double above_smallest = infinity;
+  CompensatedSum above;
 
-  const Tiling& tiling(const State& layer) const { return tiled_.tilings[layer.id]; }
-  const double* sums(const State& layer) const { return tiled_.sums[layer.id].get(); }
-  std::vector<Fate>& fates(const State& layer) const { return fates_[layer.id]; }
-  std::int64_t size_of(const State& layer, std::int64_t tile) const {
-    return tiling(layer).size_of(tile);
+  void add(const Beside& other) {
+    below_size += other.below_size;
+    below_largest = std::max(below_largest, other.below_largest);
+    above_smallest = std::min(above_smallest, other.above_smallest);
+    above.add(other.above);
+  }
+};
+
+// A layer whose tiles are looked for.
+struct State {
+  std::size_t id;
+  std::vector<std::size_t> pieces{};  // those that lie here
+  std::int64_t pruned = 0;
+  std::int64_t zeros = 0;  // weights in tiles of sum 0
+  double largest = 0.0;
+  double smallest = infinity;  // above 0
+  TileBins bins{};
+  std::int64_t first_bin = 0;  // the window in these bins
+  std::int64_t end_bin = 0;
+  // Tiles of smaller sums go, and larger ones stay.
+  double low = 0.0;
+  double high = infinity;
+  Beside beside{};
+  TileSets sets{};                      // bins, then clusters
+  std::vector<Candidate> tiles{};       // those of the window, of all ranks, ascending
+  std::vector<double> from{};           // the sums of each of them and all larger tiles
+  std::vector<std::size_t> clusters{};  // positions at which tiles are apart from those before
+  // Exact sums of tiles, and of each tile and all larger ones, where they were needed.
+  std::vector<BigUint> exact{};
+  std::vector<BigUint> exact_from{};
+  std::size_t begin = 0;  // the open tiles
+  std::size_t end = 0;
+};
+
+// Layers whose tiles are compared with each other, and how many weights may go.
+struct Contest {
+  std::vector<State*> layers;
+  std::int64_t budget;
+};
+
+class Selection {
+ public:
+  explicit Selection(TiledLayers& tiled)
+      : tiled_(tiled), limits_(tiled.exchange.is_alone() ? limits_alone : limits_of_ranks) {
+    for (std::size_t id = 0; id < tiled.layers.size(); ++id) layers_.push_back({id});
+    for (std::size_t p = 0; p < tiled.pieces.size(); ++p) {
+      layers_[tiled.pieces[p].layer].pieces.push_back(p);
+      const auto count = static_cast<std::size_t>(tiled.pieces[p].grid.count());
+      fates_.emplace_back(count, Fate::stays);
+    }
+    survey();
   }
 
-  // Calls body(begin, end) for chunks of a layer's tiles.
+  // How many weights of each layer are in tiles that are zero throughout.
+  std::vector<std::int64_t> zeros() const {
+    std::vector<std::int64_t> sizes;
+    for (const State& layer : layers_) sizes.push_back(layer.zeros);
+    return sizes;
+  }
+
+  SelectedTiles run(const SelectionSpec& spec) {
+    by_score_ = spec.ranking == Ranking::lamp;
+    std::vector<Contest> contests = contests_of(spec);
+    take_zeros(contests);
+    if (tiled_.exchange.is_alone()) {  // one after the other, in the cache
+      for (Contest& contest : contests) decide({&contest});
+    } else {  // each exchange is for all of them
+      std::vector<Contest*> all;
+      for (Contest& contest : contests) all.push_back(&contest);
+      decide(all);
+    }
+    SelectedTiles selected{std::move(fates_), {}};
+    for (const State& layer : layers_) selected.pruned.push_back(layer.pruned);
+    return selected;
+  }
+
+ private:
+  // Decides on the tiles that are not zero.
+  void decide(const std::vector<Contest*>& contests) {
+    narrow(contests);
+    settle(contests);
+    for (const Contest* contest : contests) {
+      for (State* layer : contest->layers) {
+        settle_replicas(*layer);
+        *layer = State{layer->id, std::move(layer->pieces), layer->pruned};  // frees the rest
+      }
+    }
+  }
+
+  std::vector<Contest> contests_of(const SelectionSpec& spec) {
+    std::vector<Contest> contests;
+    for (const std::int64_t count : spec.counts) contests.push_back({{}, count});
+    for (State& layer : layers_) {
+      contests[spec.ranking == Ranking::per_layer ? layer.id : 0].layers.push_back(&layer);
+    }
+    return contests;
+  }
+
+  const TileGrid& grid(const State& layer) const { return tiled_.grids[layer.id]; }
+  std::int64_t size_of(const State& layer, std::int64_t tile) const {
+    return grid(layer).size_of(tile);
+  }
+
+  // Calls body(piece, begin, end) for chunks of the tiles of a layer's pieces.
   template <class Body>
-  void for_each_chunk(const State& layer, const Body& body) const {
-    const std::int64_t count = tiling(layer).count();
-    tiled_.pool.for_each((count + chunk - 1) / chunk, count, [&](std::int64_t task, int) {
-      body(task * chunk, std::min((task + 1) * chunk, count));
-    });
+  void for_each_chunk(const State& layer, bool with_replicas, const Body& body) const {
+    for (const std::size_t p : layer.pieces) {
+      if (!with_replicas && !tiled_.pieces[p].is_counted) continue;
+      const std::int64_t count = tiled_.pieces[p].grid.count();
+      tiled_.pool.for_each((count + chunk - 1) / chunk, count, [&](std::int64_t task, int) {
+        body(p, task * chunk, std::min((task + 1) * chunk, count));
+      });
+    }
+  }
+
+  // Calls body(tile, size, sum) for tiles of a piece, by their numbers there.
+  template <class Body>
+  void for_each_tile(std::size_t piece, std::int64_t begin, std::int64_t end,
+                     const Body& body) const {
+    const double* const sums = tiled_.sums[piece].get();
+    tiled_.pieces[piece].grid.for_each_size(
+        begin, end, [&](std::int64_t tile, std::int64_t size) { body(tile, size, sums[tile]); });
   }
 
   void survey() {
+    std::vector<std::int64_t> zeros;
+    std::vector<std::int64_t> extremes;
     for (State& layer : layers_) {
       std::mutex mutex;
-      for_each_chunk(layer, [&](std::int64_t begin, std::int64_t end) {
-        std::int64_t zeros = 0;
-        double largest = 0.0;
-        const double* const all = sums(layer);
-        tiling(layer).for_each_size(begin, end, [&](std::int64_t tile, std::int64_t size) {
-          zeros += all[tile] == 0.0 ? size : 0;
-          largest = std::max(largest, all[tile]);
+      for_each_chunk(layer, false, [&](std::size_t piece, std::int64_t begin, std::int64_t end) {
+        std::int64_t found = 0;
+        std::uint64_t largest = 0;
+        std::uint64_t smallest = bit_cast<std::uint64_t>(infinity) - 1;  // less 1, which skips 0
+        for_each_tile(piece, begin, end, [&](std::int64_t, std::int64_t size, double sum) {
+          const auto bits = bit_cast<std::uint64_t>(sum);
+          found += bits == 0 ? size : 0;
+          largest = std::max(largest, bits);
+          smallest = std::min(smallest, bits - 1);
         });
         const std::lock_guard<std::mutex> lock(mutex);
-        layer.zeros += zeros;
-        layer.largest = std::max(layer.largest, largest);
+        layer.zeros += found;
+        layer.largest = std::max(layer.largest, bit_cast<double>(largest));
+        layer.smallest = std::min(layer.smallest, bit_cast<double>(smallest + 1));
       });
+      zeros.push_back(layer.zeros);
+      extremes.insert(extremes.end(),
+                      {word_of(layer.largest), complement(word_of(layer.smallest))});
+    }
+    tiled_.exchange.add(zeros);
+    tiled_.exchange.max(extremes);
+    for (State& layer : layers_) {
+      layer.zeros = zeros[layer.id];
+      layer.largest = number_of(extremes[2 * layer.id]);
+      layer.smallest = number_of(complement(extremes[2 * layer.id + 1]));
     }
   }
 
-  // Takes as many of the tiles of score 0 as fit.
-  void take_zeros() {
-    for (State& layer : layers_) {
-      const std::int64_t count = tiling(layer).count();
-      bool fits = true;
-      tiling(layer).for_each_size(0, count, [&](std::int64_t tile, std::int64_t size) {
-        if (!fits || sums(layer)[tile] != 0.0) return;
-        fits = size <= budget_;
-        if (!fits) return;
-        budget_ -= size;
-        fates(layer)[static_cast<std::size_t>(tile)] = Fate::goes;
-      });
-      if (!fits) return;
+  // --- zeros ---
+
+  // A layer in which the first tile of score 0 that does not fit has a number in [begin, end).
+  struct ZeroSearch {
+    State* layer;
+    std::int64_t budget;
+    std::int64_t begin;
+    std::int64_t end;
+
+    // Parts are of 2^bits numbers.
+    int bits() const {
+      int found = 0;
+      while ((end - begin - 1) >> found >= zero_parts) ++found;
+      return found;
     }
+  };
+
+  // Takes the tiles of score 0 as long as they fit, and leaves contests whose zeros all do.
+  void take_zeros(std::vector<Contest>& contests) {
+    std::vector<ZeroSearch> searches;
+    std::vector<Contest> left;
+    for (Contest& contest : contests) {
+      std::int64_t zeros = 0;
+      for (const State* layer : contest.layers) zeros += layer->zeros;
+      if (zeros <= contest.budget) {
+        for (State* layer : contest.layers) layer->pruned = layer->zeros;
+        contest.budget -= zeros;
+        left.push_back(std::move(contest));
+        continue;
+      }
+      for (State* layer : contest.layers) {
+        if (layer->zeros > contest.budget) {
+          searches.push_back({layer, contest.budget, 0, grid(*layer).count()});
+          break;
+        }
+        contest.budget -= layer->zeros;
+        layer->pruned = layer->zeros;
+        take_zeros_before(*layer, grid(*layer).count());
+      }
+    }
+    find_first_kept_zeros(std::move(searches));
+    contests = std::move(left);
+  }
+
+  void find_first_kept_zeros(std::vector<ZeroSearch> searches) {
+    for (ZeroSearch& search : searches) search.layer->pruned = search.budget;
+    while (!searches.empty()) {
+      std::vector<std::int64_t> counts;
+      for (const ZeroSearch& search : searches) count_zeros(search, counts);
+      tiled_.exchange.add(counts);
+      std::vector<ZeroSearch> left;
+      const std::int64_t* count = counts.data();
+      for (ZeroSearch& search : searches) {
+        const std::int64_t width = std::int64_t{1} << search.bits();
+        std::int64_t part = 0;
+        while (part + 1 < zero_parts && count[part] <= search.budget)
+          search.budget -= count[part++];
+        count += zero_parts;
+        search.begin = std::min(search.begin + part * width, search.end);
+        search.end = std::min(search.begin + width, search.end);
+        if (search.end - search.begin > 1) {
+          left.push_back(search);
+        } else {
+          search.layer->pruned -= search.budget;
+          take_zeros_before(*search.layer, search.begin);
+        }
+      }
+      searches = std::move(left);
+    }
+  }
+
+  // Appends the weights of the tiles of score 0, by part.
+  void count_zeros(const ZeroSearch& search, std::vector<std::int64_t>& counts) const {
+    const std::size_t at = counts.size();
+    counts.resize(at + static_cast<std::size_t>(zero_parts), 0);
+    std::mutex mutex;
+    for_each_chunk(
+        *search.layer, false, [&](std::size_t piece, std::int64_t begin, std::int64_t end) {
+          std::vector<std::int64_t> found(static_cast<std::size_t>(zero_parts), 0);
+          const TileRange& range = tiled_.pieces[piece].range;
+          const int bits = search.bits();
+          for_each_tile(piece, begin, end, [&](std::int64_t tile, std::int64_t size, double sum) {
+            if (sum != 0.0) return;
+            const std::int64_t number = range.number_of(tile);
+            if (number < search.begin || number >= search.end) return;
+            found[static_cast<std::size_t>((number - search.begin) >> bits)] += size;
+          });
+          const std::lock_guard<std::mutex> lock(mutex);
+          for (std::size_t p = 0; p < found.size(); ++p) counts[at + p] += found[p];
+        });
+  }
+
+  void take_zeros_before(const State& layer, std::int64_t limit) {
+    for_each_chunk(layer, true, [&](std::size_t piece, std::int64_t begin, std::int64_t end) {
+      Fate* const fates = fates_[piece].data();
+      const TileRange& range = tiled_.pieces[piece].range;
+      for_each_tile(piece, begin, end, [&](std::int64_t tile, std::int64_t, double sum) {
+        if (sum == 0.0 && range.number_of(tile) < limit) fates[tile] = Fate::goes;
+      });
+    });
   }
 
   // --- bins ---
 
-  static std::int64_t bin_key(double sum) {
-    return static_cast<std::int64_t>(bit_cast<std::uint64_t>(sum) >> bin_shift);
+  // Collects the tiles whose fates the bins leave open, and where there are no bins, all.
+  void narrow(const std::vector<Contest*>& contests) {
+    std::vector<State*> whole;
+    std::vector<State*> binned;
+    for (const Contest* contest : contests) {
+      for (State* layer : contest->layers) {
+        const bool has_bins = grid(*layer).count() >= limits_.least_binned &&
+                              TileBins::are_good_up_to(layer->largest);
+        (has_bins ? binned : whole).push_back(layer);
+        if (!has_bins) continue;
+        const double end = number_of(word_of(layer->largest) + 1);
+        layer->bins = TileBins(0.0, end, layer->smallest, limits_.bins);
+      }
+    }
+    collect(whole);
+    for (std::vector<State*> open = binned; !open.empty();) {
+      read_bins(open);
+      for (const Contest* contest : contests) find_windows(*contest);
+      open.clear();
+      for (State* layer : binned) {
+        if (divide_bins(*layer)) open.push_back(layer);
+      }
+    }
+    collect(binned);
+    for (std::int64_t step = 1; !binned.empty(); step *= 2) {
+      const auto is_done = [](const State* layer) { return is_apart(*layer); };
+      binned.erase(std::remove_if(binned.begin(), binned.end(), is_done), binned.end());
+      for (State* layer : binned) widen(*layer, step);
+      collect(binned);
+    }
+    for (Contest* contest : contests) contest->budget -= size_below(*contest);
   }
 
-  // The least sum of a bin, or what follows the last one.
-  static double edge(const State& layer, std::int64_t bin) {
-    if (bin <= 0) return 0.0;
-    const std::int64_t key = bin_key(layer.largest) - (bins - 1) + bin;
-    return bit_cast<double>(static_cast<std::uint64_t>(std::max<std::int64_t>(key, 0))
-                            << bin_shift);
-  }
-
-  bool has_bins(const State& layer) const {
-    // So far above the smallest double that every edge but the first is a normal number.
-    return tiling(layer).count() >= least_binned && layer.largest > least_sum * 0x1p100;
-  }
-
-  struct Bin {
+  static std::int64_t size_below(const Contest& contest) {
     std::int64_t size = 0;
-    double sum = 0.0;
-  };
+    for (const State* layer : contest.layers) size += layer->beside.below_size;
+    return size;
+  }
 
-  std::vector<Bin> read_bins(const State& layer) const {
-    std::vector<Bin> all(bins);
-    std::mutex mutex;
-    const std::int64_t first = bin_key(layer.largest) - (bins - 1);
-    for_each_chunk(layer, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<Bin> found(bins);
-      const double* const values = sums(layer);
-      tiling(layer).for_each_size(begin, end, [&](std::int64_t tile, std::int64_t size) {
-        if (values[tile] == 0.0) return;
-        const std::int64_t at = std::max<std::int64_t>(bin_key(values[tile]) - first, 0);
-        Bin& bin = found[static_cast<std::size_t>(at)];
-        bin.size += size;
-        bin.sum += values[tile];
+  // Reads what the layers have in their bins.
+  void read_bins(const std::vector<State*>& layers) {
+    std::vector<std::int64_t> counts;
+    std::vector<RangedSum> sums;
+    for (State* layer : layers) {
+      layer->beside = {};
+      std::mutex mutex;
+      for_each_chunk(*layer, false, [&](std::size_t piece, std::int64_t begin, std::int64_t end) {
+        read_bins(*layer, piece, begin, end, mutex);
       });
-      const std::lock_guard<std::mutex> lock(mutex);
-      for (std::size_t b = 0; b < found.size(); ++b) {
-        all[b].size += found[b].size;
-        all[b].sum += found[b].sum;
+      if (tiled_.exchange.is_alone()) continue;
+      const TileBins& bins = layer->bins;
+      for (const TileBins::Bin& bin : bins.bins) counts.push_back(bin.size);
+      counts.push_back(layer->beside.below_size);
+      for (std::int64_t b = 0; b < bins.count(); ++b) sums.push_back(bins.ranged_sum(b));
+      const double above = layer->beside.above.value();
+      sums.push_back(TileBins::ranged_above(above, bins.high(), layer->largest));
+    }
+    tiled_.exchange.add(counts, sums);
+    const std::int64_t* count = counts.data();
+    const RangedSum* sum = sums.data();
+    for (State* layer : layers) {
+      TileBins& bins = layer->bins;
+      if (!tiled_.exchange.is_alone()) {
+        for (TileBins::Bin& bin : bins.bins) bin = {*count++, (sum++)->value};
+        layer->beside.below_size = *count++;
+        layer->beside.above = {(sum++)->value, 0.0};
+      }
+      layer->sets = bins.sets(by_score_, layer->beside.above.value());
+    }
+  }
+
+  void read_bins(State& layer, std::size_t piece, std::int64_t begin, std::int64_t end,
+                 std::mutex& mutex) const {
+    std::vector<TileBins::Bin> found(layer.bins.bins.size());
+    const double low = layer.bins.low();
+    const double high = layer.bins.high();
+    const auto place = layer.bins.place();
+    TileBins::Bin* const to = found.data();
+    Beside beside;
+    LongSum above;
+    for_each_tile(piece, begin, end, [&](std::int64_t, std::int64_t size, double sum) {
+      if (sum == 0.0) return;
+      if (sum < low) {
+        beside.below_size += size;
+      } else if (sum >= high) {
+        above.add(sum);
+      } else {
+        TileBins::Bin& bin = to[place(sum)];
+        bin.size += size;
+        bin.sum += sum;
       }
     });
-    return all;
+    beside.above = above.total();
+    const std::lock_guard<std::mutex> lock(mutex);
+    layer.bins.add(found);
+    layer.beside.add(beside);
   }
 
-  // The order of sums is open where these lie close together, and so a tile may come before some of
-  // the bin below its own, but not before those of the bin below that.
-  Groups groups_of_bins(const State& layer) const {
-    const std::vector<Bin> all = read_bins(layer);
-    std::vector<double> from(bins + 2, 0.0);
-    for (std::size_t b = bins; b-- > 0;) from[b] = from[b + 1] + all[b].sum;
-    Groups groups;
-    for (std::size_t b = 0; b < bins; ++b) {
-      const auto bin = static_cast<std::int64_t>(b);
-      const double low = edge(layer, bin);
-      const double high = edge(layer, bin + 1);
-      const double least = by_score_ ? low / std::max(from[b > 0 ? b - 1 : 0], low) : low;
-      const double most = by_score_ ? high / (high + from[b + 2]) : high;
-      groups.add(low == 0.0 ? 0.0 : least * (1.0 - bin_margin), most * (1.0 + bin_margin),
-                 all[b].size);
+  // Finds the windows of the layers that have bins: what these leave open, and one bin more on each
+  // side, so that the open tiles are apart from what is not collected.
+  void find_windows(const Contest& contest) const {
+    std::vector<const TileSets*> sets;
+    for (const State* layer : contest.layers) sets.push_back(&layer->sets);
+    const std::vector<OpenSets> open = cut(sets, contest.budget - size_below(contest));
+    for (std::size_t i = 0; i < open.size(); ++i) {
+      State& layer = *contest.layers[i];
+      if (layer.bins.count() == 0) continue;
+      layer.first_bin = static_cast<std::int64_t>(open[i].begin);
+      layer.end_bin = static_cast<std::int64_t>(open[i].end);
+      if (layer.first_bin < layer.end_bin) {
+        layer.first_bin = std::max<std::int64_t>(layer.first_bin - 1, 0);
+        layer.end_bin = std::min(layer.end_bin + 1, layer.bins.count());
+      }
+      set_window(layer);
     }
-    groups.finish();
-    return groups;
   }
 
-  // Collects the tiles whose fates the bins leave open, and where there are no bins, all.
-  void narrow() {
-    std::vector<Groups> all;
-    bool has_any = false;
-    for (State& layer : layers_) {
-      if (has_bins(layer)) {
-        has_any = true;
-        all.push_back(groups_of_bins(layer));
-      } else {
-        collect(layer);
-        all.push_back(layer.groups);
-      }
+  static void set_window(State& layer) {
+    layer.low = layer.bins.edge(layer.first_bin);
+    layer.high = layer.bins.edge(layer.end_bin);
+  }
+
+  // How many tiles a window has, but for those that are smaller than others.
+  std::int64_t tiles_in_window(const State& layer) const {
+    const TileGrid& of = grid(layer);
+    if (layer.bins.count() == 0) return of.count();
+    std::int64_t size = 0;
+    for (std::int64_t b = layer.first_bin; b < layer.end_bin; ++b) {
+      size += layer.bins.bins[static_cast<std::size_t>(b)].size;
     }
-    if (!has_any) return;
-    const std::vector<OpenGroups> open = cut(all, budget_);
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      State& layer = layers_[i];
-      if (!has_bins(layer)) continue;
-      const auto begin = static_cast<std::int64_t>(open[i].begin);
-      const auto end = static_cast<std::int64_t>(open[i].end);
-      const bool is_closed = begin == end;
-      // One bin more on each side, so that the open tiles are apart from what was not collected.
-      layer.low = edge(layer, is_closed ? begin : begin - 1);
-      layer.high = is_closed ? layer.low : edge(layer, end + 1);
-      if (is_closed && begin == bins) layer.low = layer.high = infinity;
-      if (!is_closed && end + 1 >= bins) layer.high = infinity;
-      collect(layer);
-      if (!is_apart(layer)) {
-        layer.low = 0.0;
-        layer.high = infinity;
-        collect(layer);
-      }
+    return size / (of.rows().length * of.columns().length) + 1;
+  }
+
+  // Makes finer bins of a window with too many tiles, if there are any.
+  bool divide_bins(State& layer) const {
+    if (layer.low == layer.high || !TileBins::are_good_up_to(layer.high) ||
+        tiles_in_window(layer) <= limits_.most_open) {
+      return false;
     }
+    TileBins finer(layer.low, layer.high, layer.smallest, limits_.bins);
+    if (!finer.are_finer_than(layer.bins)) return false;
+    layer.bins = std::move(finer);
+    return true;
+  }
+
+  // Moves the ends of a window by so many bins, or where there are none, all the way.
+  static void widen(State& layer, std::int64_t step) {
+    const bool has_low = layer.first_bin > 0;
+    const bool has_high = layer.end_bin < layer.bins.count();
+    layer.first_bin = std::max<std::int64_t>(layer.first_bin - step, 0);
+    layer.end_bin = std::min(layer.end_bin + step, layer.bins.count());
+    set_window(layer);
+    if (!has_low) layer.low = 0.0;
+    if (!has_high) layer.high = infinity;
   }
 
   static bool is_apart(const State& layer) {
     if (layer.tiles.empty()) return true;
+    const Beside& beside = layer.beside;
     const bool is_below =
-        layer.below_largest == 0.0 || is_before(layer.below_largest, layer.tiles.front().sum);
-    return is_below && is_before(layer.tiles.back().sum, layer.above_smallest);
+        beside.below_largest == 0.0 || is_before(beside.below_largest, layer.tiles.front().sum);
+    return is_below && is_before(layer.tiles.back().sum, beside.above_smallest);
   }
 
   // --- tiles ---
 
-  // What a chunk has on both sides of the window, and inside.
-  void collect_chunk(State& layer, std::int64_t begin, std::int64_t end, std::mutex& mutex) {
-    std::vector<Candidate> found;
-    std::int64_t below_size = 0;
-    double below = 0.0;
-    double smallest = infinity;
-    CompensatedSum above;
-    double plain = 0.0;
-    int terms = 0;
-    Fate* const fate = fates(layer).data();
-    const double* const all = sums(layer);
-    tiling(layer).for_each_size(begin, end, [&](std::int64_t tile, std::int64_t size) {
-      const double sum = all[tile];
-      if (sum >= layer.high) {
-        fate[tile] = Fate::stays;
-        smallest = std::min(smallest, sum);
-        plain += sum;
-        if (++terms == error_bounds::most_plain_terms) {
-          above.add(std::exchange(plain, 0.0));
-          terms = 0;
-        }
-      } else if (sum == 0.0 || sum < layer.low) {
-        fate[tile] = Fate::goes;
-        below_size += sum == 0.0 ? 0 : size;
-        below = std::max(below, sum);
-      } else {
-        fate[tile] = Fate::open;
-        found.push_back({sum, tile});
-      }
-    });
-    above.add(plain);
-    const std::lock_guard<std::mutex> lock(mutex);
-    layer.tiles.insert(layer.tiles.end(), found.begin(), found.end());
-    layer.below_size += below_size;
-    layer.below_largest = std::max(layer.below_largest, below);
-    layer.above_smallest = std::min(layer.above_smallest, smallest);
-    layer.above.add(above);
+  // Collects the tiles of the layers' windows in ascending order, with their scores.
+  void collect(const std::vector<State*>& layers) {
+    for (State* layer : layers) {
+      layer->tiles.clear();
+      layer->beside = {};
+      std::mutex mutex;
+      for_each_chunk(*layer, true, [&](std::size_t piece, std::int64_t begin, std::int64_t end) {
+        collect_chunk(*layer, piece, begin, end, mutex);
+      });
+    }
+    if (!tiled_.exchange.is_alone() && !layers.empty()) exchange_tiles(layers);
+    for (State* layer : layers) {
+      std::sort(layer->tiles.begin(), layer->tiles.end());
+      find_sums_from(*layer);
+      find_clusters(*layer);
+    }
   }
 
-  // Collects the tiles of the window in ascending order, with their scores.
-  void collect(State& layer) {
-    layer.tiles.clear();
-    layer.below_size = 0;
-    layer.below_largest = 0.0;
-    layer.above_smallest = infinity;
-    layer.above = {};
-    std::mutex mutex;
-    for_each_chunk(layer, [&](std::int64_t begin, std::int64_t end) {
-      collect_chunk(layer, begin, end, mutex);
+  // What a chunk has on both sides of the window, and inside.
+  void collect_chunk(State& layer, std::size_t piece, std::int64_t begin, std::int64_t end,
+                     std::mutex& mutex) {
+    std::vector<Candidate> found;
+    Beside beside;
+    LongSum above;
+    Fate* const fates = fates_[piece].data();
+    const TileRange& range = tiled_.pieces[piece].range;
+    for_each_tile(piece, begin, end, [&](std::int64_t tile, std::int64_t size, double sum) {
+      if (sum == 0.0 || sum < layer.low) {
+        fates[tile] = Fate::goes;
+        beside.below_size += sum == 0.0 ? 0 : size;
+        beside.below_largest = std::max(beside.below_largest, sum);
+      } else if (sum >= layer.high) {
+        fates[tile] = Fate::stays;
+        beside.above_smallest = std::min(beside.above_smallest, sum);
+        above.add(sum);
+      } else {
+        fates[tile] = Fate::open;
+        found.push_back({sum, range.number_of(tile)});
+      }
     });
-    std::sort(layer.tiles.begin(), layer.tiles.end());
-    find_sums_from(layer);
-    find_groups(layer);
+    if (!tiled_.pieces[piece].is_counted) return;
+    beside.above = above.total();
+    const std::lock_guard<std::mutex> lock(mutex);
+    layer.tiles.insert(layer.tiles.end(), found.begin(), found.end());
+    layer.beside.add(beside);
+  }
+
+  // Merges what all ranks have collected.
+  void exchange_tiles(const std::vector<State*>& layers) {
+    std::vector<std::int64_t> sizes;
+    std::vector<std::int64_t> extremes;
+    std::vector<RangedSum> sums;
+    Words own;
+    std::size_t expected = 0;
+    for (State* layer : layers) {
+      const Beside& beside = layer->beside;
+      sizes.push_back(beside.below_size);
+      extremes.insert(extremes.end(),
+                      {word_of(beside.below_largest), complement(word_of(beside.above_smallest))});
+      // Where nothing goes, the window ends at 0.
+      const double least =
+          std::min(std::max(layer->high, layer->smallest), std::max(layer->largest, least_sum));
+      sums.push_back(TileBins::ranged_above(beside.above.value(), least, layer->largest));
+      own.push_back(static_cast<std::int64_t>(layer->tiles.size()));
+      for (const Candidate& each : layer->tiles)
+        own.insert(own.end(), {word_of(each.sum), each.tile});
+      const auto open = static_cast<std::size_t>(tiles_in_window(*layer));
+      expected += 1 + 2 * std::min(2 * open / tiled_.exchange.ranks() + 4, open);
+      layer->tiles.clear();
+    }
+    tiled_.exchange.add(sizes, sums);
+    tiled_.exchange.max(extremes);
+    for (const Words& words : tiled_.exchange.gather(own, expected)) {
+      const std::int64_t* from = words.data();
+      for (State* layer : layers) {
+        for (std::int64_t left = *from++; left > 0; --left, from += 2) {
+          layer->tiles.push_back({number_of(from[0]), from[1]});
+        }
+      }
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      layers[i]->beside = {sizes[i],
+                           number_of(extremes[2 * i]),
+                           number_of(complement(extremes[2 * i + 1])),
+                           {sums[i].value, 0.0}};
+    }
   }
 
   static void find_sums_from(State& layer) {
     layer.from.resize(layer.tiles.size());
-    CompensatedSum sum = layer.above;
+    CompensatedSum sum = layer.beside.above;
     for (std::size_t i = layer.tiles.size(); i-- > 0;) {
       sum.add(layer.tiles[i].sum);
       layer.from[i] = sum.value();
@@ -401,9 +623,9 @@ class Selection {
   }
 
   // Makes clusters of tiles whose order is open, so that the order of clusters is not.
-  void find_groups(State& layer) {
+  void find_clusters(State& layer) const {
     layer.clusters.clear();
-    layer.groups = {};
+    layer.sets = {};
     for (std::size_t i = 0; i < layer.tiles.size(); ++i) {
       if (i == 0 || is_before(layer.tiles[i - 1].sum, layer.tiles[i].sum)) {
         layer.clusters.push_back(i);
@@ -414,14 +636,15 @@ class Selection {
       const std::size_t end = end_of(layer, c);
       const double low = layer.tiles[begin].sum;
       const double high = std::max(layer.tiles[end - 1].sum, least_sum);
-      const double after = end < layer.tiles.size() ? layer.from[end] : layer.above.value();
+      const double above = layer.beside.above.value();
+      const double after = end < layer.tiles.size() ? layer.from[end] : above;
       const double least = by_score_ ? low / layer.from[begin] : low;
       const double most = by_score_ ? high / (high + after) : high;
       std::int64_t size = 0;
       for (std::size_t i = begin; i < end; ++i) size += size_of(layer, layer.tiles[i].tile);
-      layer.groups.add(low < least_sum ? 0.0 : least * (1.0 - margin), most * (1.0 + margin), size);
+      layer.sets.add(low < least_sum ? 0.0 : least * (1.0 - margin), most * (1.0 + margin), size);
     }
-    layer.groups.finish();
+    layer.sets.finish();
   }
 
   static std::size_t end_of(const State& layer, std::size_t cluster) {
@@ -431,21 +654,40 @@ class Selection {
 
   // --- the cut ---
 
-  void set(const State& layer, std::size_t begin, std::size_t end, Fate fate) {
+  void set(State& layer, std::size_t begin, std::size_t end, Fate fate) {
     for (std::size_t i = begin; i < end; ++i) {
-      const std::int64_t tile = layer.tiles[i].tile;
-      fates(layer)[static_cast<std::size_t>(tile)] = fate;
+      const std::int64_t number = layer.tiles[i].tile;
+      if (fate == Fate::goes) layer.pruned += size_of(layer, number);
+      for (const std::size_t piece : layer.pieces) {
+        const std::int64_t tile = tiled_.pieces[piece].range.tile_of(number);
+        if (tile >= 0) fates_[piece][static_cast<std::size_t>(tile)] = fate;
+      }
     }
   }
 
-  void settle() {
-    std::vector<Groups> all;
-    for (State& layer : layers_) all.push_back(std::move(layer.groups));
-    const std::vector<OpenGroups> open = cut(all, budget_);
+  void settle(const std::vector<Contest*>& contests) {
+    std::vector<Contest*> open;
+    for (Contest* contest : contests) {
+      for (State* layer : contest->layers) layer->pruned += layer->beside.below_size;
+      if (is_open_after_cut(*contest)) open.push_back(contest);
+    }
+    sort_exactly(open);
+    for (Contest* contest : open) take_exactly(*contest);
+    for (const Contest* contest : contests) {
+      for (State* layer : contest->layers) set(*layer, layer->begin, layer->end, Fate::stays);
+    }
+  }
+
+  // Sets the fates that the bounds tell. Returns whether, of the other tiles, some fit and some do
+  // not.
+  bool is_open_after_cut(Contest& contest) {
+    std::vector<const TileSets*> sets;
+    for (const State* layer : contest.layers) sets.push_back(&layer->sets);
+    const std::vector<OpenSets> open = cut(sets, contest.budget);
     std::int64_t open_size = 0;
     std::int64_t smallest = std::numeric_limits<std::int64_t>::max();
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      State& layer = layers_[i];
+    for (std::size_t i = 0; i < open.size(); ++i) {
+      State& layer = *contest.layers[i];
       const auto position = [&](std::size_t cluster) {
         return cluster < layer.clusters.size() ? layer.clusters[cluster] : layer.tiles.size();
       };
@@ -453,38 +695,146 @@ class Selection {
       layer.end = position(open[i].end);
       set(layer, 0, layer.begin, Fate::goes);
       set(layer, layer.end, layer.tiles.size(), Fate::stays);
-      budget_ -= all[i].before[open[i].begin];
-      open_size += all[i].before[open[i].end] - all[i].before[open[i].begin];
+      const std::vector<std::int64_t>& before = layer.sets.before;
+      contest.budget -= before[open[i].begin];
+      open_size += before[open[i].end] - before[open[i].begin];
       for (std::size_t t = layer.begin; t < layer.end; ++t) {
         smallest = std::min(smallest, size_of(layer, layer.tiles[t].tile));
       }
     }
-    const bool all_fit = open_size <= budget_;
-    if (!all_fit && smallest <= budget_) take_exactly();
-    for (const State& layer : layers_) {
-      set(layer, layer.begin, layer.end, all_fit ? Fate::goes : Fate::stays);
+    if (open_size > contest.budget) return smallest <= contest.budget;
+    for (State* layer : contest.layers) {
+      set(*layer, layer->begin, layer->end, Fate::goes);
+      layer->begin = layer->end;
+    }
+    return false;
+  }
+
+  // A replica's sums are rounded otherwise where its memory is laid out otherwise, so that a tile
+  // may lie on the other side of a window's end, where it is certain what becomes of it.
+  void settle_replicas(const State& layer) {
+    for (const std::size_t piece : layer.pieces) {
+      if (tiled_.pieces[piece].is_counted) continue;
+      const double* const sums = tiled_.sums[piece].get();
+      std::vector<Fate>& fates = fates_[piece];
+      for (std::size_t tile = 0; tile < fates.size(); ++tile) {
+        if (fates[tile] != Fate::open) continue;
+        fates[tile] = sums[tile] < layer.low * (1.0 + margin) ? Fate::goes : Fate::stays;
+      }
     }
   }
 
   // --- exactly ---
 
-  // Takes the first open tiles, as long as they fit. They are no longer open then.
-  void take_exactly() {
-    std::vector<State*> heads;
-    for (State& layer : layers_) {
-      if (layer.begin < layer.end) {
-        sort_exactly(layer);
-        heads.push_back(&layer);
+  // A tile of a layer, by its position among those that are collected.
+  struct Wanted {
+    State* layer;
+    std::size_t at;
+  };
+
+  // Adds up exactly the tiles that lie here, and gets those of others from their ranks.
+  void learn(const std::vector<Wanted>& wanted) const {
+    if (wanted.empty()) return;
+    std::int64_t size = 0;
+    for (const Wanted& each : wanted) {
+      each.layer->exact.resize(each.layer->tiles.size());
+      size += size_of(*each.layer, each.layer->tiles[each.at].tile);
+    }
+    tiled_.pool.for_each(static_cast<std::int64_t>(wanted.size()), size, [&](std::int64_t i, int) {
+      const auto [layer, at] = wanted[static_cast<std::size_t>(i)];
+      for (const std::size_t piece : layer->pieces) {
+        const std::int64_t tile = tiled_.pieces[piece].range.tile_of(layer->tiles[at].tile);
+        if (tile < 0 || !tiled_.pieces[piece].is_counted) continue;
+        layer->exact[at] = tiled_.exact.sum_of(piece, tile);
+      }
+    });
+    if (tiled_.exchange.is_alone()) return;
+    std::vector<BigUint*> sums;
+    for (const auto& [layer, at] : wanted) sums.push_back(&layer->exact[at]);
+    exchange_exact(sums);
+  }
+
+  // Adds up exact sums over all ranks, each of which sends those that are not 0 there.
+  void exchange_exact(const std::vector<BigUint*>& sums) const {
+    constexpr std::size_t usual_words = 6;
+    Words own;
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      if (sums[i]->limbs().empty()) continue;
+      own.push_back(static_cast<std::int64_t>(i));
+      put_limbs(*sums[i], own);
+      *sums[i] = BigUint();
+    }
+    const std::size_t share = 2 * sums.size() / tiled_.exchange.ranks() + 8;
+    const std::size_t expected = std::min(share, sums.size()) * usual_words;
+    for (const Words& words : tiled_.exchange.gather(own, expected)) {
+      const std::int64_t* from = words.data();
+      while (from != words.data() + words.size()) {
+        const auto i = static_cast<std::size_t>(*from++);
+        *sums[i] += get_limbs(from);
       }
     }
-    const auto comes_later = [&](State* a, State* b) { return is_first(*b, *a); };
+  }
+
+  // Puts the open tiles of each cluster in order.
+  void sort_exactly(const std::vector<Contest*>& contests) const {
+    std::vector<Wanted> wanted;
+    for_each_open_cluster(contests, [&](State& layer, std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) wanted.push_back({&layer, i});
+    });
+    learn(wanted);
+    for_each_open_cluster(contests, [](State& layer, std::size_t begin, std::size_t end) {
+      sort_cluster(layer, begin, end);
+    });
+    for (const Contest* contest : contests) {
+      for (State* layer : contest->layers) find_sums_from(*layer);
+    }
+  }
+
+  // Calls body(layer, begin, end) for the clusters of several open tiles.
+  template <class Body>
+  static void for_each_open_cluster(const std::vector<Contest*>& contests, const Body& body) {
+    for (const Contest* contest : contests) {
+      for (State* layer : contest->layers) {
+        for (std::size_t c = 0; c < layer->clusters.size(); ++c) {
+          const std::size_t begin = layer->clusters[c];
+          const std::size_t end = end_of(*layer, c);
+          if (begin < layer->begin || begin >= layer->end || end - begin == 1) continue;
+          body(*layer, begin, end);
+        }
+      }
+    }
+  }
+
+  static void sort_cluster(State& layer, std::size_t begin, std::size_t end) {
+    std::vector<std::pair<BigUint, Candidate>> sorted;
+    for (std::size_t i = begin; i < end; ++i) {
+      sorted.emplace_back(std::move(layer.exact[i]), layer.tiles[i]);
+    }
+    std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
+      const int order = BigUint::compare(a.first, b.first);
+      return order < 0 || (order == 0 && a.second.tile < b.second.tile);
+    });
+    for (std::size_t i = begin; i < end; ++i) {
+      layer.exact[i] = std::move(sorted[i - begin].first);
+      layer.tiles[i] = sorted[i - begin].second;
+    }
+  }
+
+  // Takes the first open tiles, as long as they fit. They are no longer open then.
+  void take_exactly(Contest& contest) {
+    std::vector<State*> heads;
+    for (State* layer : contest.layers) {
+      if (layer->begin < layer->end) heads.push_back(layer);
+    }
+    const std::vector<State*> all = heads;
+    const auto comes_later = [&](State* a, State* b) { return is_first(all, *b, *a); };
     std::make_heap(heads.begin(), heads.end(), comes_later);
     while (!heads.empty()) {
       std::pop_heap(heads.begin(), heads.end(), comes_later);
       State& layer = *heads.back();
       const std::int64_t size = size_of(layer, layer.tiles[layer.begin].tile);
-      if (size > budget_) return;
-      budget_ -= size;
+      if (size > contest.budget) return;
+      contest.budget -= size;
       set(layer, layer.begin, layer.begin + 1, Fate::goes);
       ++layer.begin;
       if (layer.begin == layer.end) {
@@ -495,119 +845,104 @@ class Selection {
     }
   }
 
-  const BigUint& exact(State& layer, std::size_t i) const {
-    layer.exact.resize(layer.tiles.size());
-    if (layer.exact[i].limbs().empty()) {
-      layer.exact[i] = tiled_.exact.sum_of(layer.id, layer.tiles[i].tile);
-    }
-    return layer.exact[i];
-  }
-
-  // Puts the open tiles of each cluster in order.
-  void sort_exactly(State& layer) const {
-    for (std::size_t c = 0; c < layer.clusters.size(); ++c) {
-      const std::size_t begin = layer.clusters[c];
-      const std::size_t end = end_of(layer, c);
-      if (begin < layer.begin || begin >= layer.end || end - begin == 1) continue;
-      std::vector<std::pair<BigUint, Candidate>> sorted(end - begin);
-      layer.exact.resize(layer.tiles.size());
-      tiled_.pool.for_each(
-          static_cast<std::int64_t>(sorted.size()),
-          size_of(layer, layer.tiles[begin].tile) * static_cast<std::int64_t>(sorted.size()),
-          [&](std::int64_t i, int) {
-            const auto at = static_cast<std::size_t>(i);
-            const Candidate& tile = layer.tiles[begin + at];
-            sorted[at] = {tiled_.exact.sum_of(layer.id, tile.tile), tile};
-          });
-      std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) {
-        const int order = BigUint::compare(a.first, b.first);
-        return order < 0 || (order == 0 && a.second.tile < b.second.tile);
-      });
-      for (std::size_t i = begin; i < end; ++i) {
-        layer.exact[i] = std::move(sorted[i - begin].first);
-        layer.tiles[i] = sorted[i - begin].second;
-      }
-    }
-    find_sums_from(layer);
-  }
-
-  // The sum of a tile and all larger ones.
-  const BigUint& exact_from(State& layer, std::size_t i) const {
-    if (layer.exact_from.empty()) {
-      layer.exact_from.resize(layer.end);
-      BigUint sum = tiled_.exact.sum_of_staying(layer.id, fates(layer));
-      for (std::size_t t = layer.end; t-- > layer.begin;) {
-        sum += exact(layer, t);
-        layer.exact_from[t] = sum;
-      }
-    }
-    return layer.exact_from[i];
-  }
-
   double score(const State& layer) const {
     const double sum = layer.tiles[layer.begin].sum;
     return by_score_ ? sum / layer.from[layer.begin] : sum;
   }
 
-  // Whether the first open tile of one layer comes before that of another.
-  bool is_first(State& a, State& b) const {
+  // Whether the first open tile of one layer comes before that of another, of all that are
+  // compared.
+  bool is_first(const std::vector<State*>& all, State& a, State& b) const {
     const double least = std::min(a.tiles[a.begin].sum, b.tiles[b.begin].sum);
     if (least >= least_sum) {
       if (score(a) * (1.0 + 2.0 * margin) < score(b)) return true;
       if (score(b) * (1.0 + 2.0 * margin) < score(a)) return false;
     }
+    // An exchange costs more than sums that are not needed in the end.
+    if (tiled_.exchange.is_alone()) {
+      learn_exactly({&a, &b}, 1);
+    } else {
+      learn_exactly(all, std::numeric_limits<std::size_t>::max());
+    }
     const int order = by_score_ ? compare_scores(a, b) : compare_sums(a, b);
     return order < 0 || (order == 0 && a.id < b.id);
   }
 
-  int compare_scores(State& a, State& b) const {
-    return BigUint::compare(exact(a, a.begin).times(exact_from(b, b.begin)),
-                            exact(b, b.begin).times(exact_from(a, a.begin)));
+  // Learns the exact sums of so many of the first open tiles, and if they are compared by scores,
+  // those of all and what is larger.
+  void learn_exactly(const std::vector<State*>& layers, std::size_t most) const {
+    std::vector<Wanted> wanted;
+    std::vector<State*> without_sums;
+    for (State* layer : layers) {
+      layer->exact.resize(layer->tiles.size());
+      const bool needs_all = by_score_ && layer->exact_from.empty();
+      const std::size_t left = layer->end - layer->begin;
+      const std::size_t end = layer->begin + (needs_all ? left : std::min(left, most));
+      for (std::size_t i = layer->begin; i < end; ++i) {
+        if (layer->exact[i].limbs().empty()) wanted.push_back({layer, i});
+      }
+      if (needs_all) without_sums.push_back(layer);
+    }
+    learn(wanted);
+    if (!without_sums.empty()) learn_sums_from(without_sums);
   }
 
-  int compare_sums(State& a, State& b) const {
+  // The exact sums of each open tile and all larger ones.
+  void learn_sums_from(const std::vector<State*>& layers) const {
+    std::vector<BigUint> staying(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      for (const std::size_t piece : layers[i]->pieces) {
+        if (!tiled_.pieces[piece].is_counted) continue;
+        staying[i] += tiled_.exact.sum_of_staying(piece, fates_[piece]);
+      }
+    }
+    if (!tiled_.exchange.is_alone()) {
+      std::vector<BigUint*> sums;
+      for (BigUint& sum : staying) sums.push_back(&sum);
+      exchange_exact(sums);
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      State& layer = *layers[i];
+      layer.exact_from.resize(layer.end);
+      for (std::size_t t = layer.end; t-- > layer.begin;) {
+        staying[i] += layer.exact[t];
+        layer.exact_from[t] = staying[i];
+      }
+    }
+  }
+
+  static int compare_scores(const State& a, const State& b) {
+    return BigUint::compare(a.exact[a.begin].times(b.exact_from[b.begin]),
+                            b.exact[b.begin].times(a.exact_from[a.begin]));
+  }
+
+  int compare_sums(const State& a, const State& b) const {
     const int unit_a = least_exponent_of(tiled_.layers[a.id].dtype);
     const int unit_b = least_exponent_of(tiled_.layers[b.id].dtype);
     const int unit = std::min(unit_a, unit_b);
-    return BigUint::compare(exact(a, a.begin).shifted(2 * (unit_a - unit)),
-                            exact(b, b.begin).shifted(2 * (unit_b - unit)));
+    return BigUint::compare(a.exact[a.begin].shifted(2 * (unit_a - unit)),
+                            b.exact[b.begin].shifted(2 * (unit_b - unit)));
   }
 
   static int least_exponent_of(Dtype dtype) {
     return with_format(dtype, [](auto format) { return decltype(format)::least_exponent; });
   }
 
-  const TiledLayers& tiled_;
-  bool by_score_;
-  std::int64_t budget_;
-  Fates& fates_;
+  TiledLayers& tiled_;
+  Limits limits_;
+  bool by_score_ = false;
+  Fates fates_;
   std::vector<State> layers_;
 };
 
 }  // namespace
 
-Fates select_tiles(const TiledLayers& tiled, const SelectionSpec& spec) {
-  Fates fates;
-  for (const Tiling& tiling : tiled.tilings) {
-    fates.emplace_back(static_cast<std::size_t>(tiling.count()), Fate::stays);
-  }
-  std::vector<std::size_t> ids(fates.size());
-  std::iota(ids.begin(), ids.end(), std::size_t{0});
-  if (spec.ranking != Ranking::per_layer) {
-    Selection(tiled, ids, spec.ranking == Ranking::lamp, spec.counts[0], fates).run();
-  } else {
-    for (const std::size_t id : ids) Selection(tiled, {id}, false, spec.counts[id], fates).run();
-  }
-  return fates;
+SelectedTiles select_tiles(TiledLayers& tiled, const SelectionSpec& spec) {
+  return Selection(tiled).run(spec);
 }
 
-std::vector<std::int64_t> sizes_of_zero_tiles(const TiledLayers& tiled) {
-  std::vector<std::int64_t> sizes;
-  Fates fates;
-  for (std::size_t id = 0; id < tiled.layers.size(); ++id) {
-    sizes.push_back(Selection(tiled, {id}, false, 0, fates).zeros_of_first());
-  }
-  return sizes;
+std::vector<std::int64_t> sizes_of_zero_tiles(TiledLayers& tiled) {
+  return Selection(tiled).zeros();
 }
 
 }  // namespace lampfast

@@ -6,7 +6,7 @@ layers' importances, or, as the very same list, the layers themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
@@ -15,6 +15,7 @@ import torch
 
 from lampfast import _core
 from lampfast._engine import gpus, ways_out
+from lampfast._engine.in_place import BeforeWriting
 from lampfast._engine.views import Pointer, View
 
 
@@ -41,6 +42,7 @@ class Blocks(NamedTuple):
 
 
 Selection: TypeAlias = _core.SelectionSpec | Groups | Blocks
+Machine: TypeAlias = "_core.Machine | _core.ShardedMachine"
 
 
 def thresholds(
@@ -50,18 +52,25 @@ def thresholds(
     with _naming_not_finite(layers, sources):
         pointers = _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            if isinstance(spec, Groups):
-                return _core.group_thresholds(pointers, spec.patterns, machine)
-            if isinstance(spec, Blocks):
-                return _core.block_thresholds(pointers, spec.shapes, spec.spec, machine)
-            return _core.thresholds(pointers, spec, machine)
+            return thresholds_by(pointers, spec, machine)
+
+
+def thresholds_by(
+    pointers: Sequence[_core.Layer], spec: Selection, machine: Machine
+) -> list[_core.LayerThreshold]:
+    """The same for who has pointers to what is ranked, and a machine."""
+    if isinstance(spec, Groups):
+        return _core.group_thresholds(pointers, spec.patterns, machine)
+    if isinstance(spec, Blocks):
+        return _core.block_thresholds(pointers, spec.shapes, spec.spec, machine)
+    return _core.thresholds(pointers, spec, machine)
 
 
 def prune(
     layers: Sequence[View],
     sources: Sequence[View],
     spec: Selection,
-    before_writing: Callable[[list[_core.LayerThreshold]], None],
+    before_writing: BeforeWriting,
 ) -> None:
     """Zero the weights of `layers` that the spec selects, in place.
 
@@ -71,14 +80,23 @@ def prune(
     with _naming_not_finite(layers, sources):
         targets, pointers = _pointers(layers), _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            if isinstance(spec, Groups):
-                _core.prune_groups(pointers, targets, spec.patterns, machine, before_writing)
-            elif isinstance(spec, Blocks):
-                _core.prune_blocks(
-                    pointers, targets, spec.shapes, spec.spec, machine, before_writing
-                )
-            else:
-                _core.prune(pointers, targets, spec, machine, None, before_writing)
+            prune_by(pointers, targets, spec, machine, before_writing)
+
+
+def prune_by(
+    pointers: Sequence[_core.Layer],
+    targets: Sequence[Pointer],
+    spec: Selection,
+    machine: Machine,
+    before_writing: BeforeWriting,
+) -> None:
+    """The same for who has pointers to what is ranked and what is zeroed, and a machine."""
+    if isinstance(spec, Groups):
+        _core.prune_groups(pointers, targets, spec.patterns, machine, before_writing)
+    elif isinstance(spec, Blocks):
+        _core.prune_blocks(pointers, targets, spec.shapes, spec.spec, machine, before_writing)
+    else:
+        _core.prune(pointers, targets, spec, machine, None, before_writing)
 
 
 def masks(
@@ -91,13 +109,22 @@ def masks(
     with _naming_not_finite(layers, sources):
         pointers = _ranked(sources)
         with gpus.machine(pointers, _core.cuda_needs) as machine:
-            if isinstance(spec, Groups):
-                _core.mask_groups(pointers, _pointers(outputs), spec.patterns, machine)
-            elif isinstance(spec, Blocks):
-                written = _pointers(outputs)
-                _core.mask_blocks(pointers, written, spec.shapes, spec.spec, machine)
-            else:
-                _core.masks(pointers, _pointers(outputs), spec, machine)
+            masks_by(pointers, _pointers(outputs), spec, machine)
+
+
+def masks_by(
+    pointers: Sequence[_core.Layer],
+    outputs: Sequence[Pointer],
+    spec: Selection,
+    machine: Machine,
+) -> None:
+    """The same for who has pointers to what is ranked and to the masks, and a machine."""
+    if isinstance(spec, Groups):
+        _core.mask_groups(pointers, outputs, spec.patterns, machine)
+    elif isinstance(spec, Blocks):
+        _core.mask_blocks(pointers, outputs, spec.shapes, spec.spec, machine)
+    else:
+        _core.masks(pointers, outputs, spec, machine)
 
 
 def sizes_of_zero_blocks(
@@ -129,7 +156,7 @@ def zero_thresholds(layers: Sequence[View], sources: Sequence[View]) -> list[_co
 def prune_zeros(
     layers: Sequence[View],
     masks: Sequence[View],
-    before_writing: Callable[[list[_core.LayerThreshold]], None],
+    before_writing: BeforeWriting,
 ) -> None:
     """Zero the weights of `layers` whose masks are False, in place; NaN may stay.
 

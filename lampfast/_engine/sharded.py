@@ -52,6 +52,20 @@ class Whole(NamedTuple):
         return prod(self.shape)
 
 
+class Cuts(NamedTuple):
+    """Where a layer is cut into the pieces that ranks hold.
+
+    Attributes:
+        shape: The layer's shape.
+        positions: By dimension, where a piece begins that is not the first, ascending.
+        why: Its placements, for an error.
+    """
+
+    shape: tuple[int, ...]
+    positions: list[list[int]]
+    why: str
+
+
 _Key: TypeAlias = tuple[int, tuple[int, ...]]  # of a box: its first index, and its shape
 
 
@@ -72,6 +86,7 @@ class _Directory(NamedTuple):
         owners: By layer, which rank counts each box: the first that holds it.
         copied: By layer, the boxes that several ranks hold.
         begins: By layer, where boxes begin, if each ends before the next one begins.
+        cuts: By layer and dimension, the positions behind 0 at which boxes begin.
     """
 
     layers: list[Whole]
@@ -79,6 +94,7 @@ class _Directory(NamedTuple):
     owners: list[dict[_Key, int]]
     copied: list[set[_Key]]
     begins: list[list[int]]
+    cuts: list[list[list[int]]]
 
 
 class Sharded:
@@ -88,6 +104,8 @@ class Sharded:
         found: The layers, of which some are DTensors, or all lie on some ranks only.
         question: What is asked, which must be the same on all ranks.
         write: Whether they are to be changed in place.
+        through_host: Whether the engine for GPUs does not know what is asked, so that layers are
+            copied to host memory and back.
         importance: What is scored in their place, by name.
         group: The ranks; without it, those of the DTensors' meshes.
         communicator: That of the ranks, from a section of its `failing_together` in which all that
@@ -100,6 +118,7 @@ class Sharded:
         question: object,
         *,
         write: bool = False,
+        through_host: bool = False,
         importance: Mapping[str, Weight] | None = None,
         group: distributed.ProcessGroup | None = None,
         communicator: Communicator | None = None,
@@ -110,7 +129,7 @@ class Sharded:
         self._scored = importance
         with self.together(question) as told:
             tracing.refuse()
-            self._check(write)
+            self._check(write, through_host)
             held = json.dumps(self._held())
             told.own.update(held=digest_of(held), known=list(_known))
         self._directory = _learned(self.communicator, held, told.everyone)
@@ -120,7 +139,7 @@ class Sharded:
 
     # --- what this rank has ---
 
-    def _check(self, write: bool) -> None:
+    def _check(self, write: bool, through_host: bool) -> None:
         wholes = self._found.wholes
         for name, weight in wholes.items():
             if isinstance(weight, DTensor) and any(it.is_partial() for it in weight.placements):
@@ -134,7 +153,8 @@ class Sharded:
             for name, weight in wholes.items()
             if self._distinct[id(weight)] == name
         }
-        self._views = views.layers(own, write=write)
+        found = views.layers(own, write=write)
+        self._views = [view.through_host() for view in found] if through_host else found
         self.wholes = {view.name: wholes[view.name] for view in self._views}
         self._local = {view.name: view for view in views.local(self._views)}
         self._cuts = list(self._cut())
@@ -196,6 +216,19 @@ class Sharded:
                         "give different layers different names"
                     )
 
+    # --- what all of them have ---
+
+    def cuts(self) -> Iterator[Cuts]:
+        """Where each layer is cut; the same on all ranks."""
+        placements = {
+            name: f"placements {weight.placements}"
+            for parameter, weight in self.wholes.items()
+            if isinstance(weight, DTensor)
+            for name in self._found.names(parameter)
+        }
+        for layer, positions in zip(self.layers, self._directory.cuts, strict=True):
+            yield Cuts(layer.shape, positions, placements.get(layer.name, "parts on other ranks"))
+
     # --- calls ---
 
     def together(self, question: object = None) -> AbstractContextManager[Told]:
@@ -207,12 +240,17 @@ class Sharded:
         with self._calling() as (pointers, machine):
             return _core.zero_thresholds(pointers, machine)
 
-    def thresholds(self, spec: _core.SelectionSpec) -> list[_core.LayerThreshold]:
+    def sizes_of_zero_blocks(self, shapes: Sequence[tuple[int, int, int]]) -> list[int]:
+        """How many weights of each layer are in blocks that are zero throughout."""
+        with self._calling() as (pointers, machine):
+            return _core.sizes_of_zero_blocks(pointers, shapes, machine)
+
+    def thresholds(self, spec: calls.Selection) -> list[_core.LayerThreshold]:
         """Those by which `prune` would prune."""
         with self._calling() as (pointers, machine):
-            return _core.thresholds(pointers, spec, machine)
+            return calls.thresholds_by(pointers, spec, machine)
 
-    def masks(self, spec: _core.SelectionSpec) -> dict[str, torch.Tensor]:
+    def masks(self, spec: calls.Selection) -> dict[str, torch.Tensor]:
         """By parameter, True where a weight is kept; placed as the parameters are."""
         masks = {
             name: torch.ones(view.shape, dtype=torch.bool, device=_device(view))
@@ -220,7 +258,7 @@ class Sharded:
         }
         with self._calling() as (pointers, machine):
             targets = self._pointers(masks, _core.Dtype.boolean)
-            _core.masks(pointers, targets, spec, machine)
+            calls.masks_by(pointers, targets, spec, machine)
         self.communicator.finish()
         return {
             name: pieces.like(
@@ -231,13 +269,13 @@ class Sharded:
 
     def prune(
         self,
-        spec: _core.SelectionSpec,
+        spec: calls.Selection,
         before_writing: Callable[[list[_core.LayerThreshold]], None],
     ) -> None:
         """Zero the weights that the spec selects, in place."""
         with self._calling() as (pointers, machine):
             targets = self._pointers(self._weights())
-            _core.prune(pointers, targets, spec, machine, None, before_writing)
+            calls.prune_by(pointers, targets, spec, machine, before_writing)
         self.communicator.finish()
         views.write_back(self._views, list(self._local.values()))
 
@@ -475,7 +513,7 @@ def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
                 key = first, tuple(extents)
                 if of_layer.setdefault(key, rank) != rank:
                     copied.setdefault(name, set()).add(key)
-    begins = []
+    begins, cuts = [], []
     for name, layer in layers.items():
         there = sum(prod(shape) for _, shape in owners[name])
         if there != layer.size:
@@ -484,12 +522,14 @@ def _merged(everyone: Sequence[Sequence[Any]]) -> _Directory:
                 "of them; pass a group= of all ranks that have a part of it, each part once"
             )
         begins.append(_begins(layer.shape, owners[name]))
+        cuts.append(_cuts(layer.shape, owners[name]))
     return _Directory(
         list(layers.values()),
         {name: list(slices) for name, slices in stacks.items()},
         [owners[name] for name in layers],
         [copied.get(name, set()) for name in layers],
         begins,
+        cuts,
     )
 
 
@@ -502,3 +542,12 @@ def _begins(shape: Sequence[int], boxes: Mapping[_Key, int]) -> list[int]:
     )
     follow = all(a[1] < b[0] for a, b in itertools.pairwise(extents))
     return [first for first, _ in extents] if follow else []
+
+
+def _cuts(shape: Sequence[int], boxes: Mapping[_Key, int]) -> list[list[int]]:
+    """By dimension, where boxes begin behind 0. As they fill the layer, others end there."""
+    steps = _index_steps(shape)
+    return [
+        sorted({first // step % length for first, _ in boxes} - {0})
+        for length, step in zip(shape, steps, strict=True)
+    ]
