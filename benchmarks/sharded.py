@@ -5,15 +5,18 @@ what every rank has: all shards of a layer are equal, so what the ranks add up i
 own, and it can stand for any number of them. Shards have the shapes that a transformer of 70
 billion weights has on 1,024 ranks (80 blocks, hidden size 8,192, intermediate size 28,672, 8 heads
 of keys and values, cut along the first dimension); of fewer ranks the model is smaller by as much.
+For weights that are hard to prune, ranks are threads.
 
 Usage:
     python benchmarks/sharded.py virtual [--ranks 8 64 1024] [--blocks 80] [--dtype bfloat16]
     python benchmarks/sharded.py gloo [--ranks 1 2 4] [--layers 8] [--side 1024]
+    python benchmarks/sharded.py hard [--ranks 3] [--layers 4] [--side 256]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,14 @@ from lampfast._engine import sharded, views
 from lampfast._engine.communicator import GroupCommunicator
 
 HIDDEN, INTERMEDIATE, KEYS = 8192, 28672, 1024
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
 FULL = 1024  # ranks of the model of 70 billion weights
 
 
@@ -182,6 +193,47 @@ def one_rank(folder: Path, ranks: int, layers: int, side: int, rank: int) -> Non
     distributed.destroy_process_group()
 
 
+def hard(ranks: int, layers: int, side: int) -> None:
+    """Count what calls on hard weights send, on ranks that are threads."""
+    found = sorted(hard_calls(ranks, layers, side), reverse=True)
+    counts = [collectives for collectives, _, _ in found]
+    print(f"{len(found)} calls on {ranks} ranks, {layers} layers of {side} x {side}")
+    print(f"median {statistics.median(counts):.0f} collectives, at most {counts[0]}")
+    for most in (8, 12, 14):
+        print(f"at most {most}: {sum(count <= most for count in counts)} calls")
+    print(f"at most {max(kib for _, kib, _ in found):.1f} KiB a layer that a rank sends")
+    print("collectives  a layer/KiB")
+    for collectives, kib, call in found[:12]:
+        print(f"{collectives:11} {kib:12.1f}  {call}")
+
+
+def hard_calls(ranks: int, layers: int, side: int) -> Iterator[tuple[int, float, str]]:
+    """The collectives, the KiB that a rank sends for a layer, and what the call was."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from hard_weights import HARD, hard_layers
+    from virtual_ranks import Group, held, pointers
+    from virtual_ranks import cut as cut_along
+    from virtual_ranks import sharding as pieces_of
+
+    rankings = {"lamp": _core.Ranking.lamp, "magnitude": _core.Ranking.magnitude}
+    for kind, dtype, ranking in itertools.product(HARD, DTYPES, rankings):
+        whole = hard_layers(kind, dtype, layers, side)
+        boxes = cut_along(whole, 1, ranks)
+        for sparsity in (0.3, 0.5, 0.9, 0.99):
+            wanted = _core.SelectionSpec(rankings[ranking], [round(sparsity * layers * side**2)])
+
+            def run(rank: Any, whole: Any = whole, boxes: Any = boxes, wanted: Any = wanted) -> Any:
+                parts = [part.clone() for part in held(rank.rank, whole, boxes)]
+                machine: Any = (1, [], pieces_of(rank, whole, boxes))
+                return _core.thresholds(pointers(parts), wanted, machine)
+
+            group = Group(ranks)
+            expected = _core.thresholds(pointers(whole), wanted, (1, []))
+            assert group.run(run) == [expected] * ranks
+            call = f"{kind}, {str(dtype)[6:]}, {ranking}, {sparsity}"
+            yield group.collectives, max(group.sent) / layers / 1024, call
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -193,6 +245,10 @@ def main() -> None:
     real.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     real.add_argument("--layers", type=int, default=8)
     real.add_argument("--side", type=int, default=1024)
+    adverse = kinds.add_parser("hard")
+    adverse.add_argument("--ranks", type=int, default=3)
+    adverse.add_argument("--layers", type=int, default=4)
+    adverse.add_argument("--side", type=int, default=256)
     rank = kinds.add_parser("rank")
     rank.add_argument("folder", type=Path)
     rank.add_argument("numbers", type=int, nargs=4)
@@ -201,6 +257,8 @@ def main() -> None:
         virtual(asked.ranks, asked.blocks, getattr(torch, asked.dtype))
     elif asked.kind == "gloo":
         gloo(asked.ranks, asked.layers, asked.side)
+    elif asked.kind == "hard":
+        hard(asked.ranks, asked.layers, asked.side)
     else:
         one_rank(asked.folder, *asked.numbers)
 

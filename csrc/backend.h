@@ -79,6 +79,8 @@ class Backend {
 
   // --- partition ---
 
+  // How many bins a partition can have.
+  virtual std::int64_t most_bins() const = 0;
   // Reads the layers once. A layer's candidates stay stored until it is read again. Where an
   // element is not finite, the sum above its interval is not finite either.
   virtual std::vector<PartitionResult> partition(const LayerIds& ids,

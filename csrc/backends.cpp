@@ -32,6 +32,29 @@ std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>
   return picked;
 }
 
+// Partitions the stored candidates of the layers whose requests say so, and the weights of others.
+std::vector<PartitionResult> partition_in(Backend& backend, const LayerIds& ids,
+                                          const std::vector<PartitionRequest>& requests,
+                                          const MaskSink& masks, StoreLimit limit) {
+  std::vector<std::size_t> stored;
+  std::vector<std::size_t> others;
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    (requests[p].of_candidates ? stored : others).push_back(p);
+  }
+  if (stored.empty()) return backend.partition(ids, requests, masks, limit);
+  std::vector<Partition> narrowed = backend.narrow(pick(ids, stored), pick(requests, stored));
+  std::vector<PartitionResult> read;
+  if (!others.empty()) {
+    read = backend.partition(pick(ids, others), pick(requests, others), masks, limit);
+  }
+  std::vector<PartitionResult> results(ids.size());
+  for (std::size_t s = 0; s < stored.size(); ++s) {
+    results[stored[s]] = {std::move(narrowed[s]), true};
+  }
+  for (std::size_t r = 0; r < others.size(); ++r) results[others[r]] = std::move(read[r]);
+  return results;
+}
+
 // Runs body(task) for all tasks concurrently: the first on this thread, every other on a thread of
 // its own or, if the system has none left, on this one afterwards. Rethrows the exception of the
 // first task, in their order, that failed.
@@ -112,10 +135,7 @@ Backends::Backends(const Job& job, const Machine& machine)
       home_of_(job.layers.size()) {
   cpu::prepare_to_throw();
   check_layers(job.layers);
-  if (sharding_ != nullptr) {
-    check_sharding(*sharding_, job.layers);
-    exchange_.emplace(*sharding_);
-  }
+  if (sharding_ != nullptr) check_sharding(*sharding_, job.layers);
   std::iota(all_.begin(), all_.end(), std::size_t{0});
   std::iota(here_.begin(), here_.end(), std::size_t{0});
   std::vector<int> devices;
@@ -138,6 +158,10 @@ Backends::Backends(const Job& job, const Machine& machine)
   for (std::size_t i = 0; i < job.layers.size(); ++i) {
     while (homes_[home_of_[i]].device != job.layers[i].device) ++home_of_[i];
   }
+  if (sharding_ == nullptr) return;
+  std::int64_t most_bins = homes_[0].backend->most_bins();
+  for (const Home& home : homes_) most_bins = std::min(most_bins, home.backend->most_bins());
+  exchange_.emplace(*sharding_, most_bins);
 }
 
 std::vector<Backends::Share> Backends::divide(const LayerIds& ids) const {
@@ -222,26 +246,17 @@ std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
                                                  const MaskSink& masks, StoreLimit limit) {
   const auto ask = [&](const LayerIds& pieces, const std::vector<PartitionRequest>& asked) {
     return gather<PartitionResult>(pieces, [&](const Share& share) {
-      return share.backend->partition(share.ids, pick(asked, share.positions), masks, limit);
+      return partition_in(*share.backend, share.ids, pick(asked, share.positions), masks, limit);
     });
   };
   std::vector<PartitionResult> results =
       exchange_ ? exchange_->partition(ids, requests, ask) : ask(ids, requests);
   for (std::size_t p = 0; p < ids.size(); ++p) {
+    if (requests[p].of_candidates) continue;
     counts_.read += layers_[ids[p]].size;
     counts_.candidates += results[p].found.inside();
   }
   return results;
-}
-
-std::vector<Partition> Backends::narrow(const LayerIds& ids,
-                                        const std::vector<PartitionRequest>& requests) {
-  const auto ask = [&](const LayerIds& pieces, const std::vector<PartitionRequest>& asked) {
-    return gather<Partition>(pieces, [&](const Share& share) {
-      return share.backend->narrow(share.ids, pick(asked, share.positions));
-    });
-  };
-  return exchange_ ? exchange_->narrow(ids, requests, ask) : ask(ids, requests);
 }
 
 void Backends::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,

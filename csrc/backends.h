@@ -65,7 +65,6 @@ class Backends {
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit);
-  std::vector<Partition> narrow(const LayerIds& ids, const std::vector<PartitionRequest>& requests);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
   // Runs body(), which asks for what no exchange is of. If it fails on one rank, all throw.
   template <class Body>

@@ -77,6 +77,11 @@ std::vector<std::int64_t> get_pairs(std::size_t size, const std::int64_t*& from)
   return counts;
 }
 
+std::vector<std::int64_t> get_words(std::size_t size, const std::int64_t*& from) {
+  const std::int64_t* const begin = std::exchange(from, from + size);
+  return {begin, from};
+}
+
 // --- draws ---
 
 // The bins that the histograms of all ranks are brought to: those of the widest, up to the largest
@@ -127,71 +132,53 @@ LogHistogram sum_of(Dtype dtype, const LogHistogram& a, const LogHistogram& b) {
 
 // --- partitions ---
 
-// The bins that partitions are brought to: as many as every backend has at least.
-constexpr std::int64_t common_bins = test_sizes ? 8 : 64;
+// The bins that partitions are brought to. The more there are, the fewer rounds it takes to tell
+// keys apart, but only counts are small enough for so many.
+constexpr std::int64_t bins_with_sums = test_sizes ? 8 : 256;
+constexpr std::int64_t bins_of_counts = test_sizes ? 8 : 512;
 
-// Finds, by sums, the bins in which all ranks have one and the same key; it spares a collective for
-// maxima. Each rank that has elements there tells the position of its key in the bin, x, as digits.
-// If the mean of a digit over the ranks is x and the mean of its square is x^2, then its variance
-// is 0. No sum reaches 2^64 on less than 2^20 ranks.
-class OneKey {
- public:
-  explicit OneKey(int bin_bits) : digits_((bin_bits + digit_bits - 1) / digit_bits) {}
-
-  void put(const Bin& bin, Words& words) const {
-    const bool is_one = bin.count > 0 && bin.first == bin.last;
-    const bool is_mixed = bin.count > 0 && !is_one;
-    words.push_back((is_mixed ? std::int64_t{1} << 32 : 0) + (is_one ? 1 : 0));
-    for (int d = 0; d < digits_; ++d) {
-      const std::uint64_t part = bin.first >> (d * digit_bits) & most_digit;
-      const std::int64_t digit = is_one ? static_cast<std::int64_t>(part) : 0;
-      words.insert(words.end(), {digit, digit * digit});
-    }
-  }
-
-  void get(const std::int64_t*& from, Bin& bin) const {
-    const std::int64_t ranks = *from++;
-    bool is_one = ranks > 0 && ranks >> 32 == 0;
-    std::uint64_t key = 0;
-    for (int d = 0; d < digits_; ++d) {
-      const std::int64_t sum = *from++;
-      const std::int64_t squares = *from++;
-      if (!is_one) continue;
-      const std::int64_t digit = sum / ranks;
-      is_one = digit * ranks == sum && digit * digit * ranks == squares;
-      key |= static_cast<std::uint64_t>(digit) << (d * digit_bits);
-    }
-    bin.first = is_one ? key : 0;
-    bin.last = is_one ? key : Bin::unbounded;
-  }
-
- private:
-  static constexpr int digit_bits = 22;
-  static constexpr std::uint64_t most_digit = (std::uint64_t{1} << digit_bits) - 1;
-
-  int digits_;
-};
-
-// What a partition of one layer sends, and in what units.
+// What a partition of one layer sends, and in what units. The sum of a bin's squares is needed only
+// where its keys are so different that their count does not tell it.
 class PartitionFormat {
  public:
-  PartitionFormat(Dtype dtype, const PartitionRequest& request)
-      : dtype_(dtype),
+  // At most so many bins, which every backend has, of any rank.
+  PartitionFormat(const Layer& layer, const PartitionRequest& request, std::int64_t most_bins)
+      : dtype_(layer.dtype),
         scale_(request.scale),
-        blank_(request.interval, common_bins),
-        finds_one_key_(request.track_min_max && blank_.bin_bits > 0) {}
+        tracks_min_max_(request.track_min_max),
+        has_pairs_(layer.size >> 32 == 0) {
+    const KeyInterval& interval = request.interval;
+    blank_ = Partition(interval, std::min(bins_of_counts, most_bins));
+    unevenness_ = unevenness();
+    if (is_by_key()) return;
+    has_sums_ = !(unevenness_ <= error_bounds::most_unevenness);  // it may be NaN
+    if (has_sums_) blank_ = Partition(interval, std::min(bins_with_sums, most_bins));
+  }
 
   // Nothing found yet.
   const Partition& blank() const { return blank_; }
+
+  // The most keys, of so many in all bins, that a bin has unless it is crowded.
+  std::int64_t most_uncrowded(std::int64_t inside) const {
+    if (tracks_min_max_ && !is_by_key()) return 0;
+    if (is_by_key() || inside <= most_gathered) return inside;  // their keys will be known anyway
+    return has_sums_ ? inside - inside / 4 : inside / 16;
+  }
+
   bool is_by_key() const { return blank_.bin_bits == 0; }
 
   void put(const Partition& found, bool is_stored, Words& words) const {
     words.insert(words.end(), {found.sides.below, found.sides.above, is_stored ? 0 : 1});
     above_format().put(found.sides.above_sum.value(), words);
+    std::vector<std::int64_t> counts;
+    for (const Bin& bin : found.bins) counts.push_back(bin.count);
+    if (has_pairs_) {
+      put_pairs(counts, words);
+    } else {
+      words.insert(words.end(), counts.begin(), counts.end());
+    }
     for (std::size_t b = 0; b < found.bins.size(); ++b) {
-      words.push_back(found.bins[b].count);
-      if (!is_by_key()) bin_format(b).put(found.bins[b].sum, words);
-      if (finds_one_key_) OneKey(blank_.bin_bits).put(found.bins[b], words);
+      if (has_sums_) bin_format(b).put(found.bins[b].sum, words);
     }
   }
 
@@ -202,12 +189,14 @@ class PartitionFormat {
     sides.above = *from++;
     result.is_stored = *from++ == 0;
     sides.above_sum.add(above_format().get(from));
-    for (std::size_t b = 0; b < result.found.bins.size(); ++b) {
-      Bin& bin = result.found.bins[b];
-      bin.count = *from++;
-      if (!is_by_key()) bin.sum = bin_format(b).get(from);
-      if (finds_one_key_) OneKey(blank_.bin_bits).get(from, bin);
+    std::vector<Bin>& bins = result.found.bins;
+    const std::vector<std::int64_t> counts =
+        has_pairs_ ? get_pairs(bins.size(), from) : get_words(bins.size(), from);
+    for (std::size_t b = 0; b < bins.size(); ++b) {
+      bins[b].count = counts[b];
+      if (has_sums_) bins[b].sum = bin_format(b).get(from);
     }
+    if (!has_sums_ && !is_by_key()) add_counted_sums(result.found);
     return result;
   }
 
@@ -237,6 +226,44 @@ class PartitionFormat {
   }
   std::uint64_t most_key() const { return not_finite_key(dtype_) - 1; }
 
+  // How much larger, relative to it, a square may be than the smallest one of its bin. In the
+  // normal range a bin is at most 2^(bin_bits - mantissa_bits) of its keys' magnitude wide; below
+  // that range the first bin is the widest one.
+  double unevenness() const {
+    const int mantissa =
+        with_format(dtype_, [](auto format) { return int{decltype(format)::mantissa_bits}; });
+    const double width = 1.0 + std::ldexp(1.0, blank_.bin_bits - mantissa);
+    const Squares first = squares(0);
+    return std::max(first.last / first.first, width * width) - 1.0;
+  }
+
+  // The squares of a bin's smallest and largest keys.
+  struct Squares {
+    double first;
+    double last;
+  };
+  Squares squares(std::size_t b) const {
+    const KeyInterval& interval = blank_.sides.interval;
+    const std::uint64_t begin = interval.low + (b << blank_.bin_bits);
+    const std::uint64_t width = std::uint64_t{1} << blank_.bin_bits;
+    const std::uint64_t end = std::min(begin + width, std::max(interval.high, begin + 1));
+    return {scaled_square_of(dtype_, begin, scale_), scaled_square_of(dtype_, end - 1, scale_)};
+  }
+
+  // Takes every key of a bin for the middle of its squares, which is wrong by less than half of the
+  // unevenness, of the part of all sums that lies in bins.
+  void add_counted_sums(Partition& found) const {
+    double inside = 0.0;
+    for (std::size_t b = 0; b < found.bins.size(); ++b) {
+      if (found.bins[b].count == 0) continue;
+      const auto [first, last] = squares(b);
+      found.bins[b].sum = static_cast<double>(found.bins[b].count) * (first + (last - first) / 2.0);
+      inside += found.bins[b].sum;
+    }
+    const double all = inside + found.sides.above_sum.value();
+    found.counted_error = inside > 0.0 ? unevenness_ * (inside / all) : 0.0;
+  }
+
   // All that is above has at least the square of the interval's end. If a float64 layer has
   // anything there, it has its largest weight.
   FixedPoint above_format() const {
@@ -264,9 +291,53 @@ class PartitionFormat {
 
   Dtype dtype_;
   double scale_;
+  bool tracks_min_max_;
+  bool has_pairs_;  // whether two counts fit in a word
   Partition blank_;
-  bool finds_one_key_;
+  double unevenness_ = 0.0;
+  bool has_sums_ = false;
 };
+
+// Finds the smallest and largest keys of crowded bins. Such a bin often holds one key only, or keys
+// in a range that is far smaller than the bin. Where bins are octaves wide, many are crowded
+// anyway, and only one that holds most of the keys is worth an exchange. Nor is it worth one for a
+// few layers of many, which had better be narrowed together with the others.
+void bound_crowded(const std::vector<PartitionFormat>& formats,
+                   const std::vector<PartitionResult>& own, std::vector<PartitionResult>& results,
+                   FunctionRef<void(Words&)> max) {
+  const auto for_each_crowded = [&](const auto& body) {
+    for (std::size_t p = 0; p < results.size(); ++p) {
+      const std::vector<Bin>& bins = results[p].found.bins;
+      const std::int64_t few = formats[p].most_uncrowded(results[p].found.inside());
+      for (std::size_t b = 0; b < bins.size(); ++b) {
+        if (bins[b].count > few) body(p, b);
+      }
+    }
+  };
+  // Keys relative to the bin's end, counted down, and relative to its begin.
+  Words words = message();
+  const auto last_of = [&](std::size_t p) {
+    return (std::int64_t{1} << results[p].found.bin_bits) - 1;
+  };
+  std::size_t crowded = 0;
+  std::size_t last_crowded = results.size();
+  for_each_crowded([&](std::size_t p, std::size_t b) {
+    if (std::exchange(last_crowded, p) != p) ++crowded;
+    const Bin& bin = own[p].found.bins[b];
+    const auto first = static_cast<std::int64_t>(bin.first);
+    words.push_back(bin.count == 0 ? -1 : last_of(p) - first);
+    words.push_back(bin.count == 0 ? -1 : static_cast<std::int64_t>(bin.last));
+  });
+  constexpr std::size_t most_layers_per_crowded = 4;
+  if (crowded == 0 || crowded * most_layers_per_crowded < results.size()) return;
+  max(words);
+  const std::int64_t* from = words.data() + header_size;
+  for_each_crowded([&](std::size_t p, std::size_t b) {
+    Bin& bin = results[p].found.bins[b];
+    bin.first = static_cast<std::uint64_t>(last_of(p) - *from++);
+    bin.last = static_cast<std::uint64_t>(*from++);
+  });
+}
 
 // --- keys ---
 
@@ -293,12 +364,12 @@ void get_counts(const std::int64_t*& from, std::vector<std::uint64_t>& keys) {
 // How many words of keys and counts a rank usually has: twice its share, as not all have the same,
 // but no more keys than an interval has, nor than a layer with few candidates.
 std::size_t usual_words(const std::vector<KeyRequest>& requests, std::size_t ranks) {
-  constexpr std::uint64_t few = 1024;
   std::size_t words = 0;
   for (const KeyRequest& request : requests) {
     const std::uint64_t share = 2 * (static_cast<std::uint64_t>(request.count) / ranks) + 8;
     const std::uint64_t width = request.interval.high - request.interval.low;
-    words += 1 + 2 * static_cast<std::size_t>(std::min({share, width, few}));
+    words +=
+        1 + 2 * static_cast<std::size_t>(std::min({share, width, std::uint64_t{most_gathered}}));
   }
   return words;
 }
@@ -326,8 +397,9 @@ std::int64_t index_in_layer(const Piece& piece, const Layer& tensor, std::int64_
 
 }  // namespace
 
-Exchange::Exchange(const Sharding& sharding)
+Exchange::Exchange(const Sharding& sharding, std::int64_t most_bins)
     : sharding_(sharding),
+      most_bins_(most_bins),
       communicator_(*sharding.communicator),
       inside_(sharding.pieces.size(), 0) {}
 
@@ -405,7 +477,9 @@ std::vector<LogHistogram> Exchange::draw(const LayerIds& ids, Ask<LogHistogram> 
   for (const LogHistogram& histogram : merged) {
     extents.insert(extents.end(), {last_key(histogram), histogram.shift});
   }
+  extents.push_back(-most_bins_);
   max(extents, failure);
+  most_bins_ = -extents.back();
   Words words = message();
   std::vector<CommonBins> bins;
   for (std::size_t p = 0; p < ids.size(); ++p) {
@@ -487,13 +561,16 @@ std::vector<PartitionResult> Exchange::partition(const LayerIds& ids,
   std::vector<PartitionFormat> formats;
   std::vector<PartitionResult> merged;
   for (std::size_t p = 0; p < ids.size(); ++p) {
-    formats.emplace_back(sharding_.layers[ids[p]].dtype, requests[p]);
+    formats.emplace_back(sharding_.layers[ids[p]], requests[p], most_bins_);
     merged.push_back({formats[p].blank(), true});
   }
   const Failure failure = attempt([&] {
     const Counted here = counted(ids);
     std::vector<PartitionRequest> asked = pick(requests, here.positions);
-    for (PartitionRequest& request : asked) request.least_bins = common_bins;
+    for (PartitionRequest& request : asked) {
+      request.least_bins = std::min(bins_of_counts, most_bins_);
+      request.track_min_max = true;  // for those of crowded bins
+    }
     const std::vector<PartitionResult> found = ask(here.pieces, asked);
     for (std::size_t p = 0; p < found.size(); ++p) {
       if (!std::isfinite(found[p].found.sides.above_sum.value())) throw NotFinite();
@@ -511,23 +588,8 @@ std::vector<PartitionResult> Exchange::partition(const LayerIds& ids,
   std::vector<PartitionResult> results;
   const std::int64_t* from = words.data() + header_size;
   for (const PartitionFormat& format : formats) results.push_back(format.get(from));
+  bound_crowded(formats, merged, results, [&](Words& extents) { max(extents, {}); });
   return results;
-}
-
-std::vector<Partition> Exchange::narrow(const LayerIds& ids,
-                                        const std::vector<PartitionRequest>& requests,
-                                        Ask<Partition, PartitionRequest> ask) {
-  const auto ask_for_results = [&](const LayerIds& pieces,
-                                   const std::vector<PartitionRequest>& asked) {
-    std::vector<PartitionResult> results;
-    for (Partition& found : ask(pieces, asked)) results.push_back({std::move(found), true});
-    return results;
-  };
-  std::vector<Partition> partitions;
-  for (PartitionResult& result : partition(ids, requests, ask_for_results)) {
-    partitions.push_back(std::move(result.found));
-  }
-  return partitions;
 }
 
 void Exchange::collect(

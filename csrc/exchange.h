@@ -10,9 +10,14 @@
 
 #include "backend.h"
 #include "core/function_ref.h"
+#include "core/test_sizes.h"
 #include "sharding.h"
 
 namespace lampfast {
+
+// A layer with at most this many candidates has their keys gathered rather than narrowed further.
+// An exchange takes longer than so many keys.
+constexpr std::int64_t most_gathered = test_sizes ? 16 : 1024;
 
 // Why a rank could not do its part of a stage. It takes part in the stage's exchange nevertheless,
 // so that all ranks fail together.
@@ -42,7 +47,8 @@ class Exchange {
   template <class Found, class... Requests>
   using Ask = FunctionRef<std::vector<Found>(const LayerIds&, const std::vector<Requests>&...)>;
 
-  explicit Exchange(const Sharding& sharding);
+  // `most_bins` is how many bins every backend of this rank can have.
+  Exchange(const Sharding& sharding, std::int64_t most_bins);
 
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids, Ask<std::uint64_t> ask);
   std::vector<LogHistogram> draw(const LayerIds& ids, Ask<LogHistogram> ask);
@@ -53,8 +59,6 @@ class Exchange {
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          Ask<PartitionResult, PartitionRequest> ask);
-  std::vector<Partition> narrow(const LayerIds& ids, const std::vector<PartitionRequest>& requests,
-                                Ask<Partition, PartitionRequest> ask);
   // ask(pieces, requests, sink) passes keys to a sink of its own.
   void collect(
       const LayerIds& ids, const std::vector<KeyRequest>& requests,
@@ -93,6 +97,7 @@ class Exchange {
       FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask);
 
   const Sharding& sharding_;
+  std::int64_t most_bins_;  // after the draw: of any rank
   Communicator& communicator_;
   std::vector<std::int64_t> inside_;  // by piece: elements inside the interval of the last read
 };

@@ -177,6 +177,19 @@ class Box(NamedTuple):
     is_counted: bool = True
 
 
+def cut(layers: Sequence[torch.Tensor], dim: int, ranks: int) -> list[Box]:
+    """Boxes that give every rank its part of each layer, along a dimension."""
+    boxes = []
+    for i, layer in enumerate(layers):
+        size = -(-layer.shape[dim] // ranks)
+        for rank in range(ranks):
+            ranges = [slice(0, n) for n in layer.shape]
+            ends = min(rank * size, layer.shape[dim]), min((rank + 1) * size, layer.shape[dim])
+            ranges[dim] = slice(*ends)
+            boxes.append(Box(i, tuple(ranges), rank))
+    return boxes
+
+
 def split(
     rng: np.random.Generator, layer: int, shape: Sequence[int], ranks: int, most: int = 4
 ) -> list[Box]:

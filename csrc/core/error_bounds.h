@@ -90,6 +90,15 @@ static_assert(covers(score_from_counts, score_margin(compensated_sum)));
 constexpr double score_from_bins = 0x1p-31;
 static_assert(covers(score_from_bins, score_margin(bin_sum + compensated_sum)));
 
+// Ranks that have exchanged only the counts of bins take every square of a bin for the middle of
+// its smallest and its largest one. Let u be how much larger, relative to it, the largest one may
+// be. Then the sum of bins is wrong by at most u / 2 of itself; so is each of the sums above an
+// element, of which a part f lies in bins, by f * u / 2. f is largest for the first bin, so that
+// score_margin of f * u, twice what is needed, covers the scores of all bins. u is small enough for
+// 1 + 2e to be at least 1 / (1 - e), where e = f * u.
+constexpr double most_unevenness = 0x1p-3;
+static_assert((1.0 + 2.0 * most_unevenness) * (1.0 - most_unevenness) >= 1.0);
+
 // --- Tiles (core/tiling.h) ---
 //
 // A tile's sum of squares is a CompensatedSum, or at most most_plain_terms squares, and what is

@@ -18,6 +18,7 @@ struct PartitionRequest {
   KeyInterval interval;
   double scale;        // for scaled_square (key_format.h)
   bool track_min_max;  // whether bins record their smallest and largest keys (on GPUs all do)
+  bool of_candidates = false;   // whether stored candidates are read instead of the weights
   std::int64_t least_bins = 0;  // more bins than a small layer would have, to be merged with others
 };
 
@@ -69,6 +70,9 @@ struct Partition {
   Sides sides;
   int bin_bits = 0;  // log2 of the number of keys in a bin
   std::vector<Bin> bins;
+  // The relative error of what lies above the begin of any bin, where ranks have told each other
+  // only how many keys the bins have, and sums follow from that; else 0.
+  double counted_error = 0.0;
 
   Partition() = default;
 

@@ -27,6 +27,7 @@ class HostBackend : public Backend {
   std::vector<Tally> probe(const LayerIds& ids, const std::vector<TallyRequest>& requests) override;
 
   // partition.cpp
+  std::int64_t most_bins() const override;
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit) override;

@@ -321,6 +321,8 @@ class WeightsReader {
 
 }  // namespace
 
+std::int64_t HostBackend::most_bins() const { return cpu::most_bins; }
+
 std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
                                                     const std::vector<PartitionRequest>& requests,
                                                     const MaskSink& masks, StoreLimit limit) {

@@ -104,6 +104,8 @@ class GpuBackend : public Backend {
     return tallies;
   }
 
+  std::int64_t most_bins() const override { return Row::bins; }
+
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit) override {

@@ -267,10 +267,12 @@ class Estimator {
 
   // Where bins should track their smallest and largest keys: where so many elements are in the
   // narrowest interval that many of them are probably equal; and where the interval begins at 0, as
-  // its bins are octaves wide, but hold few elements.
+  // its bins are octaves wide, but hold few elements. Ranks see for themselves which bins are
+  // crowded.
   std::vector<bool> tracks_min_max() const {
     constexpr double many = 1.0 / 32.0;
     std::vector<bool> tracks(layers_.size());
+    if (backends_.is_sharded()) return tracks;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       tracks[i] =
           intervals_[i].low <= 1 || narrowest(i) > many * static_cast<double>(layers_[i].size);

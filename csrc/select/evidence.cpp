@@ -15,11 +15,7 @@
 namespace lampfast {
 namespace {
 
-// A layer with at most this many candidates has them sorted rather than narrowed further.
-constexpr std::int64_t most_sorted_candidates = test_sizes ? 4 : 256;
-// Between ranks, which share what they sort, an exchange more takes longer than more keys. So few
-// layers have so few candidates when the weights are read that they had better wait for the others.
-constexpr std::int64_t most_shared_candidates = test_sizes ? 16 : 1024;
+constexpr std::int64_t most_sorted_here = test_sizes ? 4 : 256;
 
 std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
   std::sort(keys.begin(), keys.end());
@@ -46,6 +42,10 @@ Reads first_reads(const std::vector<Layer>& layers, const Estimate& estimate) {
 
 }  // namespace
 
+std::int64_t most_sorted(const Backends& backends) {
+  return backends.is_sharded() ? most_gathered : most_sorted_here;
+}
+
 Evidence::Evidence(std::vector<double> layer_scales)
     : scales(std::move(layer_scales)),
       rank_bounds(scales.size()),
@@ -55,35 +55,39 @@ Evidence::Evidence(std::vector<double> layer_scales)
       misses(scales.size(), 0),
       is_sorted(scales.size(), false) {}
 
-void Reader::read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
-  const std::vector<PartitionResult> results =
-      backends_.partition(reads.ids, requests(reads), masks, limit);
+void Reader::read(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
+  const std::vector<PartitionRequest> asked = requests(reads, limit);
+  const std::vector<PartitionResult> results = backends_.partition(reads.ids, asked, masks, limit);
   std::vector<const Partition*> found;
   found.reserve(results.size());
   for (std::size_t r = 0; r < results.size(); ++r) {
+    found.push_back(&results[r].found);
+    if (asked[r].of_candidates) continue;
     evidence_.stored[reads.ids[r]] = results[r].is_stored ? reads.intervals[r] : KeyInterval{0, 0};
     evidence_.is_sorted[reads.ids[r]] = limit == StoreLimit::none;
-    found.push_back(&results[r].found);
   }
-  const std::int64_t few = backends_.is_sharded() ? 0 : most_sorted_candidates;
   learn(reads.ids, found,
-        limit == StoreLimit::budget ? few : std::numeric_limits<std::int64_t>::max());
+        limit == StoreLimit::budget ? few(found) : std::numeric_limits<std::int64_t>::max());
 }
 
-void Reader::read_candidates(const Reads& reads) {
-  const std::vector<Partition> partitions = backends_.narrow(reads.ids, requests(reads));
-  std::vector<const Partition*> found;
-  found.reserve(partitions.size());
-  for (const Partition& partition : partitions) found.push_back(&partition);
-  learn(reads.ids, found, backends_.is_sharded() ? most_shared_candidates : most_sorted_candidates);
+// Ranks wait until all layers that are open have few candidates, and gather their keys at once.
+std::int64_t Reader::few(const std::vector<const Partition*>& found) const {
+  const std::int64_t most = most_sorted(backends_);
+  const bool waits =
+      backends_.is_sharded() && std::any_of(found.begin(), found.end(), [&](const Partition* each) {
+        return each->bin_bits > 0 && each->inside() > most;
+      });
+  return waits ? 0 : most;
 }
 
-std::vector<PartitionRequest> Reader::requests(const Reads& reads) const {
+std::vector<PartitionRequest> Reader::requests(const Reads& reads, StoreLimit limit) const {
   std::vector<PartitionRequest> requests;
   requests.reserve(reads.ids.size());
   for (std::size_t r = 0; r < reads.ids.size(); ++r) {
     const std::size_t id = reads.ids[r];
-    requests.push_back({reads.intervals[r], evidence_.scales[id], evidence_.tracks_min_max[id]});
+    const bool is_stored = evidence_.stored[id].contains(reads.intervals[r]);
+    requests.push_back({reads.intervals[r], evidence_.scales[id], evidence_.tracks_min_max[id],
+                        is_stored && limit == StoreLimit::budget});
   }
   return requests;
 }
@@ -156,7 +160,7 @@ Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate
   Evidence evidence(std::move(scales));
   evidence.tracks_min_max = estimate.tracks_min_max;
   Reader(backends, spec, estimate.scores, evidence)
-      .read_weights(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
+      .read(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
   return evidence;
 }
 

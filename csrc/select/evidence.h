@@ -51,7 +51,14 @@ struct Reads {
     ids.push_back(id);
     intervals.push_back(interval);
   }
+  void add(const Reads& others) {
+    ids.insert(ids.end(), others.ids.begin(), others.ids.end());
+    intervals.insert(intervals.end(), others.intervals.begin(), others.intervals.end());
+  }
 };
+
+// A layer with at most this many candidates has them sorted rather than narrowed further.
+std::int64_t most_sorted(const Backends& backends);
 
 // Reads layers and adds what it learns to the evidence: details only of the scores that matter.
 class Reader {
@@ -60,16 +67,15 @@ class Reader {
          Evidence& evidence)
       : backends_(backends), spec_(spec), scores_(scores), evidence_(evidence) {}
 
-  // Reads the weights, and writes masks on the way. If storing is not limited, all candidates are
-  // sorted, whatever memory that takes. Throws NotFinite and WeightsChanged.
-  void read_weights(const Reads& reads, StoreLimit limit, const MaskSink& masks);
-
-  // Reads the stored candidates instead of the weights. Throws NotFinite, as another thread may
-  // have made one of them so before it was stored.
-  void read_candidates(const Reads& reads);
+  // Reads stored candidates where they have what is wanted, else the weights, and writes masks on
+  // the way. If storing is not limited, reads the weights and sorts all candidates, whatever memory
+  // that takes. Throws WeightsChanged, and NotFinite, as another thread may have made a candidate
+  // so before it was stored.
+  void read(const Reads& reads, StoreLimit limit, const MaskSink& masks);
 
  private:
-  std::vector<PartitionRequest> requests(const Reads& reads) const;
+  std::vector<PartitionRequest> requests(const Reads& reads, StoreLimit limit) const;
+  std::int64_t few(const std::vector<const Partition*>& found) const;
   void learn(const LayerIds& ids, const std::vector<const Partition*>& found,
              std::int64_t most_sorted);
   void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);

@@ -13,20 +13,28 @@ namespace {
 // Plans the next reads.
 class NextReads {
  public:
-  NextReads(const std::vector<Layer>& layers, Ranking ranking, const ThresholdBounds& bounds,
+  NextReads(const Backends& backends, Ranking ranking, const ThresholdBounds& bounds,
             Evidence& evidence)
-      : layers_(layers), ranking_(ranking), bounds_(bounds), evidence_(evidence) {}
+      : layers_(backends.layers()),
+        most_sorted_(most_sorted(backends)),
+        is_sharded_(backends.is_sharded()),
+        ranking_(ranking),
+        bounds_(bounds),
+        evidence_(evidence) {}
 
   Reads candidates;
   Reads weights;
-  // Layers of which all keys inside an interval must be sorted. They are still open in the interval
-  // of their last read, although the smallest and largest keys of its bins are known: reading it
-  // once more would tell nothing new.
-  Reads unresolved;
+  // Layers of which all keys inside an interval are to be sorted: those with few candidates, for
+  // which there was no memory; and those that are still open in the interval of their last read,
+  // although the smallest and largest keys of its bins are known, so that reading it once more
+  // would tell nothing new.
+  Reads sorted;
+  LayerIds tracked;  // of which the bins' smallest keys are wanted
 
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
   // layers are read first, by themselves.
   void plan(std::vector<OpenLayer> open) {
+    if (is_sharded_ && ranking_ == Ranking::per_layer) find_first_kept(open);
     std::vector<OpenLayer> missed;
     for (const OpenLayer& layer : open) {
       const ScoredInterval& likely = likely_interval(layer.id);
@@ -36,13 +44,41 @@ class NextReads {
   }
 
  private:
+  // Where a layer's first kept element is the smallest one of an interval, a read that tracks the
+  // smallest keys finds its key, and the next one reads nothing else.
+  void find_first_kept(std::vector<OpenLayer>& open) {
+    for (OpenLayer& layer : open) {
+      const std::int64_t rank = bounds_.ranges[layer.id].begin;
+      if (evidence_.rank_bounds[layer.id].at_rank(rank)->before != rank) continue;
+      const bool is_known = evidence_.tracks_min_max[layer.id] &&
+                            evidence_.sides[layer.id].interval.contains(layer.needed);
+      if (is_known) layer.needed.high = layer.needed.low + 1;
+      tracked.push_back(layer.id);
+    }
+  }
+
   void add(const OpenLayer& layer) {
     // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
     // the bins' smallest and largest keys, so that we can tell.
     const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
     const bool is_unresolved = is_same && evidence_.tracks_min_max[layer.id];
     const bool is_stored = evidence_.stored[layer.id].contains(layer.needed);
-    (is_unresolved ? unresolved : is_stored ? candidates : weights).add(layer.id, layer.needed);
+    if (is_unresolved) {
+      sorted.add(layer.id, layer.needed);
+    } else if (is_stored) {
+      candidates.add(layer.id, layer.needed);
+    } else if (has_few(layer)) {
+      // All of them, as the first kept element may be among those that are not open.
+      sorted.add(layer.id, evidence_.sides[layer.id].interval);
+    } else {
+      weights.add(layer.id, layer.needed);
+    }
+  }
+
+  bool has_few(const OpenLayer& layer) const {
+    const Sides& sides = evidence_.sides[layer.id];
+    const std::int64_t inside = layers_[layer.id].size - sides.beside();
+    return sides.interval.contains(layer.needed) && inside <= most_sorted_;
   }
 
   // The part of a layer in which its pruned elements probably end.
@@ -92,16 +128,20 @@ class NextReads {
   }
 
   const std::vector<Layer>& layers_;
+  const std::int64_t most_sorted_;
+  const bool is_sharded_;
   Ranking ranking_;
   const ThresholdBounds& bounds_;
   Evidence& evidence_;
 };
 
-// Reading the same interval once more only tells more if bins track what they hold.
-void track_repeated(const Reads& reads, Evidence& evidence) {
+// Reading the same interval once more only tells more if bins track what they hold. Ranks have more
+// bins, which tell more, where they need not tell that as well.
+void track_repeated(const Reads& reads, bool is_sharded, Evidence& evidence) {
   for (std::size_t r = 0; r < reads.ids.size(); ++r) {
     const std::size_t id = reads.ids[r];
-    if (evidence.sides[id].interval == reads.intervals[r]) evidence.tracks_min_max[id] = true;
+    const bool is_same = evidence.sides[id].interval == reads.intervals[r];
+    evidence.tracks_min_max[id] = is_same || (!is_sharded && evidence.tracks_min_max[id]);
   }
 }
 
@@ -159,20 +199,22 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
   check_not_sorted(open, evidence);
-  NextReads next(backends.layers(), spec.ranking, bounds, evidence);
+  NextReads next(backends, spec.ranking, bounds, evidence);
   next.plan(open);
   Reader reader(backends, spec, bounds.scores, evidence);
   // Stored candidates are read first: what they tell may spare a read of the weights, of which an
-  // interval needs all that lies below it if its threshold may be just beyond its end.
-  if (!next.candidates.empty()) {
-    track_repeated(next.candidates, evidence);
-    reader.read_candidates(next.candidates);
-  } else if (!next.weights.empty()) {
-    track_repeated(next.weights, evidence);
-    reader.read_weights(next.weights, StoreLimit::budget, masks);
+  // interval needs all that lies below it if its threshold may be just beyond its end. Between
+  // ranks, an exchange is what should be spared.
+  if (backends.is_sharded()) next.weights.add(next.candidates);
+  const Reads& reads =
+      next.candidates.empty() || backends.is_sharded() ? next.weights : next.candidates;
+  if (!reads.empty()) {
+    track_repeated(reads, backends.is_sharded(), evidence);
+    for (const std::size_t id : next.tracked) evidence.tracks_min_max[id] = true;
+    reader.read(reads, StoreLimit::budget, masks);
   } else {
-    // The scores are too close or too small for the bounds to tell apart: sort all candidates.
-    reader.read_weights(next.unresolved, StoreLimit::none, masks);
+    // They are few, or their scores too close or too small for the bounds to tell apart.
+    reader.read(next.sorted, StoreLimit::none, masks);
   }
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
@@ -183,7 +225,7 @@ Evidence sort_open(Backends& backends, const SelectionSpec& spec, const Threshol
   check_not_sorted(open, evidence);
   Reads reads;
   for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
-  Reader(backends, spec, bounds.scores, evidence).read_weights(reads, StoreLimit::none, masks);
+  Reader(backends, spec, bounds.scores, evidence).read(reads, StoreLimit::none, masks);
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }

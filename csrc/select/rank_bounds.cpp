@@ -105,7 +105,8 @@ RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Partiti
       ranking_(ranking),
       scale_(scale),
       margin_(partition.bin_bits == 0 ? error_bounds::score_from_counts
-                                      : error_bounds::score_from_bins) {
+                                      : error_bounds::score_from_bins +
+                                            error_bounds::score_margin(partition.counted_error)) {
   const auto& [low, high] = partition.sides.interval;
   const std::uint64_t width = std::uint64_t{1} << partition.bin_bits;
   Builder builder(*this, partition.bins.size() + 2);
