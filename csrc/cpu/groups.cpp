@@ -14,6 +14,7 @@
 #include "cpu/chunks.h"
 #include "cpu/host_backend.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/large_pages.h"
 
 namespace lampfast::cpu {
 namespace {
@@ -23,7 +24,7 @@ using Offsets = GroupWalk::Offsets;
 
 // A tensor that groups are read from or written to. A mask has the kernels of any type of one byte.
 struct GroupTensor {
-  std::byte* data;  // the first element of the box
+  std::byte* data;
   std::int64_t item;
   const Kernels& kernels;
 
@@ -47,13 +48,13 @@ class Tile {
         is_mask_(target.dtype == Dtype::boolean),
         is_in_place_(layer.data == target.data && layer.dtype == target.dtype &&
                      layer.strides == target.strides),
-        row_lanes_(lanes_of(box.size * std::max(source_.item, target_.item))) {
-    const int per_line = (least_columns + box.size - 1) / box.size;
-    const bool is_dense = step_[0] == box.size && step_[1] == box.size;
-    if (box.source.step != 1 || box.target.step != 1 || (per_line > 1 && !is_dense)) return;
-    per_line_ = per_line;
-    for (int c = 0; c < columns(); ++c) {
-      places_[c] = (c % box.size * per_line + c / box.size) * group_lines;
+        row_lanes_(std::max(static_cast<int>(row_bytes / std::max(source_.item, target_.item)),
+                            group_lines)) {
+    if (box.source.step != box.target.step) return;
+    if (box.source.step == 1) {
+      join((least_columns + box.size - 1) / box.size);
+    } else if (step_ == Offsets{1, 1}) {
+      interleave(box.source.step);
     }
   }
 
@@ -79,7 +80,11 @@ class Tile {
  private:
   static constexpr int most_size = GroupPattern::most_size;
   static constexpr int least_columns = 16;
-  static constexpr int most_lanes = 1 << 10;
+  // Short rows, as each is at another place in memory.
+  static constexpr int row_bytes = 256;
+  static constexpr int most_lanes = row_bytes;
+  static constexpr int most_columns = 9 * most_size;  // kernels of 3 by 3
+  static constexpr int tile_bytes = 3 << 15;
 
   struct Run {
     int first;  // of its lanes
@@ -87,10 +92,23 @@ class Tile {
     std::int64_t target;
   };
 
-  // How many groups of so many bytes are copied as rows: what fits the first cache by half.
-  static int lanes_of(std::int64_t group_bytes) noexcept {
-    const std::int64_t lanes = (1 << 13) / group_bytes / group_lines * group_lines;
-    return static_cast<int>(std::clamp<std::int64_t>(lanes, group_lines, most_lanes));
+  // A line has so many groups, one behind the other.
+  void join(int groups) noexcept {
+    const bool is_dense = step_[0] == box_.size && step_[1] == box_.size;
+    if (groups > 1 && !is_dense) return;
+    per_line_ = groups;
+    for (int c = 0; c < columns(); ++c) {
+      places_[c] = (c % box_.size * groups + c / box_.size) * group_lines;
+    }
+  }
+
+  // A line has the elements of so many groups in turns, as the input channels of a convolution.
+  void interleave(std::int64_t groups) noexcept {
+    const std::int64_t columns = groups * box_.size;
+    const std::int64_t bytes = columns * group_lines * std::max(source_.item, target_.item);
+    if (columns < least_columns || columns > most_columns || bytes > tile_bytes) return;
+    per_line_ = static_cast<int>(groups);
+    for (int c = 0; c < columns; ++c) places_[c] = c * group_lines;
   }
 
   int columns() const noexcept { return per_line_ * box_.size; }
@@ -190,19 +208,38 @@ class Tile {
   int used_ = 0;  // lines or lanes
   int run_count_ = 0;
   std::uint64_t largest_ = 0;
-  int places_[most_size];
+  int places_[most_columns];
   const void* source_lines_[group_lines];
   void* target_lines_[group_lines];
   Run runs_[most_lanes];
-  alignas(64) std::byte elements_[most_size * group_lines * sizeof(std::uint64_t)];
-  alignas(64) std::uint8_t kept_[1 << 13];
+  alignas(64) std::byte elements_[tile_bytes];
+  alignas(64) std::uint8_t kept_[most_columns * group_lines];
 };
+
+// Whether the groups lie one behind the other, in the layer and in its target.
+bool is_dense(const GroupBox& box, const GroupWalk& walk) noexcept {
+  return box.source.step == 1 && box.target.step == 1 && walk.is_one_run() &&
+         (box.count == 1 || walk.step() == Offsets{box.size, box.size});
+}
 
 // Ranks the chunk's groups, and writes their mask or zeroes what is pruned. Returns the largest
 // key.
 std::uint64_t rank_chunk(const Layer& layer, const Layer& target, const GroupBox& box,
                          const Chunk& chunk) noexcept {
   const GroupWalk walk(box.shape, {&box.source.strides, &box.target.strides}, Order::memory);
+  const DenseGroups dense = kernels_for(layer.dtype).dense_groups(box.size);
+  if (dense.mask != nullptr && is_dense(box, walk)) {
+    const GroupTensor source(layer, box.source.begin + chunk.begin * box.size);
+    const GroupTensor written(target, box.target.begin + chunk.begin * box.size);
+    const std::int64_t groups = chunk.end - chunk.begin;
+    const int pruned = box.size - box.kept;
+    if (target.dtype == Dtype::boolean) {
+      return dense.mask(source.data, groups, pruned, written.data);
+    }
+    if (written.data == source.data && target.dtype == layer.dtype) {
+      return dense.zero(written.data, groups, pruned);
+    }
+  }
   Tile tile(layer, target, box, walk);
   walk.runs(chunk.begin, chunk.end,
             [&](auto, const Offsets& at, std::int64_t length) { tile.add(at, length); });
@@ -244,6 +281,11 @@ std::int64_t total_size(const std::vector<GroupBox>& boxes) {
 void HostBackend::mask_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) {
   const std::vector<GroupBox> boxes = boxes_of(layers_, targets_, ids, patterns);
   const std::vector<Chunk> chunks = cut(boxes);
+  for (const std::size_t id : ids) {
+    const Layer& mask = targets_[id];
+    const StridedWalk<1, 1> walk(mask.shape, {&mask.strides}, Order::memory);
+    if (walk.is_one_run()) use_large_pages(mask.data, static_cast<std::size_t>(mask.size));
+  }
   std::atomic<bool> are_finite{true};
   pool_.for_each(static_cast<std::int64_t>(chunks.size()), total_size(boxes),
                  [&](std::int64_t task, int) {

@@ -390,3 +390,118 @@ template <class Int>
                       std::make_integer_sequence<int, part_lanes<Int>>{});
   });
 }
+
+#if defined(LAMPFAST_REGISTERS)
+
+// The element `By` places further on in the same group, cyclically, in each lane. Those that lie
+// before the lane's own element are one smaller, so that equal ones count as smaller.
+template <class Int, int Size, int By, int... Lane>
+inline Vector<Int> other_in_group(const Vector<Int>& keys, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  const Vector<Int> turned =
+      __builtin_shufflevector(keys, keys, (Lane / Size * Size + (Lane + By) % Size)...);
+#else
+  const Vector<Int> turned = __builtin_shuffle(
+      keys, Vector<Int>{static_cast<Int>(Lane / Size * Size + (Lane + By) % Size)...});
+#endif
+  return turned + Vector<Int>{static_cast<Int>(Lane % Size + By >= Size ? -1 : 0)...};
+}
+
+// Minus the number of elements of the same group that are smaller, in each lane.
+template <class Int, int Size, int... Before>
+inline Vector<Int> count_smaller(const Vector<Int>& keys, std::integer_sequence<int, Before...>) {
+  using Lanes = std::make_integer_sequence<int, vector_lanes<Int>>;
+  Vector<Int> smaller{};
+  ((smaller += keys > other_in_group<Int, Size, Before + 1>(keys, Lanes{})), ...);
+  return smaller;
+}
+
+// Which elements of a vector are kept: all bits set, or none.
+template <class Int, int Size>
+inline Vector<Int> kept_in_groups(const Vector<Int>& keys, int pruned) {
+  return count_smaller<Int, Size>(keys, std::make_integer_sequence<int, Size - 1>{}) <=
+         static_cast<Int>(-pruned);
+}
+
+// Calls body(elements, count) for blocks of `unit` elements, the last of which may have fewer; a
+// short one is passed as a copy, with zeros behind it.
+template <class Int, class Body>
+inline void for_each_padded(Int* elements, std::int64_t count, Body&& body) {
+  std::int64_t i = 0;
+  for (; i + unit <= count; i += unit) body(elements + i, i, unit);
+  if (i == count) return;
+  std::remove_const_t<Int> copy[unit] = {};
+  const auto rest = static_cast<int>(count - i);
+  std::memcpy(copy, elements + i, static_cast<std::size_t>(rest) * sizeof(Int));
+  body(copy, i, rest);
+  if constexpr (!std::is_const_v<Int>) {
+    std::memcpy(elements + i, copy, static_cast<std::size_t>(rest) * sizeof(Int));
+  }
+}
+
+template <class Format, int Size>
+std::uint64_t mask_dense_groups(const void* elements, std::int64_t groups, int pruned, void* mask) {
+  using Int = Signed<Format>;
+  auto* const kept = static_cast<std::uint8_t*>(mask);
+  Vector<Int> largest{};
+  for_each_padded(static_cast<const Int*>(elements), groups * Size,
+                  [&](const Int* block, std::int64_t at, int count) {
+                    Int states[unit];
+                    for (int j = 0; j < unit; j += vector_lanes<Int>) {
+                      const auto keys =
+                          load_vector<Int>(block + j) & static_cast<Int>(Format::magnitude_mask);
+                      largest = larger<Int>(keys, largest);
+                      const auto is_kept = kept_in_groups<Int, Size>(keys, pruned);
+                      std::memcpy(states + j, &is_kept, sizeof(is_kept));
+                    }
+                    for (int j = 0; j < count; ++j) {
+                      kept[at + j] = static_cast<std::uint8_t>(states[j] & 1);
+                    }
+                  });
+  return largest_lane<Int>(largest);
+}
+
+template <class Format, int Size>
+std::uint64_t zero_dense_groups(void* elements, std::int64_t groups, int pruned) {
+  using Int = Signed<Format>;
+  for_each_padded(static_cast<Int*>(elements), groups * Size, [&](Int* block, std::int64_t, int) {
+    for (int j = 0; j < unit; j += vector_lanes<Int>) {
+      auto bits = load_vector<Int>(block + j);
+      bits &= kept_in_groups<Int, Size>(bits & static_cast<Int>(Format::magnitude_mask), pruned);
+      std::memcpy(block + j, &bits, sizeof(bits));
+    }
+  });
+  return 0;
+}
+
+template <class Format, int Size>
+DenseGroups dense_groups_of() {
+  if constexpr (Size <= vector_lanes<Signed<Format>>) {
+    return {mask_dense_groups<Format, Size>, zero_dense_groups<Format, Size>};
+  } else {
+    return {};
+  }
+}
+
+template <class Format>
+DenseGroups dense_groups(int size) {
+  switch (size) {
+    case 2:
+      return dense_groups_of<Format, 2>();
+    case 4:
+      return dense_groups_of<Format, 4>();
+    case 8:
+      return dense_groups_of<Format, 8>();
+    default:
+      return {};
+  }
+}
+
+#else
+
+template <class Format>
+DenseGroups dense_groups(int) {
+  return {};
+}
+
+#endif

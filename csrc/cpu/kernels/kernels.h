@@ -47,6 +47,14 @@ struct GroupRows {
   std::int64_t spacing;  // from one element of a row to the next
 };
 
+// For groups of one size that lie one behind the other; null where there is nothing faster than a
+// tile. Of each group, the `pruned` smallest elements go. `mask` writes a byte for every element,
+// and returns the largest key.
+struct DenseGroups {
+  std::uint64_t (*mask)(const void* elements, std::int64_t groups, int pruned, void* kept);
+  std::uint64_t (*zero)(void* elements, std::int64_t groups, int pruned);
+};
+
 // Elements are passed untyped: each function belongs to one dtype.
 struct Kernels {
   // Classifies up to classify_block elements. Writes the keys inside the interval to `inside`, and
@@ -94,6 +102,7 @@ struct Kernels {
                                std::uint8_t* kept);
   // Zeroes the elements that are not kept.
   void (*keep)(void* elements, const std::uint8_t* kept, int count);
+  DenseGroups (*dense_groups)(int size);
 };
 
 constexpr int score_block = 64;
