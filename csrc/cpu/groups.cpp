@@ -36,8 +36,8 @@ struct GroupTensor {
   std::byte* at(std::int64_t offset) const noexcept { return data + offset * item; }
 };
 
-// Groups that are ranked together. Those whose elements are adjacent are copied as lines, others as
-// rows.
+// Groups that are ranked together. Those that make up contiguous lines are copied as lines, others
+// as rows.
 class Tile {
  public:
   Tile(const Layer& layer, const Layer& target, const GroupBox& box, const GroupWalk& walk) noexcept
@@ -45,11 +45,11 @@ class Tile {
         step_(walk.step()),
         source_(layer, box.source.begin),
         target_(target, box.target.begin),
+        item_(std::max(source_.item, target_.item)),
         is_mask_(target.dtype == Dtype::boolean),
         is_in_place_(layer.data == target.data && layer.dtype == target.dtype &&
                      layer.strides == target.strides),
-        row_lanes_(std::max(static_cast<int>(row_bytes / std::max(source_.item, target_.item)),
-                            group_lines)) {
+        row_lanes_(std::max(static_cast<int>(row_bytes / item_), group_lines)) {
     if (box.source.step != box.target.step) return;
     if (box.source.step == 1) {
       join((least_columns + box.size - 1) / box.size);
@@ -71,20 +71,21 @@ class Tile {
     add_lines(moved(at, count - per_line_), 1);
   }
 
-  // Ranks the groups that are left. Returns the largest key of all.
+  // Ranks the groups that are left. Returns the largest key of all, if a mask is written.
   std::uint64_t finish() noexcept {
     rank();
     return largest_;
   }
 
  private:
-  static constexpr int most_size = GroupPattern::most_size;
   static constexpr int least_columns = 16;
-  // Short rows, as each is at another place in memory.
+  static constexpr int most_columns = 9 * GroupPattern::most_size;  // kernels of 3 by 3
+  static constexpr int most_lines = 4 * group_lines;
+  // Rows are short, since each is at another place in memory.
   static constexpr int row_bytes = 256;
-  static constexpr int most_lanes = row_bytes;
-  static constexpr int most_columns = 9 * most_size;  // kernels of 3 by 3
-  static constexpr int tile_bytes = 3 << 15;
+  static constexpr int most_row_lanes = row_bytes;
+  static constexpr int few_bytes = 1 << 13;
+  static constexpr int most_bytes = 3 << 15;
 
   struct Run {
     int first;  // of its lanes
@@ -94,24 +95,29 @@ class Tile {
 
   // A line has so many groups, one behind the other.
   void join(int groups) noexcept {
-    const bool is_dense = step_[0] == box_.size && step_[1] == box_.size;
+    const bool is_dense = step_ == Offsets{box_.size, box_.size};
     if (groups > 1 && !is_dense) return;
-    per_line_ = groups;
-    for (int c = 0; c < columns(); ++c) {
-      places_[c] = (c % box_.size * groups + c / box_.size) * group_lines;
+    set_lines(groups);
+    for (int c = 0; c < columns_; ++c) {
+      places_[c] = (c % box_.size * groups + c / box_.size) * lines_;
     }
   }
 
   // A line has the elements of so many groups in turns, as the input channels of a convolution.
   void interleave(std::int64_t groups) noexcept {
     const std::int64_t columns = groups * box_.size;
-    const std::int64_t bytes = columns * group_lines * std::max(source_.item, target_.item);
-    if (columns < least_columns || columns > most_columns || bytes > tile_bytes) return;
-    per_line_ = static_cast<int>(groups);
-    for (int c = 0; c < columns; ++c) places_[c] = c * group_lines;
+    const std::int64_t bytes = columns * group_lines * item_;
+    if (columns < least_columns || columns > most_columns || bytes > most_bytes) return;
+    set_lines(static_cast<int>(groups));
+    for (int c = 0; c < columns_; ++c) places_[c] = c * lines_;
   }
 
-  int columns() const noexcept { return per_line_ * box_.size; }
+  void set_lines(int groups) noexcept {
+    per_line_ = groups;
+    columns_ = groups * box_.size;
+    const std::int64_t lines = few_bytes / (columns_ * item_) / group_lines * group_lines;
+    lines_ = static_cast<int>(std::clamp<std::int64_t>(lines, group_lines, most_lines));
+  }
 
   Offsets moved(Offsets at, std::int64_t groups) const noexcept {
     for (std::size_t t = 0; t < at.size(); ++t) at[t] += groups * step_[t];
@@ -119,10 +125,20 @@ class Tile {
   }
 
   void add_lines(Offsets at, std::int64_t count) noexcept {
-    for (; count > 0; --count, at = moved(at, per_line_)) {
-      source_lines_[used_] = source_.at(at[0]);
-      target_lines_[used_++] = target_.at(at[1]);
-      if (used_ == group_lines) rank();
+    const std::int64_t source_step = per_line_ * step_[0] * source_.item;
+    const std::int64_t target_step = per_line_ * step_[1] * target_.item;
+    while (count > 0) {
+      const auto taken = static_cast<int>(std::min<std::int64_t>(count, lines_ - used_));
+      const std::byte* const source = source_.at(at[0]);
+      std::byte* const target = target_.at(at[1]);
+      for (int l = 0; l < taken; ++l) {
+        source_lines_[used_ + l] = source + l * source_step;
+        target_lines_[used_ + l] = target + l * target_step;
+      }
+      at = moved(at, taken * per_line_);
+      count -= taken;
+      used_ += taken;
+      if (used_ == lines_) rank();
     }
   }
 
@@ -132,9 +148,9 @@ class Tile {
       source_.kernels.load_rows(source_.at(at[0]), {box_.size, box_.source.step, taken, step_[0]},
                                 elements_ + used_ * source_.item, row_lanes_);
       runs_[run_count_++] = {used_, taken, at[1]};
-      used_ += taken;
-      count -= taken;
       at = moved(at, taken);
+      count -= taken;
+      used_ += taken;
       if (used_ == row_lanes_) rank();
     }
   }
@@ -145,41 +161,54 @@ class Tile {
   }
 
   void rank_lines() noexcept {
-    std::fill(source_lines_ + used_, source_lines_ + group_lines, source_lines_[0]);
-    std::fill(target_lines_ + used_, target_lines_ + group_lines, target_lines_[0]);
-    source_.kernels.load_lines(source_lines_, columns(), places_, elements_);
-    rank_lanes(per_line_ * group_lines, per_line_ * group_lines);
-    if (!is_mask_ && !is_in_place_) {
-      target_.kernels.load_lines(target_lines_, columns(), places_, elements_);
+    const int count = rounded(used_);
+    std::fill(source_lines_ + used_, source_lines_ + count, source_lines_[0]);
+    std::fill(target_lines_ + used_, target_lines_ + count, target_lines_[0]);
+    source_.kernels.load_lines(source_lines_, count, columns_, places_, elements_);
+    // The groups of a line are lines_ lanes apart.
+    const int lanes = per_line_ * lines_;
+    for (int g = 0; g < lanes; g += count == lines_ ? lanes : lines_) {
+      rank_lanes(g, lanes, count == lines_ ? lanes : count);
     }
-    if (!is_mask_) target_.kernels.keep(elements_, kept_, columns() * group_lines);
-    target_.kernels.store_lines(result(), columns(), places_, target_lines_);
+    if (!is_mask_ && !is_in_place_) {
+      target_.kernels.load_lines(target_lines_, count, columns_, places_, elements_);
+      target_.kernels.keep(elements_, kept_, lanes * box_.size);
+    }
+    target_.kernels.store_lines(result(), count, columns_, places_, target_lines_);
   }
 
   void rank_rows() noexcept {
-    const int count = (used_ + group_lines - 1) / group_lines * group_lines;
+    const int count = rounded(used_);
     for (int i = 0; i < box_.size; ++i) {
       std::byte* const row = elements_ + i * row_lanes_ * source_.item;
       std::fill(row + used_ * source_.item, row + count * source_.item, std::byte{0});
     }
-    rank_lanes(row_lanes_, count);
+    rank_lanes(0, row_lanes_, count);
     if (!is_mask_ && !is_in_place_) {
       for_each_run([&](std::byte* target, const GroupRows& rows, std::int64_t at) {
         target_.kernels.load_rows(target, rows, elements_ + at, row_lanes_);
       });
-    }
-    for (int i = 0; i < box_.size && !is_mask_; ++i) {
-      const std::int64_t row = i * row_lanes_;
-      target_.kernels.keep(elements_ + row * target_.item, kept_ + row, used_);
+      target_.kernels.keep(elements_, kept_, row_lanes_ * box_.size);
     }
     for_each_run([&](std::byte* target, const GroupRows& rows, std::int64_t at) {
       target_.kernels.store_rows(result() + at, row_lanes_, target, rows);
     });
   }
 
-  void rank_lanes(int lanes, int count) noexcept {
-    largest_ = std::max(largest_, source_.kernels.rank_groups(elements_, lanes, count, box_.size,
-                                                              box_.size - box_.kept, kept_));
+  static int rounded(int lines) noexcept {
+    return (lines + group_lines - 1) / group_lines * group_lines;
+  }
+
+  void rank_lanes(int first, int lanes, int count) noexcept {
+    std::byte* const tile = elements_ + first * source_.item;
+    const int pruned = box_.size - box_.kept;
+    if (is_in_place_) {
+      source_.kernels.prune_groups(tile, lanes, count, box_.size, pruned);
+    } else {
+      const std::uint64_t largest =
+          source_.kernels.rank_groups(tile, lanes, count, box_.size, pruned, kept_ + first);
+      largest_ = std::max(largest_, largest);
+    }
   }
 
   // Calls body(its memory in the target, its rows, its bytes in the tile) for each run.
@@ -200,19 +229,22 @@ class Tile {
   const Offsets step_;
   const GroupTensor source_;
   const GroupTensor target_;
+  const std::int64_t item_;
   const bool is_mask_;
   const bool is_in_place_;
   const int row_lanes_;
   int per_line_ = 0;  // groups; 0 if they cannot be copied as lines
+  int columns_ = 0;
+  int lines_ = 0;  // in a full tile
   bool has_lines_ = false;
   int used_ = 0;  // lines or lanes
   int run_count_ = 0;
   std::uint64_t largest_ = 0;
   int places_[most_columns];
-  const void* source_lines_[group_lines];
-  void* target_lines_[group_lines];
-  Run runs_[most_lanes];
-  alignas(64) std::byte elements_[tile_bytes];
+  const void* source_lines_[most_lines];
+  void* target_lines_[most_lines];
+  Run runs_[most_row_lanes];
+  alignas(64) std::byte elements_[most_bytes];
   alignas(64) std::uint8_t kept_[most_columns * group_lines];
 };
 

@@ -104,37 +104,49 @@ inline void sort_each_lane([[maybe_unused]] Vector<Int>* keys,
   (order(keys[network.lower[Step]], keys[network.upper[Step]]), ...);
 }
 
-// In each lane the largest of the `pruned` smallest keys, or -1 if there are none. Groups have up
-// to 2 * Half elements.
+// Of group_lines groups with up to 2 * Half elements: the largest of the `pruned` smallest keys, or
+// -1 if there are none.
 template <class Format, int Half>
-inline Vector<Signed<Format>> largest_pruned(const Signed<Format>* tile, int lanes, int size,
-                                             int pruned) {
+[[gnu::flatten]] void find_bounds(const Signed<Format>* tile, int lanes, int size, int pruned,
+                                  Signed<Format>* bounds) {
   using Int = Signed<Format>;
   constexpr int steps = SortingNetwork<Half>().count;
-  const Vector<Int> none = Vector<Int>{} - 1;
   const Vector<Int> beyond = Vector<Int>{} + std::numeric_limits<Int>::max();
   Vector<Int> sorted[2][Half + 1];
-  for (int half = 0, row = 0; half < 2; ++half) {
-    const int end = half == 0 ? (size + 1) / 2 : size;
-    Vector<Int> keys[Half];
-    for (int i = 0; i < Half; ++i, ++row) {
-      keys[i] = row < end ? load_vector<Int>(tile + row * lanes) &
-                                static_cast<Int>(Format::magnitude_mask)
-                          : beyond;
+  for (auto& half : sorted) half[0] = Vector<Int>{} - 1;
+  for (int lane = 0; lane < group_lines; lane += vector_lanes<Int>) {
+    for (int half = 0, row = 0; half < 2; ++half) {
+      const int end = half == 0 ? (size + 1) / 2 : size;
+      Vector<Int> keys[Half];
+      for (int i = 0; i < Half; ++i, ++row) {
+        keys[i] = row < end ? load_vector<Int>(tile + row * lanes + lane) &
+                                  static_cast<Int>(Format::magnitude_mask)
+                            : beyond;
+      }
+      row = end;
+      sort_each_lane<Int, Half>(keys, std::make_integer_sequence<int, steps>{});
+      for (int i = 0; i < Half; ++i) sorted[half][i + 1] = keys[i];
     }
-    row = end;
-    sort_each_lane<Int, Half>(keys, std::make_integer_sequence<int, steps>{});
-    sorted[half][0] = none;
-    for (int i = 0; i < Half; ++i) sorted[half][i + 1] = keys[i];
+    // Of two sorted lists, the k-th smallest is the least that the larger of the i-th of one and
+    // the (k - i)-th of the other can be.
+    Vector<Int> found = beyond;
+    const int first = pruned > Half ? pruned - Half : 0;
+    for (int i = first; i <= pruned - first; ++i) {
+      found = smaller<Int>(found, larger<Int>(sorted[0][i], sorted[1][pruned - i]));
+    }
+    std::memcpy(bounds + lane, &found, sizeof(found));
   }
-  // Of two sorted lists, the k-th smallest is the least that the larger of the i-th of one and the
-  // (k - i)-th of the other can be.
-  Vector<Int> found = beyond;
-  const int first = pruned > Half ? pruned - Half : 0;
-  for (int i = first; i <= pruned - first; ++i) {
-    found = smaller<Int>(found, larger<Int>(sorted[0][i], sorted[1][pruned - i]));
-  }
-  return found;
+}
+
+template <class Format>
+auto bounds_finder(int size) {
+  if (size <= 4) return find_bounds<Format, 2>;
+  if (size <= 8) return find_bounds<Format, 4>;
+  if (size <= 16) return find_bounds<Format, 8>;
+  if (size <= 24) return find_bounds<Format, 12>;
+  if (size <= 32) return find_bounds<Format, 16>;
+  if (size <= 48) return find_bounds<Format, 24>;
+  return find_bounds<Format, 32>;
 }
 
 // Writes 1 for each lane that is set, and 0 for the others, of as many vectors as an integer has
@@ -153,47 +165,85 @@ inline void store_bytes(const Vector<Int>* states, std::uint8_t* bytes) {
 #endif
 }
 
-// As kernels.h describes, for groups of up to 2 * Half elements.
-template <class Format, int Half>
-[[gnu::flatten]] std::uint64_t rank_tile(const void* elements, int lanes, int count, int size,
-                                         int pruned, std::uint8_t* kept) {
+// Which elements of some adjacent groups are kept: those above the bounds and, of those equal to
+// them, the last. Rows are visited in descending order if there are such ties.
+template <class Format, int Vectors>
+class KeptLanes {
+ public:
   using Int = Signed<Format>;
-  constexpr int parts = static_cast<int>(sizeof(Int));  // vectors that become one of bytes
+
+  KeptLanes(const Int* tile, int lanes, const Int* bounds, int size, int pruned)
+      : tile_(tile), lanes_(lanes), size_(size) {
+    for (int v = 0; v < Vectors; ++v) {
+      bounds_[v] = load_vector<Int>(bounds + v * vector_lanes<Int>);
+      ties_[v] = Vector<Int>{} + static_cast<Int>(size - pruned);
+    }
+    for (int i = 0; i < size; ++i) {
+      for (int v = 0; v < Vectors; ++v) {
+        const Vector<Int> keys = bits(i, v) & static_cast<Int>(Format::magnitude_mask);
+        largest_ = larger<Int>(keys, largest_);
+        ties_[v] += keys > bounds_[v];
+      }
+    }
+  }
+
+  Vector<Int> bits(int row, int v) const {
+    return load_vector<Int>(tile_ + row * lanes_ + v * vector_lanes<Int>);
+  }
+
+  const Vector<Int>& largest() const { return largest_; }
+
+  // Calls body(row, what is set where elements are kept).
+  template <class Body>
+  void for_each_row(Body&& body) {
+    Vector<Int> any{};
+    for (int v = 0; v < Vectors; ++v) any |= ties_[v];
+    Vector<Int> kept[Vectors];
+    if (is_any_set<Int>(any)) {
+      for (int i = size_; i-- > 0;) {
+        for (int v = 0; v < Vectors; ++v) {
+          const Vector<Int> keys = bits(i, v) & static_cast<Int>(Format::magnitude_mask);
+          const Vector<Int> stays = (keys == bounds_[v]) & (ties_[v] > 0);
+          ties_[v] += stays;
+          kept[v] = stays | (keys > bounds_[v]);
+        }
+        body(i, kept);
+      }
+    } else {
+      for (int i = 0; i < size_; ++i) {
+        for (int v = 0; v < Vectors; ++v) {
+          kept[v] = (bits(i, v) & static_cast<Int>(Format::magnitude_mask)) > bounds_[v];
+        }
+        body(i, kept);
+      }
+    }
+  }
+
+ private:
+  const Int* tile_;
+  int lanes_;
+  int size_;
+  Vector<Int> bounds_[Vectors];
+  Vector<Int> ties_[Vectors];  // that are kept
+  Vector<Int> largest_{};
+};
+
+template <class Format>
+[[gnu::flatten]] std::uint64_t rank_groups(const void* elements, int lanes, int count, int size,
+                                           int pruned, std::uint8_t* kept) {
+  using Int = Signed<Format>;
+  const auto find = bounds_finder<Format>(size);
   const auto* tile = static_cast<const Int*>(elements);
   Vector<Int> largest{};
-  for (int lane = 0; lane < count; lane += vector_bytes) {
-    Vector<Int> bounds[parts];
-    Vector<Int> ties[parts];  // that are kept
-    for (int p = 0; p < parts; ++p) {
-      bounds[p] =
-          largest_pruned<Format, Half>(tile + lane + p * vector_lanes<Int>, lanes, size, pruned);
-      ties[p] = Vector<Int>{} + static_cast<Int>(size - pruned);
-    }
-    const auto write = [&](int i, auto&& is_kept) {
-      Vector<Int> states[parts];
-      for (int p = 0; p < parts; ++p) {
-        const Vector<Int> keys = load_vector<Int>(tile + i * lanes + lane + p * vector_lanes<Int>) &
-                                 static_cast<Int>(Format::magnitude_mask);
-        states[p] = is_kept(keys, p);
-      }
-      store_bytes<Int>(states, kept + i * lanes + lane);
-    };
-    for (int i = 0; i < size; ++i) {
-      write(i, [&](const Vector<Int>& keys, int p) {
-        largest = larger<Int>(keys, largest);
-        const Vector<Int> stays = keys > bounds[p];
-        ties[p] += stays;
-        return stays;
-      });
-    }
-    Vector<Int> any{};
-    for (int p = 0; p < parts; ++p) any |= ties[p];
-    if (!is_any_set<Int>(any)) continue;
-    for (int i = size; i-- > 0;) {  // of ties the earlier are pruned
-      write(i, [&](const Vector<Int>& keys, int p) {
-        const Vector<Int> stays = (keys == bounds[p]) & (ties[p] > 0);
-        ties[p] += stays;
-        return stays | (keys > bounds[p]);
+  for (int lane = 0; lane < count; lane += group_lines) {
+    alignas(64) Int bounds[group_lines];
+    find(tile + lane, lanes, size, pruned, bounds);
+    for (int l = 0; l < group_lines; l += vector_bytes) {
+      KeptLanes<Format, static_cast<int>(sizeof(Int))> groups(tile + lane + l, lanes, bounds + l,
+                                                              size, pruned);
+      largest = larger<Int>(largest, groups.largest());
+      groups.for_each_row([&](int row, const Vector<Int>* states) {
+        store_bytes<Int>(states, kept + row * lanes + lane + l);
       });
     }
   }
@@ -201,16 +251,24 @@ template <class Format, int Half>
 }
 
 template <class Format>
-std::uint64_t rank_groups(const void* tile, int lanes, int count, int size, int pruned,
-                          std::uint8_t* kept) {
-  if (size <= 2) return rank_tile<Format, 1>(tile, lanes, count, size, pruned, kept);
-  if (size <= 4) return rank_tile<Format, 2>(tile, lanes, count, size, pruned, kept);
-  if (size <= 8) return rank_tile<Format, 4>(tile, lanes, count, size, pruned, kept);
-  if (size <= 16) return rank_tile<Format, 8>(tile, lanes, count, size, pruned, kept);
-  if (size <= 24) return rank_tile<Format, 12>(tile, lanes, count, size, pruned, kept);
-  if (size <= 32) return rank_tile<Format, 16>(tile, lanes, count, size, pruned, kept);
-  if (size <= 48) return rank_tile<Format, 24>(tile, lanes, count, size, pruned, kept);
-  return rank_tile<Format, 32>(tile, lanes, count, size, pruned, kept);
+[[gnu::flatten]] void prune_groups(void* elements, int lanes, int count, int size, int pruned) {
+  using Int = Signed<Format>;
+  constexpr int vectors = group_lines / vector_lanes<Int> < 4 ? group_lines / vector_lanes<Int> : 4;
+  const auto find = bounds_finder<Format>(size);
+  auto* const tile = static_cast<Int*>(elements);
+  for (int lane = 0; lane < count; lane += group_lines) {
+    alignas(64) Int bounds[group_lines];
+    find(tile + lane, lanes, size, pruned, bounds);
+    for (int l = 0; l < group_lines; l += vectors * vector_lanes<Int>) {
+      KeptLanes<Format, vectors> groups(tile + lane + l, lanes, bounds + l, size, pruned);
+      groups.for_each_row([&](int row, const Vector<Int>* states) {
+        for (int v = 0; v < vectors; ++v) {
+          const Vector<Int> left = groups.bits(row, v) & states[v];
+          std::memcpy(tile + row * lanes + lane + l + v * vector_lanes<Int>, &left, sizeof(left));
+        }
+      });
+    }
+  }
 }
 
 // Calls body(width, index) for blocks that cover `count` elements, where width is a constant. The
@@ -364,9 +422,9 @@ inline void store_square(const Int* tile, const int* places, void* const* lines,
 
 // Calls body(first line, first column) for squares that cover the lines. The last may overlap.
 template <class Int, class Body>
-inline void for_each_square(int columns, Body&& body) {
+inline void for_each_square(int count, int columns, Body&& body) {
   constexpr int part = part_lanes<Int>;
-  for (int line = 0; line < group_lines; line += vector_lanes<Int>) {
+  for (int line = 0; line < count; line += vector_lanes<Int>) {
     for (int column = 0; column < columns; column += part) {
       body(line, column + part <= columns ? column : columns - part);
     }
@@ -374,18 +432,18 @@ inline void for_each_square(int columns, Body&& body) {
 }
 
 template <class Int>
-[[gnu::flatten]] void load_lines(const void* const* lines, int columns, const int* places,
-                                 void* tile) {
-  for_each_square<Int>(columns, [&](int line, int column) {
+[[gnu::flatten]] void load_lines(const void* const* lines, int count, int columns,
+                                 const int* places, void* tile) {
+  for_each_square<Int>(count, columns, [&](int line, int column) {
     load_square<Int>(lines + line, column, places + column, static_cast<Int*>(tile) + line,
                      std::make_integer_sequence<int, part_lanes<Int>>{});
   });
 }
 
 template <class Int>
-[[gnu::flatten]] void store_lines(const void* tile, int columns, const int* places,
+[[gnu::flatten]] void store_lines(const void* tile, int count, int columns, const int* places,
                                   void* const* lines) {
-  for_each_square<Int>(columns, [&](int line, int column) {
+  for_each_square<Int>(count, columns, [&](int line, int column) {
     store_square<Int>(static_cast<const Int*>(tile) + line, places + column, lines + line, column,
                       std::make_integer_sequence<int, part_lanes<Int>>{});
   });

@@ -34,12 +34,10 @@ struct KeyStats {
 };
 
 // Groups (core/group_pattern.h) are ranked in a tile, where element i of the group in lane g is at
-// i * lanes + g. They are copied there from lines, or from rows.
-
-// A line has whole groups, one behind the other; so many are copied at a time.
+// i * lanes + g. They are copied there from lines, which are contiguous and have whole groups, or
+// from rows, which have the same element of each group. Lines and lanes come in multiples of:
 constexpr int group_lines = 64;
 
-// The same elements of several groups make a row.
 struct GroupRows {
   int count;
   std::int64_t step;  // from one row to the next
@@ -90,16 +88,19 @@ struct Kernels {
   void (*add_squares)(const void* elements, std::int64_t count, double scale, double* sums);
   // Copy lines of at least 16 columns to a tile, and back: column c of line l has its place at
   // places[c] + l.
-  void (*load_lines)(const void* const* lines, int columns, const int* places, void* tile);
-  void (*store_lines)(const void* tile, int columns, const int* places, void* const* lines);
+  void (*load_lines)(const void* const* lines, int count, int columns, const int* places,
+                     void* tile);
+  void (*store_lines)(const void* tile, int count, int columns, const int* places,
+                      void* const* lines);
   // Copy rows to the first lanes of a tile, and back.
   void (*load_rows)(const void* elements, const GroupRows& rows, void* tile, int lanes);
   void (*store_rows)(const void* tile, int lanes, void* elements, const GroupRows& rows);
-  // Writes 0 in the same place of `kept` for the `pruned` smallest elements of each group, and 1
-  // for the others. Ranks the first `count` lanes, a multiple of group_lines. Returns the largest
-  // key.
+  // Writes 0 in the same place of `kept` for the `pruned` smallest elements of each group in the
+  // first `count` lanes, and 1 for the others. Returns the largest key.
   std::uint64_t (*rank_groups)(const void* tile, int lanes, int count, int size, int pruned,
                                std::uint8_t* kept);
+  // Zeroes these elements in the tile itself.
+  void (*prune_groups)(void* tile, int lanes, int count, int size, int pruned);
   // Zeroes the elements that are not kept.
   void (*keep)(void* elements, const std::uint8_t* kept, int count);
   DenseGroups (*dense_groups)(int size);

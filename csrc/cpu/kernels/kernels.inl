@@ -613,8 +613,8 @@ constexpr Kernels kernels_of() {
           magnitudes<Format>,  add_squares<Format>,
           load_lines<Int>,     store_lines<Int>,
           load_rows<Int>,      store_rows<Int>,
-          rank_groups<Format>, keep<Int>,
-          dense_groups<Format>};
+          rank_groups<Format>, prune_groups<Format>,
+          keep<Int>,           dense_groups<Format>};
 }
 
 }  // namespace
