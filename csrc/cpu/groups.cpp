@@ -49,7 +49,7 @@ class Tile {
         is_mask_(target.dtype == Dtype::boolean),
         is_in_place_(layer.data == target.data && layer.dtype == target.dtype &&
                      layer.strides == target.strides),
-        row_lanes_(std::max(static_cast<int>(row_bytes / item_), group_lines)) {
+        row_lanes_(row_lanes(box.size, item_)) {
     if (box.source.step != box.target.step) return;
     if (box.source.step == 1) {
       join((least_columns + box.size - 1) / box.size);
@@ -81,9 +81,7 @@ class Tile {
   static constexpr int least_columns = 16;
   static constexpr int most_columns = 9 * GroupPattern::most_size;  // kernels of 3 by 3
   static constexpr int most_lines = 4 * group_lines;
-  // Rows are short, since each is at another place in memory.
-  static constexpr int row_bytes = 256;
-  static constexpr int most_row_lanes = row_bytes;
+  static constexpr int most_row_lanes = 4 * group_lines;
   static constexpr int few_bytes = 1 << 13;
   static constexpr int most_bytes = 3 << 15;
 
@@ -92,6 +90,13 @@ class Tile {
     int count;
     std::int64_t target;
   };
+
+  // Rows often lie a power of two apart, so that few of their bytes fit the first cache together.
+  static int row_lanes(int size, std::int64_t item) noexcept {
+    const std::int64_t lanes = (1 << 11) / (size * item) / group_lines * group_lines;
+    return static_cast<int>(
+        std::clamp<std::int64_t>(lanes, group_lines, std::max<std::int64_t>(256 / item, 64)));
+  }
 
   // A line has so many groups, one behind the other.
   void join(int groups) noexcept {
