@@ -73,7 +73,7 @@ def _largest(magnitudes: torch.Tensor, n: int, m: int) -> torch.Tensor:
     ):
         if first == last:
             continue
-        groups = magnitudes[..., first:last].unflatten(-1, (-1, size))
+        groups = magnitudes[..., first:last].reshape(*magnitudes.shape[:-1], -1, size)
         kept = -(-n * size // m)
         ascending = groups.sort(dim=-1, stable=True).indices
         found = torch.zeros(groups.shape, dtype=torch.bool)
@@ -132,7 +132,7 @@ def _with_ties(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def test_layouts(dtype: torch.dtype, layout: str) -> None:
     shape, dim, lay_out = _LAYOUTS[layout]
     turn = strategies.DTYPES.index(dtype)
-    for n, m in _PATTERNS[turn::3]:
+    for n, m in _PATTERNS[turn % 4 :: 4]:
         values = _with_ties(shape, dtype) if n % 2 else torch.randn(shape).to(dtype)
         expected = _largest(values.double().abs().movedim(dim, -1), n, m).movedim(-1, dim)
         layer = lay_out(values.float()).to(dtype)

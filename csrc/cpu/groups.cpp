@@ -82,6 +82,7 @@ class Tile {
   static constexpr int most_columns = 9 * GroupPattern::most_size;  // kernels of 3 by 3
   static constexpr int most_lines = 4 * group_lines;
   static constexpr int most_row_lanes = 4 * group_lines;
+  static constexpr int short_row_bytes = 64;
   static constexpr int few_bytes = 1 << 13;
   static constexpr int most_bytes = 3 << 15;
 
@@ -108,11 +109,13 @@ class Tile {
     }
   }
 
-  // A line has the elements of so many groups in turns, as the input channels of a convolution.
+  // A line has the elements of so many groups in turns, as the input channels of a convolution has
+  // those of each kernel. Longer rows are copied as such.
   void interleave(std::int64_t groups) noexcept {
     const std::int64_t columns = groups * box_.size;
     const std::int64_t bytes = columns * group_lines * item_;
     if (columns < least_columns || columns > most_columns || bytes > most_bytes) return;
+    if (groups * item_ > short_row_bytes) return;
     set_lines(static_cast<int>(groups));
     for (int c = 0; c < columns_; ++c) places_[c] = c * lines_;
   }
