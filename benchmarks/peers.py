@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.ao.pruning.sparsifier.weight_norm_sparsifier import WeightNormSparsifier
 from torch.nn.utils import prune as torch_prune
 from weights import Weights
 
@@ -94,3 +95,22 @@ def topk_masks(weights: Weights, n: int, m: int) -> Weights:
         mask = torch.zeros(groups.shape, dtype=torch.bool).scatter_(1, kept, value=True)
         masks[name] = mask.view_as(weight)
     return masks
+
+
+def sparsifier_masks(weights: Weights, n: int, m: int) -> Weights:
+    """Keeps the n largest of every m neighbours along dimension 1, by torch's WeightNormSparsifier.
+
+    Source:
+        torch.ao.pruning, https://docs.pytorch.org/docs/stable/sparse.html.
+    """
+    model = torch.nn.ModuleList()
+    for weight in weights.values():
+        module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        module.weight = torch.nn.Parameter(weight)
+        model.append(module)
+    sparsifier = WeightNormSparsifier(1.0, (1, m), m - n)
+    config = [{"tensor_fqn": f"{i}.weight"} for i in range(len(weights))]
+    sparsifier.prepare(model, config)  # type: ignore[no-untyped-call]
+    sparsifier.step()
+    masks = [module.get_buffer("parametrizations.weight.0.mask").bool() for module in model]
+    return dict(zip(weights, masks, strict=True))

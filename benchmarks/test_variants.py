@@ -90,18 +90,41 @@ def test_scaled_float8(ranked: str, matrices: Weights, clock: Clock) -> None:
         assert all(torch.equal(masks[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("peer", [False, True], ids=["lampfast", "torch-topk"])
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 4)], ids=lambda size: str(size))
-def test_pattern(n: int, m: int, peer: bool, matrices: Weights, clock: Clock) -> None:
+@pytest.mark.parametrize("who", ["lampfast", "torch-topk", "torch-ao-sparsifier"])
+@pytest.mark.parametrize(
+    ("n", "m"), [(2, 4), (4, 8), (1, 4), (8, 16), (4, 32)], ids=lambda size: str(size)
+)
+def test_pattern(n: int, m: int, who: str, matrices: Weights, clock: Clock) -> None:
     ours = partial(lampfast.masks, matrices, pattern=f"{n}:{m}")
-    call = partial(peers.topk_masks, matrices, n, m) if peer else ours
-    masks = clock(f"{n}:{m} patterns: masks of 2 matrices", lambda: call)
+    topk = partial(peers.topk_masks, matrices, n, m)
+    sparsifier = partial(peers.sparsifier_masks, matrices, n, m)
+    call = {"torch-topk": topk, "torch-ao-sparsifier": sparsifier}.get(who, ours)
+    slow = who == "torch-ao-sparsifier"
+    masks = clock(f"{n}:{m} patterns: masks of 2 matrices", lambda: call, slow=slow)
     expected = ours()
     for name, mask in masks.items():
         assert (mask.view(-1, m).sum(1) == n).all()
         magnitudes = matrices[name].abs()  # of equal ones topk may keep others
         theirs, own = (magnitudes * each for each in (mask, expected[name]))
         torch.testing.assert_close(theirs.view(-1, m).sum(1), own.view(-1, m).sum(1))
+
+
+# In place, groups along either dimension, beside a copy, which reads and writes as much.
+
+
+@pytest.mark.parametrize("call", ["copy", "dimension-1", "dimension-0"])
+@pytest.mark.parametrize("pattern", ["2:4", "8:16", "4:32"])
+def test_prune_by_pattern(pattern: str, call: str, matrices: Weights, clock: Clock) -> None:
+    def prepare() -> Callable[[], object]:
+        weights = {name: weight.clone() for name, weight in matrices.items()}
+        if call == "copy":
+            return lambda: [weights[name].copy_(it) for name, it in matrices.items()]
+        dim = int(call[-1])
+        return lambda: lampfast.prune(weights, pattern=pattern, dim=dim).sparsity
+
+    result = clock(f"{pattern} patterns: prune 2 matrices", prepare)
+    n, m = map(int, pattern.split(":"))
+    assert call == "copy" or abs(result - (1 - n / m)) < 1e-9
 
 
 # Weights on which a method made for Gaussian ones might be slow.

@@ -1,5 +1,6 @@
 """n:m patterns: masks to the bit against the oracle, and what is kept against the definition."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -20,8 +21,8 @@ from lampfast import _patterns, reference
 from lampfast._patterns import Grouped
 
 VERBS: Any = (lampfast.prune, lampfast.masks, lampfast.report, lampfast.layerwise_sparsity)
-# Sizes that the kernels know, those around them, and the largest.
-sizes = st.sampled_from([2, 3, 4, 5, 8, 16, 17, 64])
+# Any, and more often those that the kernels know, those around them, and the largest.
+sizes = st.sampled_from([2, 3, 4, 5, 8, 16, 17, 64]) | st.integers(2, 64)
 
 
 def _dimensional(model: Model) -> Model:
@@ -63,26 +64,102 @@ def test_importances(data: st.DataObject, model: Model, m: int, cpu: CpuSettings
 
 
 def _largest(magnitudes: torch.Tensor, n: int, m: int) -> torch.Tensor:
-    """Masks of groups along the last dimension, a multiple of m, by torch; of ties the later."""
-    groups = magnitudes.reshape(-1, m)
-    last = groups.flip(1).sort(dim=1, descending=True, stable=True).indices[:, :n]
-    mask = torch.zeros(groups.shape, dtype=torch.bool).scatter_(1, last, True)
-    return mask.flip(1).reshape(magnitudes.shape)
+    """Masks of groups along the last dimension, by torch's stable sort; of ties the later."""
+    mask = torch.zeros(magnitudes.shape, dtype=torch.bool)
+    whole = magnitudes.shape[-1] // m * m
+    for first, last, size in (
+        (0, whole, m),
+        (whole, magnitudes.shape[-1], magnitudes.shape[-1] % m),
+    ):
+        if first == last:
+            continue
+        groups = magnitudes[..., first:last].reshape(*magnitudes.shape[:-1], -1, size)
+        kept = -(-n * size // m)
+        ascending = groups.sort(dim=-1, stable=True).indices
+        found = torch.zeros(groups.shape, dtype=torch.bool)
+        found.scatter_(-1, ascending[..., size - kept :], True)
+        mask[..., first:last] = found.flatten(-2)
+    return mask
+
+
+# Shape, dimension, and how the tensor lies in memory. Groups are contiguous, lie in turns (as the
+# inputs of convolutions), or far apart; with and without a remainder, in whole tensors and slices.
+_LAYOUTS: dict[str, tuple[tuple[int, ...], int, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "rows": ((48, 640), 1, torch.clone),
+    "ragged rows": ((27, 1003), 1, torch.clone),
+    "rows of a slice": ((32, 500), 1, lambda it: nn.functional.pad(it, (3, 2))[:, 3:-2]),
+    "every other column": ((32, 500), 1, lambda it: torch.stack([it, it], 2)[..., 1]),
+    "transposed rows": ((640, 48), 0, lambda it: it.t().contiguous().t()),
+    "columns": ((640, 75), 0, torch.clone),
+    "columns of a slice": ((640, 49), 0, lambda it: nn.functional.pad(it, (1, 0))[:, 1:]),
+    "kernels of 3 by 3": ((8, 200, 3, 3), 1, torch.clone),
+    "channels last": (
+        (8, 200, 3, 3),
+        1,
+        lambda it: it.contiguous(memory_format=torch.channels_last),
+    ),
+    "kernels of 5": ((24, 130, 5), 1, torch.clone),
+    "kernels of 1": ((24, 640, 1), 1, torch.clone),
+    "transposed experts": ((3, 200, 40), 1, torch.clone),
+}
+
+
+# One for each size of network; those with an odd n have ties in many groups.
+_PATTERNS = [
+    (2, 4),
+    (1, 2),
+    (3, 7),
+    (4, 8),
+    (5, 13),
+    (8, 16),
+    (9, 23),
+    (4, 32),
+    (33, 40),
+    (32, 64),
+    (1, 16),
+    (63, 64),
+]
+
+
+def _with_ties(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Weights with many equal magnitudes, and zeros of both signs."""
+    weights = torch.randn(shape).mul_(4).round_()
+    return torch.where(torch.rand(shape) < 0.2, weights * 0, weights).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 8), (8, 16), (2, 5), (40, 64)])
-def test_large_layers(dtype: torch.dtype, dim: int, n: int, m: int) -> None:
-    values = torch.randn(1280, 640).mul_(8).round_().to(dtype)  # with many ties
-    expected = _largest(values.float().abs().movedim(dim, -1), n, m).movedim(-1, dim)
-    for layer in (values, values.t().contiguous().t(), torch.stack([values, values], 2)[..., 1]):
+@pytest.mark.parametrize("layout", _LAYOUTS)
+def test_layouts(dtype: torch.dtype, layout: str) -> None:
+    shape, dim, lay_out = _LAYOUTS[layout]
+    turn = strategies.DTYPES.index(dtype)
+    for n, m in _PATTERNS[turn % 4 :: 4]:
+        values = _with_ties(shape, dtype) if n % 2 else torch.randn(shape).to(dtype)
+        expected = _largest(values.double().abs().movedim(dim, -1), n, m).movedim(-1, dim)
+        layer = lay_out(values.float()).to(dtype)
         kept = lampfast.masks([layer], pattern=f"{n}:{m}", dim=dim)["0"]
         assert torch.equal(kept, expected)
-        pruned = layer.clone()
-        lampfast.prune([pruned], pattern=f"{n}:{m}", dim=dim)
-        zeros = torch.where(expected, layer.float(), torch.zeros(()))
-        assert torch.equal(pruned.float(), zeros)
+        other = torch.ones(shape, dtype=strategies.DTYPES[m % len(strategies.DTYPES)])
+        lampfast.prune({"0": other}, pattern=f"{n}:{m}", dim=dim, importance={"0": layer})
+        assert torch.equal(other != 0, expected)
+        lampfast.prune([layer], pattern=f"{n}:{m}", dim=dim)
+        assert torch.equal(layer.double(), values.double() * expected)
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+def test_only_the_layer_is_written(dtype: torch.dtype) -> None:
+    """What lies between and around the elements of a slice stays as it was."""
+    whole = torch.randn(40, 300).to(dtype)
+    for m in (3, 4, 7, 16, 33):
+        for dim, where in (
+            (1, (slice(3, -3), slice(5, -2))),
+            (0, (slice(1, None), slice(7, -1))),
+            (1, (slice(None, None, 2), slice(1, None, 2))),
+        ):
+            layer, expected = whole[where], whole.double().clone()
+            magnitudes = layer.double().abs().movedim(dim, -1)
+            expected[where] *= _largest(magnitudes, 1, m).movedim(-1, dim)
+            lampfast.prune([layer], pattern=f"1:{m}", dim=dim)
+            assert torch.equal(whole.double(), expected)
 
 
 @pytest.mark.parametrize(("module", "dim"), MODULES)

@@ -3,8 +3,8 @@
 // allocates nothing and cannot fail.
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 #include "core/group_pattern.h"
@@ -14,172 +14,276 @@
 #include "cpu/chunks.h"
 #include "cpu/host_backend.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/large_pages.h"
 
 namespace lampfast::cpu {
 namespace {
 
 using GroupWalk = StridedWalk<2, 0>;
+using Offsets = GroupWalk::Offsets;
 
-GroupWalk walk_of(const GroupBox& box) noexcept {
-  return {box.shape, {&box.source.strides, &box.target.strides}, Order::memory};
-}
+// A tensor that groups are read from or written to. A mask has the kernels of any type of one byte.
+struct GroupTensor {
+  std::byte* data;
+  std::int64_t item;
+  const Kernels& kernels;
+
+  GroupTensor(const Layer& tensor, std::int64_t begin) noexcept
+      : item(item_size(tensor.dtype)),
+        kernels(kernels_for(tensor.dtype == Dtype::boolean ? Dtype::float8_e5m2 : tensor.dtype)) {
+    data = tensor.data + begin * item;
+  }
+  std::byte* at(std::int64_t offset) const noexcept { return data + offset * item; }
+};
+
+// Groups that are ranked together. Those that make up contiguous lines are copied as lines, others
+// as rows.
+class Tile {
+ public:
+  Tile(const Layer& layer, const Layer& target, const GroupBox& box, const GroupWalk& walk) noexcept
+      : box_(box),
+        step_(walk.step()),
+        source_(layer, box.source.begin),
+        target_(target, box.target.begin),
+        item_(std::max(source_.item, target_.item)),
+        is_mask_(target.dtype == Dtype::boolean),
+        is_in_place_(layer.data == target.data && layer.dtype == target.dtype &&
+                     layer.strides == target.strides),
+        row_lanes_(row_lanes(box.size, item_)) {
+    if (box.source.step != box.target.step) return;
+    if (box.source.step == 1) {
+      join((least_columns + box.size - 1) / box.size);
+    } else if (step_ == Offsets{1, 1}) {
+      interleave(box.source.step);
+    }
+  }
+
+  // Takes evenly spaced groups, and ranks those that fill the tile.
+  void add(const Offsets& at, std::int64_t count) noexcept {
+    const bool are_lines = per_line_ > 0 && count >= per_line_;
+    if (are_lines != has_lines_) rank();
+    has_lines_ = are_lines;
+    if (!are_lines) return add_rows(at, count);
+    add_lines(at, count / per_line_);
+    if (count % per_line_ == 0) return;
+    // So that the last line is whole, some groups are ranked twice. They keep the same elements, as
+    // ranks stay the same when what has been pruned is zero.
+    add_lines(moved(at, count - per_line_), 1);
+  }
+
+  // Ranks the groups that are left. Returns the largest key of all, if a mask is written.
+  std::uint64_t finish() noexcept {
+    rank();
+    return largest_;
+  }
+
+ private:
+  static constexpr int least_columns = 16;
+  static constexpr int most_columns = 9 * GroupPattern::most_size;  // kernels of 3 by 3
+  static constexpr int most_lines = 4 * group_lines;
+  static constexpr int most_row_lanes = 4 * group_lines;
+  static constexpr int short_row_bytes = 64;
+  static constexpr int few_bytes = 1 << 13;
+  static constexpr int most_bytes = 3 << 15;
+
+  struct Run {
+    int first;  // of its lanes
+    int count;
+    std::int64_t target;
+  };
+
+  // Rows often lie a power of two apart, so that few of their bytes fit the first cache together.
+  static int row_lanes(int size, std::int64_t item) noexcept {
+    const std::int64_t lanes = (1 << 11) / (size * item) / group_lines * group_lines;
+    return static_cast<int>(
+        std::clamp<std::int64_t>(lanes, group_lines, std::max<std::int64_t>(256 / item, 64)));
+  }
+
+  // A line has so many groups, one behind the other.
+  void join(int groups) noexcept {
+    const bool is_dense = step_ == Offsets{box_.size, box_.size};
+    if (groups > 1 && !is_dense) return;
+    set_lines(groups);
+    for (int c = 0; c < columns_; ++c) {
+      places_[c] = (c % box_.size * groups + c / box_.size) * lines_;
+    }
+  }
+
+  // A line has the elements of so many groups in turns, as the input channels of a convolution has
+  // those of each kernel. Longer rows are copied as such.
+  void interleave(std::int64_t groups) noexcept {
+    const std::int64_t columns = groups * box_.size;
+    const std::int64_t bytes = columns * group_lines * item_;
+    if (columns < least_columns || columns > most_columns || bytes > most_bytes) return;
+    if (groups * item_ > short_row_bytes) return;
+    set_lines(static_cast<int>(groups));
+    for (int c = 0; c < columns_; ++c) places_[c] = c * lines_;
+  }
+
+  void set_lines(int groups) noexcept {
+    per_line_ = groups;
+    columns_ = groups * box_.size;
+    const std::int64_t lines = few_bytes / (columns_ * item_) / group_lines * group_lines;
+    lines_ = static_cast<int>(std::clamp<std::int64_t>(lines, group_lines, most_lines));
+  }
+
+  Offsets moved(Offsets at, std::int64_t groups) const noexcept {
+    for (std::size_t t = 0; t < at.size(); ++t) at[t] += groups * step_[t];
+    return at;
+  }
+
+  void add_lines(Offsets at, std::int64_t count) noexcept {
+    const std::int64_t source_step = per_line_ * step_[0] * source_.item;
+    const std::int64_t target_step = per_line_ * step_[1] * target_.item;
+    while (count > 0) {
+      const auto taken = static_cast<int>(std::min<std::int64_t>(count, lines_ - used_));
+      const std::byte* const source = source_.at(at[0]);
+      std::byte* const target = target_.at(at[1]);
+      for (int l = 0; l < taken; ++l) {
+        source_lines_[used_ + l] = source + l * source_step;
+        target_lines_[used_ + l] = target + l * target_step;
+      }
+      at = moved(at, taken * per_line_);
+      count -= taken;
+      used_ += taken;
+      if (used_ == lines_) rank();
+    }
+  }
+
+  void add_rows(Offsets at, std::int64_t count) noexcept {
+    while (count > 0) {
+      const auto taken = static_cast<int>(std::min<std::int64_t>(count, row_lanes_ - used_));
+      source_.kernels.load_rows(source_.at(at[0]), {box_.size, box_.source.step, taken, step_[0]},
+                                elements_ + used_ * source_.item, row_lanes_);
+      runs_[run_count_++] = {used_, taken, at[1]};
+      at = moved(at, taken);
+      count -= taken;
+      used_ += taken;
+      if (used_ == row_lanes_) rank();
+    }
+  }
+
+  void rank() noexcept {
+    if (used_ > 0) has_lines_ ? rank_lines() : rank_rows();
+    used_ = run_count_ = 0;
+  }
+
+  void rank_lines() noexcept {
+    const int count = rounded(used_);
+    std::fill(source_lines_ + used_, source_lines_ + count, source_lines_[0]);
+    std::fill(target_lines_ + used_, target_lines_ + count, target_lines_[0]);
+    source_.kernels.load_lines(source_lines_, count, columns_, places_, elements_);
+    // The groups of a line are lines_ lanes apart.
+    const int lanes = per_line_ * lines_;
+    for (int g = 0; g < lanes; g += count == lines_ ? lanes : lines_) {
+      rank_lanes(g, lanes, count == lines_ ? lanes : count);
+    }
+    if (!is_mask_ && !is_in_place_) {
+      target_.kernels.load_lines(target_lines_, count, columns_, places_, elements_);
+      target_.kernels.keep(elements_, kept_, lanes * box_.size);
+    }
+    target_.kernels.store_lines(result(), count, columns_, places_, target_lines_);
+  }
+
+  void rank_rows() noexcept {
+    const int count = rounded(used_);
+    for (int i = 0; i < box_.size; ++i) {
+      std::byte* const row = elements_ + i * row_lanes_ * source_.item;
+      std::fill(row + used_ * source_.item, row + count * source_.item, std::byte{0});
+    }
+    rank_lanes(0, row_lanes_, count);
+    if (!is_mask_ && !is_in_place_) {
+      for_each_run([&](std::byte* target, const GroupRows& rows, std::int64_t at) {
+        target_.kernels.load_rows(target, rows, elements_ + at, row_lanes_);
+      });
+      target_.kernels.keep(elements_, kept_, row_lanes_ * box_.size);
+    }
+    for_each_run([&](std::byte* target, const GroupRows& rows, std::int64_t at) {
+      target_.kernels.store_rows(result() + at, row_lanes_, target, rows);
+    });
+  }
+
+  static int rounded(int lines) noexcept {
+    return (lines + group_lines - 1) / group_lines * group_lines;
+  }
+
+  void rank_lanes(int first, int lanes, int count) noexcept {
+    std::byte* const tile = elements_ + first * source_.item;
+    const int pruned = box_.size - box_.kept;
+    if (is_in_place_) {
+      source_.kernels.prune_groups(tile, lanes, count, box_.size, pruned);
+    } else {
+      const std::uint64_t largest =
+          source_.kernels.rank_groups(tile, lanes, count, box_.size, pruned, kept_ + first);
+      largest_ = std::max(largest_, largest);
+    }
+  }
+
+  // Calls body(its memory in the target, its rows, its bytes in the tile) for each run.
+  template <class Body>
+  void for_each_run(Body&& body) noexcept {
+    for (int r = 0; r < run_count_; ++r) {
+      const Run& run = runs_[r];
+      body(target_.at(run.target), GroupRows{box_.size, box_.target.step, run.count, step_[1]},
+           run.first * target_.item);
+    }
+  }
+
+  const std::byte* result() const noexcept {
+    return is_mask_ ? reinterpret_cast<const std::byte*>(kept_) : elements_;
+  }
+
+  const GroupBox& box_;
+  const Offsets step_;
+  const GroupTensor source_;
+  const GroupTensor target_;
+  const std::int64_t item_;
+  const bool is_mask_;
+  const bool is_in_place_;
+  const int row_lanes_;
+  int per_line_ = 0;  // groups; 0 if they cannot be copied as lines
+  int columns_ = 0;
+  int lines_ = 0;  // in a full tile
+  bool has_lines_ = false;
+  int used_ = 0;  // lines or lanes
+  int run_count_ = 0;
+  std::uint64_t largest_ = 0;
+  int places_[most_columns];
+  const void* source_lines_[most_lines];
+  void* target_lines_[most_lines];
+  Run runs_[most_row_lanes];
+  alignas(64) std::byte elements_[most_bytes];
+  alignas(64) std::uint8_t kept_[most_columns * group_lines];
+};
 
 // Whether the groups lie one behind the other, in the layer and in its target.
 bool is_dense(const GroupBox& box, const GroupWalk& walk) noexcept {
   return box.source.step == 1 && box.target.step == 1 && walk.is_one_run() &&
-         (box.count == 1 || (walk.step()[0] == box.size && walk.step()[1] == box.size));
+         (box.count == 1 || walk.step() == Offsets{box.size, box.size});
 }
 
-// Groups that are ranked together, wherever they lie.
-template <class Format>
-class Tile {
- public:
-  using Key = typename Format::Storage;
-
-  Tile(const GroupBox& box, const Kernels& kernels) noexcept : box_(box), kernels_(kernels) {}
-
-  bool is_full() const noexcept { return count_ == group_tile; }
-
-  // Takes as many as there is room for of `length` evenly spaced groups. Returns how many.
-  std::int64_t take(const Key* source, std::int64_t source_step, std::int64_t target,
-                    std::int64_t target_step, std::int64_t length) noexcept {
-    const auto taken = static_cast<int>(std::min<std::int64_t>(length, group_tile - count_));
-    for (int i = 0; i < box_.size; ++i) {
-      const Key* const from = source + i * box_.source.step;
-      Key* const to = keys_ + i * group_tile + count_;
-      if (source_step == 1) {
-        for (int g = 0; g < taken; ++g) to[g] = Format::key(from[g]);
-      } else {
-        for (int g = 0; g < taken; ++g) to[g] = Format::key(from[g * source_step]);
-      }
-    }
-    runs_[run_count_++] = {count_, taken, target, target_step};
-    count_ += taken;
-    return taken;
-  }
-
-  // Ranks the groups, and calls body(kept, offset, step, length) for evenly spaced elements of the
-  // target, which are kept where `kept` is not 0. Returns the largest key.
-  template <class Body>
-  std::uint64_t rank(Body&& body) noexcept {
-    // What is left of earlier groups only makes the largest key larger than it is.
-    for (int i = 0; i < box_.size; ++i) {
-      std::fill(keys_ + i * group_tile + count_, keys_ + (i + 1) * group_tile, Key{0});
-    }
-    const std::uint64_t largest =
-        kernels_.rank_groups(keys_, box_.size, box_.size - box_.kept, kept_);
-    for (int r = 0; r < run_count_; ++r) {
-      const Run& run = runs_[r];
-      for (int i = 0; i < box_.size; ++i) {
-        body(kept_ + i * group_tile + run.first, run.target + i * box_.target.step, run.step,
-             run.length);
-      }
-    }
-    count_ = run_count_ = 0;
-    return largest;
-  }
-
- private:
-  struct Run {
-    int first;  // of its groups in the tile
-    int length;
-    std::int64_t target;
-    std::int64_t step;
-  };
-
-  const GroupBox& box_;
-  const Kernels& kernels_;
-  int count_ = 0;
-  int run_count_ = 0;
-  Run runs_[group_tile];
-  Key keys_[GroupPattern::most_size * group_tile];
-  Key kept_[GroupPattern::most_size * group_tile];
-};
-
-// Ranks the chunk's groups, and calls body as Tile::rank does. Returns the largest key.
-template <class Format, class Body>
-std::uint64_t rank_chunk(const Kernels& kernels, const GroupBox& box, const GroupWalk& walk,
-                         const Chunk& chunk, const typename Format::Storage* source,
-                         Body&& body) noexcept {
-  Tile<Format> tile(box, kernels);
-  std::uint64_t largest = 0;
-  const auto& step = walk.step();
-  walk.runs(chunk.begin, chunk.end, [&](auto, const auto& at, std::int64_t length) {
-    auto offsets = at;
-    while (length > 0) {
-      const std::int64_t taken =
-          tile.take(source + offsets[0], step[0], offsets[1], step[1], length);
-      for (std::size_t t = 0; t < offsets.size(); ++t) offsets[t] += taken * step[t];
-      length -= taken;
-      if (tile.is_full()) largest = std::max(largest, tile.rank(body));
-    }
-  });
-  return std::max(largest, tile.rank(body));
-}
-
-// Calls body(element, whether it is kept) for evenly spaced elements.
-template <class Element, class Key, class Body>
-void for_each_element(Element* elements, std::int64_t step, const Key* kept, int length,
-                      Body&& body) noexcept {
-  if (step == 1) {  // for the compiler, which then vectorises it
-    for (int g = 0; g < length; ++g) body(elements[g], kept[g]);
-  } else {
-    for (int g = 0; g < length; ++g) body(elements[g * step], kept[g]);
-  }
-}
-
-// Writes the mask of the chunk's groups. Returns the largest key.
-std::uint64_t mask_chunk(const Layer& layer, const Layer& mask, const GroupBox& box,
+// Ranks the chunk's groups, and writes their mask or zeroes what is pruned. Returns the largest
+// key.
+std::uint64_t rank_chunk(const Layer& layer, const Layer& target, const GroupBox& box,
                          const Chunk& chunk) noexcept {
-  auto* const kept = reinterpret_cast<std::uint8_t*>(mask.data) + box.target.begin;
-  const GroupWalk walk = walk_of(box);
-  const Kernels& kernels = kernels_for(layer.dtype);
-  return with_format(layer.dtype, [&](auto format) {
-    using Format = decltype(format);
-    const auto* source =
-        reinterpret_cast<const typename Format::Storage*>(layer.data) + box.source.begin;
-    const DenseGroups dense = kernels.dense_groups(box.size);
-    if (dense.mask != nullptr && is_dense(box, walk)) {
-      return dense.mask(source + chunk.begin * box.size, chunk.end - chunk.begin,
-                        box.size - box.kept, kept + chunk.begin * box.size);
+  const GroupWalk walk(box.shape, {&box.source.strides, &box.target.strides}, Order::memory);
+  const DenseGroups dense = kernels_for(layer.dtype).dense_groups(box.size);
+  if (dense.mask != nullptr && is_dense(box, walk)) {
+    const GroupTensor source(layer, box.source.begin + chunk.begin * box.size);
+    const GroupTensor written(target, box.target.begin + chunk.begin * box.size);
+    const std::int64_t groups = chunk.end - chunk.begin;
+    const int pruned = box.size - box.kept;
+    if (target.dtype == Dtype::boolean) {
+      return dense.mask(source.data, groups, pruned, written.data);
     }
-    return rank_chunk<Format>(
-        kernels, box, walk, chunk, source,
-        [&](const auto* is_kept, std::int64_t offset, std::int64_t step, int length) {
-          for_each_element(kept + offset, step, is_kept, length,
-                           [](std::uint8_t& byte, auto bits) { byte = bits & 1; });
-        });
-  });
-}
-
-void zero_chunk(const Layer& layer, const Layer& target, const GroupBox& box,
-                const Chunk& chunk) noexcept {
-  const GroupWalk walk = walk_of(box);
-  const Kernels& kernels = kernels_for(layer.dtype);
-  with_format(target.dtype, [&](auto target_format) {
-    auto* const weights =
-        reinterpret_cast<typename decltype(target_format)::Storage*>(target.data) +
-        box.target.begin;
-    const DenseGroups dense = kernels.dense_groups(box.size);
-    if (dense.zero != nullptr && layer.data == target.data && is_dense(box, walk)) {
-      return dense.zero(weights + chunk.begin * box.size, chunk.end - chunk.begin,
-                        box.size - box.kept);
+    if (written.data == source.data && target.dtype == layer.dtype) {
+      return dense.zero(written.data, groups, pruned);
     }
-    with_format(layer.dtype, [&](auto format) {
-      using Format = decltype(format);
-      const auto* source =
-          reinterpret_cast<const typename Format::Storage*>(layer.data) + box.source.begin;
-      rank_chunk<Format>(
-          kernels, box, walk, chunk, source,
-          [&](const auto* is_kept, std::int64_t offset, std::int64_t step, int length) {
-            for_each_element(weights + offset, step, is_kept, length, [](auto& weight, auto bits) {
-              using Element = std::decay_t<decltype(weight)>;
-              // Without a branch, which costs more.
-              weight &= static_cast<Element>(Element{0} - static_cast<Element>(bits & 1));
-            });
-          });
-    });
-  });
+  }
+  Tile tile(layer, target, box, walk);
+  walk.runs(chunk.begin, chunk.end,
+            [&](auto, const Offsets& at, std::int64_t length) { tile.add(at, length); });
+  return tile.finish();
 }
 
 std::vector<GroupBox> boxes_of(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
@@ -217,13 +321,18 @@ std::int64_t total_size(const std::vector<GroupBox>& boxes) {
 void HostBackend::mask_groups(const LayerIds& ids, const std::vector<GroupPattern>& patterns) {
   const std::vector<GroupBox> boxes = boxes_of(layers_, targets_, ids, patterns);
   const std::vector<Chunk> chunks = cut(boxes);
+  for (const std::size_t id : ids) {
+    const Layer& mask = targets_[id];
+    const StridedWalk<1, 1> walk(mask.shape, {&mask.strides}, Order::memory);
+    if (walk.is_one_run()) use_large_pages(mask.data, static_cast<std::size_t>(mask.size));
+  }
   std::atomic<bool> are_finite{true};
   pool_.for_each(static_cast<std::int64_t>(chunks.size()), total_size(boxes),
                  [&](std::int64_t task, int) {
                    const Chunk& chunk = chunks[static_cast<std::size_t>(task)];
                    const Layer& layer = layers_[chunk.layer];
                    const std::uint64_t largest =
-                       mask_chunk(layer, targets_[chunk.layer], boxes[chunk.position], chunk);
+                       rank_chunk(layer, targets_[chunk.layer], boxes[chunk.position], chunk);
                    if (largest >= not_finite_key(layer.dtype)) are_finite = false;
                  });
   if (!are_finite) throw NotFinite();
@@ -238,7 +347,7 @@ void HostBackend::prepare_groups(const LayerIds& ids, const std::vector<GroupPat
 }
 
 void HostBackend::commit_groups(const Chunk& chunk) noexcept {
-  zero_chunk(layers_[chunk.layer], targets_[chunk.layer], pending_.boxes[chunk.position], chunk);
+  rank_chunk(layers_[chunk.layer], targets_[chunk.layer], pending_.boxes[chunk.position], chunk);
 }
 
 }  // namespace lampfast::cpu

@@ -33,15 +33,24 @@ struct KeyStats {
   std::uint64_t largest;
 };
 
-// How many groups (core/group_pattern.h) are ranked at a time.
-constexpr int group_tile = 64;
+// Groups (core/group_pattern.h) are ranked in a tile, where element i of the group in lane g is at
+// i * lanes + g. They are copied there from lines, which are contiguous and have whole groups, or
+// from rows, which have the same element of each group. Lines and lanes come in multiples of:
+constexpr int group_lines = 64;
+
+struct GroupRows {
+  int count;
+  std::int64_t step;  // from one row to the next
+  int length;
+  std::int64_t spacing;  // from one element of a row to the next
+};
 
 // For groups of one size that lie one behind the other; null where there is nothing faster than a
-// tile. Of each group, the `pruned` smallest elements go.
+// tile. Of each group, the `pruned` smallest elements go. `mask` writes a byte for every element,
+// and returns the largest key.
 struct DenseGroups {
-  // Writes a mask byte for every element, and returns the largest key.
-  std::uint64_t (*mask)(const void* elements, std::int64_t groups, int pruned, std::uint8_t* kept);
-  void (*zero)(void* elements, std::int64_t groups, int pruned);
+  std::uint64_t (*mask)(const void* elements, std::int64_t groups, int pruned, void* kept);
+  std::uint64_t (*zero)(void* elements, std::int64_t groups, int pruned);
 };
 
 // Elements are passed untyped: each function belongs to one dtype.
@@ -77,10 +86,23 @@ struct Kernels {
   // Adds the squares of elements, times scale^2, to as many sums. Those above 0 are at least
   // error_bounds::least_tile_square, where the scale could make them underflow.
   void (*add_squares)(const void* elements, std::int64_t count, double scale, double* sums);
-  // A tile holds group_tile groups: key i of group g is keys[i * group_tile + g]. Sets all bits of
-  // what has the same place in `kept`, as wide as a key, for the elements that are kept, and none
-  // for the `pruned` smallest of each group. Returns the largest key.
-  std::uint64_t (*rank_groups)(const void* keys, int size, int pruned, void* kept);
+  // Copy lines of at least 16 columns to a tile, and back: column c of line l has its place at
+  // places[c] + l.
+  void (*load_lines)(const void* const* lines, int count, int columns, const int* places,
+                     void* tile);
+  void (*store_lines)(const void* tile, int count, int columns, const int* places,
+                      void* const* lines);
+  // Copy rows to the first lanes of a tile, and back.
+  void (*load_rows)(const void* elements, const GroupRows& rows, void* tile, int lanes);
+  void (*store_rows)(const void* tile, int lanes, void* elements, const GroupRows& rows);
+  // Writes 0 in the same place of `kept` for the `pruned` smallest elements of each group in the
+  // first `count` lanes, and 1 for the others. Returns the largest key.
+  std::uint64_t (*rank_groups)(const void* tile, int lanes, int count, int size, int pruned,
+                               std::uint8_t* kept);
+  // Zeroes these elements in the tile itself.
+  void (*prune_groups)(void* tile, int lanes, int count, int size, int pruned);
+  // Zeroes the elements that are not kept.
+  void (*keep)(void* elements, const std::uint8_t* kept, int count);
   DenseGroups (*dense_groups)(int size);
 };
 

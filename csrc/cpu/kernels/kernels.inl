@@ -604,13 +604,17 @@ void add_squares(const void* elements, std::int64_t count, double scale, double*
 
 template <class Format>
 constexpr Kernels kernels_of() {
+  using Int = Signed<Format>;
   return {classify<Format>,    tally<Format>,
           mask<Format>,        settle<Format>,
           zero<Format>,        largest<Format>,
           stats<Format>,       count_equal<Format>,
           pack<Format>,        apply_packed_mask<Format>,
           magnitudes<Format>,  add_squares<Format>,
-          rank_groups<Format>, dense_groups<Format>};
+          load_lines<Int>,     store_lines<Int>,
+          load_rows<Int>,      store_rows<Int>,
+          rank_groups<Format>, prune_groups<Format>,
+          keep<Int>,           dense_groups<Format>};
 }
 
 }  // namespace
