@@ -6,6 +6,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -409,12 +410,14 @@ py::list thresholds_of(const py::object& before_writing, Commit&& commit) {
 using Select = void(const std::vector<Layer>&, const std::vector<Layer>&, const SelectionSpec&,
                     const Machine&, CallProfile*, const ResultSink&);
 
+// Without targets the layers themselves are written.
 template <Select& select>
-py::list select_and_commit(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+py::list select_and_commit(const std::vector<Layer>& layers,
+                           const std::optional<std::vector<Layer>>& targets,
                            const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
                            const py::object& before_writing) {
   return thresholds_of(before_writing, [&](const ResultSink& sink) {
-    select(layers, targets, spec, machine, profile, sink);
+    select(layers, targets ? *targets : layers, spec, machine, profile, sink);
   });
 }
 

@@ -284,10 +284,10 @@ def empty_masks(layers: Sequence[View]) -> list[View]:
         else:
             masks.append(torch.empty_like(like))
     addresses = list(map(torch.Tensor.data_ptr, masks))
-    pointers = zip(addresses, repeat(_BOOLEAN), shapes, strides, devices)
-    spans = zip(addresses, map(add, addresses, sizes))
+    written = zip(addresses, repeat(_BOOLEAN), shapes, strides, devices)
+    spans = zip(addresses, map(add, addresses, sizes), strict=True)
     # Nobody else has these tensors yet, so that they keep their memory.
-    return _new_views(names, masks, sizes, pointers, spans, repeat(None))
+    return _new_views(names, masks, sizes, written, spans, repeat(None))
 
 
 def given_masks(
@@ -513,8 +513,10 @@ def _plain_views(weights: Mapping[str, Weight]) -> list[View] | None:
         begins = list(map(torch.UntypedStorage.data_ptr, storages))
         ends = map(add, begins, map(torch.UntypedStorage.nbytes, storages))
         dtypes = list(map(_DTYPES.__getitem__, map(_dtype_of, tensors)))
+        shapes = list(map(_shape_of, tensors))
         is_apt = (
             all(begins)
+            and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
             and all(map(le, begins, starts))
             and all(map(ge, ends, stops))
             and all(map(_is_in_host, tensors))
@@ -523,10 +525,11 @@ def _plain_views(weights: Mapping[str, Weight]) -> list[View] | None:
         )
         if not is_apt:
             return None
-        shapes, strides = map(_shape_of, tensors), map(torch.Tensor.stride, tensors)
+        strides = map(torch.Tensor.stride, tensors)
         pointers = zip(starts, dtypes, shapes, strides, repeat(gpus.HOST))
         sizes = map(torch.Tensor.numel, tensors)
-        return _new_views(weights, tensors, sizes, pointers, zip(starts, stops), storages)
+        spans = zip(starts, stops, strict=True)
+        return _new_views(weights, tensors, sizes, pointers, spans, storages)
     except (KeyError, RuntimeError, ValueError):  # of another dtype, or without memory
         return None
 
