@@ -48,7 +48,6 @@ OF_THE_LAYERS = "choose the layers that they are of with include= and exclude="
 MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
 
 _dtype_of, _shape_of, _bytes_of = attrgetter("dtype"), attrgetter("shape"), attrgetter("nbytes")
-_is_in_host = attrgetter("is_cpu")
 
 # View(...) itself takes twice as long, as it goes through a function in Python.
 _new_view = tuple.__new__
@@ -498,7 +497,7 @@ def _device(view: View) -> torch.device:
 
 
 def _plain_views(weights: Mapping[str, Weight]) -> list[View] | None:
-    """The views of dense tensors in host memory, as most weights are; None if one is not.
+    """The views of dense tensors that the engine reaches, as most are; None if one is not.
 
     They are asked for one property after the other, all at a time: with thousands of layers that
     takes half as long as asking each of them for all that `_checked` looks at.
@@ -519,19 +518,26 @@ def _plain_views(weights: Mapping[str, Weight]) -> list[View] | None:
             and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
             and all(map(le, begins, starts))
             and all(map(ge, ends, stops))
-            and all(map(_is_in_host, tensors))
             and all(map(torch.Tensor.is_contiguous, tensors))
             and not any(map(torch.Tensor.is_neg, tensors))
         )
-        if not is_apt:
+        devices = _devices(tensors)
+        if not is_apt or devices is None:
             return None
         strides = map(torch.Tensor.stride, tensors)
-        pointers = zip(starts, dtypes, shapes, strides, repeat(gpus.HOST))
+        pointers = zip(starts, dtypes, shapes, strides, devices, strict=False)
         sizes = map(torch.Tensor.numel, tensors)
         spans = zip(starts, stops, strict=True)
         return _new_views(weights, tensors, sizes, pointers, spans, storages)
     except (KeyError, RuntimeError, ValueError):  # of another dtype, or without memory
         return None
+
+
+def _devices(tensors: Sequence[torch.Tensor]) -> Iterable[int] | None:
+    """The engine's numbers for the devices of tensors; None if it cannot reach one."""
+    if gpus.are_in_host(tensors):
+        return repeat(gpus.HOST)
+    return list(map(gpus.index, tensors)) if all(map(copies.is_local, tensors)) else None
 
 
 def _new_views(
@@ -542,7 +548,7 @@ def _new_views(
     spans: Iterable[tuple[int, int]],
     storages: Iterable[torch.UntypedStorage | None],
 ) -> list[View]:
-    """Views of dense tensors in host memory."""
+    """Views of dense tensors that the engine can reach."""
     none = repeat(None)
     fields = zip(names, tensors, sizes, pointers, none, spans, repeat(True), none, storages, none)
     return list(map(_new_view, repeat(View), fields))
@@ -627,15 +633,14 @@ def _tensor_view(name: str, tensor: torch.Tensor, dtype: Dtype) -> View:
     address, shape, strides = tensor.data_ptr(), tensor.shape, tensor.stride()
     size, dense, itemsize = tensor.numel(), tensor.is_contiguous(), tensor.itemsize
     space, remote, device = None, None, gpus.HOST
-    if not tensor.is_cpu:
-        if copies.is_local(tensor):
-            device = gpus.index(tensor)
-        else:
-            remote = tensor
-            if not copies.has_address(tensor):
-                space = storage._cdata
-                # The offset within the storage, plus a page: for numpy address 0 is no memory.
-                address = (1 << 12) + int(tensor.storage_offset()) * itemsize
+    if copies.is_local(tensor):
+        device = gpus.index(tensor)
+    else:
+        remote = tensor
+        if not copies.has_address(tensor):
+            space = storage._cdata
+            # The offset within the storage, plus a page: for numpy address 0 is no memory.
+            address = (1 << 12) + int(tensor.storage_offset()) * itemsize
     span = address, address + size * itemsize
     if not dense:
         span = _span(address, itemsize, shape, strides)
