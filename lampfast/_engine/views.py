@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
-from operator import add, attrgetter, ge, is_, is_not, le
+from math import prod
+from operator import add, attrgetter, ge, is_, is_not, le, mul
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -47,7 +48,8 @@ OF_THE_LAYERS = "choose the layers that they are of with include= and exclude="
 
 MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
 
-_dtype_of, _shape_of, _bytes_of = attrgetter("dtype"), attrgetter("shape"), attrgetter("nbytes")
+_dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
+_itemsize_of = attrgetter("itemsize")
 
 # View(...) itself takes twice as long, as it goes through a function in Python.
 _new_view = tuple.__new__
@@ -508,25 +510,27 @@ def _plain_views(weights: Mapping[str, Weight]) -> list[View] | None:
     try:
         storages = list(map(torch.Tensor.untyped_storage, tensors))  # before the addresses
         starts = list(map(torch.Tensor.data_ptr, tensors))
-        stops = list(map(add, starts, map(_bytes_of, tensors)))
+        shapes, strides = list(map(_shape_of, tensors)), list(map(torch.Tensor.stride, tensors))
+        types = list(map(_dtype_of, tensors))
+        dtypes = list(map(_DTYPES.__getitem__, types))
+        # From these shapes and strides, as another thread may give a tensor others meanwhile.
+        sizes = list(map(prod, shapes))
+        stops = list(map(add, starts, map(mul, sizes, map(_itemsize_of, types))))
         begins = list(map(torch.UntypedStorage.data_ptr, storages))
         ends = map(add, begins, map(torch.UntypedStorage.nbytes, storages))
-        dtypes = list(map(_DTYPES.__getitem__, map(_dtype_of, tensors)))
-        shapes = list(map(_shape_of, tensors))
+        devices = _devices(tensors)
         is_apt = (
             all(begins)
-            and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
             and all(map(le, begins, starts))
             and all(map(ge, ends, stops))
+            and list(map(memory.reach, shapes, strides)) == [(0, size - 1) for size in sizes]
+            and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
             and all(map(torch.Tensor.is_contiguous, tensors))
             and not any(map(torch.Tensor.is_neg, tensors))
         )
-        devices = _devices(tensors)
-        if not is_apt or devices is None:
+        if devices is None or not is_apt:
             return None
-        strides = map(torch.Tensor.stride, tensors)
         pointers = zip(starts, dtypes, shapes, strides, devices, strict=False)
-        sizes = map(torch.Tensor.numel, tensors)
         spans = zip(starts, stops, strict=True)
         return _new_views(weights, tensors, sizes, pointers, spans, storages)
     except (KeyError, RuntimeError, ValueError):  # of another dtype, or without memory
