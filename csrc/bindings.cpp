@@ -6,6 +6,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -35,6 +36,9 @@ using Type = py::gil_safe_call_once_and_store<py::object>;
 PYBIND11_CONSTINIT Type threshold_type;
 PYBIND11_CONSTINIT Type element_type;
 PYBIND11_CONSTINIT Type needs_type;
+// The members of the enumeration, which are told by their addresses: pybind11 takes longer for the
+// dtype of a layer than for all the rest of it.
+PYBIND11_CONSTINIT py::gil_safe_call_once_and_store<std::vector<py::object>> dtypes;
 
 // A new reference that Python returned, which fails for want of memory only.
 py::object checked(PyObject* made) {
@@ -141,7 +145,7 @@ struct py::detail::type_caster<Layer> {
     if (size != 5 && size != 6) return false;
     const auto item = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(source.ptr(), i); };
     value.data = reinterpret_cast<std::byte*>(py::cast<std::uintptr_t>(handle(item(0))));
-    value.dtype = py::cast<Dtype>(handle(item(1)));
+    value.dtype = load_dtype(item(1));
     load_integers(item(2), value.shape);
     load_integers(item(3), value.strides);
     value.device = py::cast<int>(handle(item(4)));
@@ -150,6 +154,14 @@ struct py::detail::type_caster<Layer> {
   }
 
  private:
+  static Dtype load_dtype(PyObject* object) {
+    const std::vector<py::object>& known = dtypes.get_stored();
+    for (std::size_t i = 0; i < known.size(); ++i) {
+      if (known[i].ptr() == object) return static_cast<Dtype>(i);
+    }
+    return py::cast<Dtype>(handle(object));
+  }
+
   bool load_scales(PyObject* tuple) {
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) return false;
     BlockScales scales{};
@@ -165,9 +177,10 @@ struct py::detail::type_caster<Layer> {
   static void load_integers(PyObject* tuple, std::vector<std::int64_t>& integers) {
     if (!PyTuple_Check(tuple))
       throw py::type_error("a layer's shape, strides and block are tuples");
-    integers.clear();
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i) {
-      integers.push_back(py::cast<std::int64_t>(handle(PyTuple_GET_ITEM(tuple, i))));
+    integers.resize(static_cast<std::size_t>(PyTuple_GET_SIZE(tuple)));
+    for (std::size_t i = 0; i < integers.size(); ++i) {
+      const handle item = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
+      integers[i] = py::cast<std::int64_t>(item);
     }
   }
 };
@@ -334,14 +347,21 @@ void bind_named_tuple(py::module_& m, Type& type, const char* name,
 }
 
 void bind_types(py::module_& m) {
-  py::enum_<Dtype>(m, "Dtype")
-      .value("float32", Dtype::float32)
-      .value("float16", Dtype::float16)
-      .value("bfloat16", Dtype::bfloat16)
-      .value("float64", Dtype::float64)
-      .value("float8_e4m3fn", Dtype::float8_e4m3fn)
-      .value("float8_e5m2", Dtype::float8_e5m2)
-      .value("boolean", Dtype::boolean);
+  const py::object dtype = py::enum_<Dtype>(m, "Dtype")
+                               .value("float32", Dtype::float32)
+                               .value("float16", Dtype::float16)
+                               .value("bfloat16", Dtype::bfloat16)
+                               .value("float64", Dtype::float64)
+                               .value("float8_e4m3fn", Dtype::float8_e4m3fn)
+                               .value("float8_e5m2", Dtype::float8_e5m2)
+                               .value("boolean", Dtype::boolean);
+  dtypes.call_once_and_store_result([&] {
+    std::vector<py::object> members;
+    for (const auto& [name, member] : dtype.attr("__members__").cast<py::dict>()) {
+      members.push_back(py::reinterpret_borrow<py::object>(member));
+    }
+    return members;
+  });
 
   py::enum_<Ranking>(m, "Ranking")
       .value("lamp", Ranking::lamp)
@@ -390,12 +410,14 @@ py::list thresholds_of(const py::object& before_writing, Commit&& commit) {
 using Select = void(const std::vector<Layer>&, const std::vector<Layer>&, const SelectionSpec&,
                     const Machine&, CallProfile*, const ResultSink&);
 
+// Without targets the layers themselves are written.
 template <Select& select>
-py::list select_and_commit(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
+py::list select_and_commit(const std::vector<Layer>& layers,
+                           const std::optional<std::vector<Layer>>& targets,
                            const SelectionSpec& spec, const Machine& machine, CallProfile* profile,
                            const py::object& before_writing) {
   return thresholds_of(before_writing, [&](const ResultSink& sink) {
-    select(layers, targets, spec, machine, profile, sink);
+    select(layers, targets ? *targets : layers, spec, machine, profile, sink);
   });
 }
 

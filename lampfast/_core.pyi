@@ -115,7 +115,7 @@ def cuda_needs_of_scores(layers: Sequence[Layer], device: int) -> Needs: ...
 # before a weight is written; if it raises, none is. Masks may be partly written by then.
 def prune(
     layers: Sequence[Layer],
-    targets: Sequence[Layer],
+    targets: Sequence[Layer] | None,  # the layers themselves if it is None
     spec: SelectionSpec,
     machine: Machine | ShardedMachine,
     profile: CallProfile | None = None,

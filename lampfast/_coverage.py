@@ -51,7 +51,7 @@ def warn(model: object, found: Found, left: Sequence[LeftOut], layers: Sequence[
 
 def _vectors(layers: Mapping[str, Weight]) -> str | None:
     """What to say of the vectors of a mapping, if it has matrices too."""
-    vectors = [name for name, weight in layers.items() if len(weight.shape) < 2]
+    vectors = [name for name, weight in layers.items() if weight.ndim < 2]
     if not vectors or len(vectors) == len(layers):
         return None
     shown = ", ".join(map(repr, vectors[:3])) + ", ..." * (len(vectors) > 3)

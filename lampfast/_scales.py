@@ -55,9 +55,10 @@ def beside(model: object, weights: Mapping[str, Weight]) -> dict[str, Quantised]
     Returns:
         By the parameter's name what is beside it.
     """
-    coded = {name: weight for name, weight in weights.items() if _is_coded(weight)}
-    if not coded:
+    dtypes = {getattr(weight, "dtype", None) for weight in weights.values()}
+    if not any(map(_is_code, dtypes)):
         return {}
+    coded = {name: weight for name, weight in weights.items() if _is_coded(weight)}
     found = {}
     for name, weight, attribute, group in _grouped(model, coded):
         prefix = name.removesuffix(attribute)
@@ -75,7 +76,10 @@ def beside(model: object, weights: Mapping[str, Weight]) -> dict[str, Quantised]
 
 
 def _is_coded(weight: object) -> bool:
-    dtype: Any = getattr(weight, "dtype", None)
+    return _is_code(getattr(weight, "dtype", None))
+
+
+def _is_code(dtype: Any) -> bool:
     return dtype in CODES or getattr(dtype, "name", None) in _CODE_NAMES
 
 

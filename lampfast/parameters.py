@@ -134,7 +134,8 @@ def _without_scales(
     known = {id(scale) for scale in scales.values()}
     unknown = {name for it in quantised.values() for name in it.unknown}
     for name, layer in layers.items():
-        if id(layer) in known or name in unknown or _scales.is_scale(name.rpartition(".")[2]):
+        is_named = "scale" in name and _scales.is_scale(name.rpartition(".")[2])
+        if is_named or id(layer) in known or name in unknown:
             scales[name] = layer
     if not scales:
         return layers, []

@@ -21,7 +21,11 @@ _FIRST_STREAM = 0x5700  # each GPU's own, as tests/emulator/cuda_runtime.h tells
 def emulated() -> Iterator[None]:
     """Let tensors in host memory pass for ones on GPU 0."""
     with mock.patch.multiple(
-        gpus, index=lambda tensor: 0, _lend=_lend, refuse_capture=lambda device: None
+        gpus,
+        index=lambda tensor: 0,
+        are_in_host=lambda tensors: False,
+        _lend=_lend,
+        refuse_capture=lambda device: None,
     ):
         yield
 

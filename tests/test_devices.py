@@ -19,7 +19,7 @@ from strategies import Model
 
 import lampfast
 from lampfast import reference
-from lampfast._engine import copies
+from lampfast._engine import copies, gpus
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def far(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 
     with (
         mock.patch.object(copies, "is_local", is_here),
+        mock.patch.object(gpus, "are_in_host", return_value=False),
         mock.patch.object(copies, "_warned", {"cpu"}),
     ):
         yield

@@ -147,6 +147,7 @@ def test_calls_under_a_capture_are_refused(
 ) -> None:
     fake.capturing = {0}
     monkeypatch.setattr(gpus, "index", lambda tensor: 0)
+    monkeypatch.setattr(gpus, "are_in_host", lambda tensors: False)
     weights = {"a": torch.arange(1.0, 9), "b": torch.ones(3, 4)}
     saliency = {name: weight + 1 for name, weight in weights.items()}
     kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
@@ -291,6 +292,7 @@ def spread(model: Model, importance: Model, data: st.DataObject) -> Iterator[lis
     alive: list[torch.Tensor] = []
     with (
         mock.patch.object(gpus, "index", lambda tensor: home[tensor.data_ptr()]),
+        mock.patch.object(gpus, "are_in_host", return_value=False),
         mock.patch.object(copies, "to_device", to_device),
     ):
         yield copied

@@ -124,7 +124,10 @@ def test_a_device_without_an_engine(model: Model, data: st.DataObject) -> None:
         return tensor.untyped_storage()._cdata not in storages
 
     kept = {name: is_kept(layer) for name, layer in model.items()}
-    with mock.patch.object(copies, "is_local", is_here):
+    with (
+        mock.patch.object(copies, "is_local", is_here),
+        mock.patch.object(gpus, "are_in_host", return_value=False),
+    ):
         layers = views.layers(model, write=True)
         masks = packed_masks.record(layers)
         bools = [

@@ -403,7 +403,10 @@ def test_layers_on_a_gpu_go_through_host_memory() -> None:
     def index(tensor: torch.Tensor) -> int:
         return 0 if tensor.untyped_storage()._cdata in there else gpus.HOST
 
-    with mock.patch.object(gpus, "index", index), mock.patch.object(copies, "_warned", set()):
+    with (
+        mock.patch.multiple(gpus, index=index, are_in_host=lambda tensors: False),
+        mock.patch.object(copies, "_warned", set()),
+    ):
         with pytest.warns(UserWarning, match="does not multiply"):
             masks = lampfast.masks(state, 0.5)
         assert_same_masks(masks, expected)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 import lampfast
 from lampfast import _arguments
-from lampfast._engine import protection
+from lampfast._engine import protection, views
 
 VERBS: dict[str, Callable[..., object]] = {
     "prune": lambda model, **choice: lampfast.prune(model, 0.5, **choice),
@@ -484,3 +485,26 @@ def test_dtypes_of_ml_dtypes_that_are_not_pruned() -> None:
     array = np.ones(3, ml_dtypes.float8_e4m3b11fnuz)
     with refused(TypeError, "dtype float8_e4m3b11fnuz", "convert", keeps=[]):
         lampfast.prune([array], 0.5)
+
+
+@pytest.mark.parametrize("asked", ["_shape_of", "_dtype_of", "_itemsize_of"])
+def test_a_tensor_that_gets_other_memory_meanwhile(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, ask = torch.randn(10, 10), getattr(views, asked)
+
+    def ask_and_change(what: Any) -> Any:
+        answer = ask(what)
+        weight.data = torch.randn(3)  # as another thread may
+        return answer
+
+    monkeypatch.setattr(views, asked, ask_and_change)
+    (view,) = views.layers({"a": weight})
+    start, stop = view.span
+    address, _, shape, strides, _ = view.pointer
+    assert view.storage is not None
+    begin = view.storage.data_ptr()
+    assert begin <= start <= stop <= begin + view.storage.nbytes()
+    assert (address, start + 4 * view.size) == (start, stop)
+    assert (shape, strides) in (((10, 10), (10, 1)), ((3,), (1,)))
+    assert view.size == prod(shape)

@@ -146,8 +146,8 @@ enum class Written : std::uint8_t { weights, masks, scores };
 inline void check_target(std::size_t position, const Layer& layer, const Layer& target,
                          Written written) {
   check_tensor("target", position, target);
-  const auto check_dtype = [&](bool is_right, const std::string& need) {
-    if (!is_right) refuse("target", position, "the dtype " + name_of(target.dtype), need);
+  const auto refuse_dtype = [&](const std::string& need) {
+    refuse("target", position, "the dtype " + name_of(target.dtype), need);
   };
   if (target.shape != layer.shape) {
     refuse("target", position, "the shape " + to_string(target.shape),
@@ -155,17 +155,19 @@ inline void check_target(std::size_t position, const Layer& layer, const Layer& 
   }
   switch (written) {
     case Written::weights:
-      check_dtype(target.dtype != Dtype::boolean, "a floating dtype");
-      check_dtype(target.data != layer.data || target.dtype == layer.stored() || layer.size == 0,
-                  "that of its layer, which lies at the same address, " + name_of(layer.stored()));
+      if (target.dtype == Dtype::boolean) refuse_dtype("a floating dtype");
+      if (target.data == layer.data && target.dtype != layer.stored() && layer.size > 0) {
+        refuse_dtype("that of its layer, which lies at the same address, " +
+                     name_of(layer.stored()));
+      }
       break;
     case Written::masks:
-      check_dtype(target.dtype == Dtype::boolean, "boolean");
+      if (target.dtype != Dtype::boolean) refuse_dtype("boolean");
       break;
     case Written::scores: {
       const bool is_wide = layer.dtype == Dtype::float64;
       const Dtype needed = is_wide ? Dtype::float64 : Dtype::float32;
-      check_dtype(target.dtype == needed, name_of(needed));
+      if (target.dtype != needed) refuse_dtype(name_of(needed));
       if (target.size > 0 && !is_row_major(target.shape, target.strides)) {
         refuse("target", position, "the strides " + to_string(target.strides),
                "those of a row-major tensor, " + to_string(row_major_strides(target.shape)));

@@ -54,16 +54,17 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
   const auto drawn = static_cast<double>(histogram.drawn);
   double below = drawn;
   double sum = 0.0;
+  thread_local std::vector<Edge> found;  // from the last one down
+  found.clear();
   const auto push_edge = [&](double at) {
-    edges_.push_back({static_cast<float>(at * inverse), static_cast<float>(weight_ * below),
-                      static_cast<float>(weight_ * sum)});
+    found.push_back({static_cast<float>(at * inverse), static_cast<float>(weight_ * below),
+                     static_cast<float>(weight_ * sum)});
   };
   const double usual_depth = depth_of_all(drawn);
   const std::size_t wide_gap = drawn < few_drawn ? 8 : 2;
   const auto lowest = static_cast<std::size_t>(
       std::find_if(counts.begin() + 1, counts.end(), [](auto count) { return count > 0; }) -
       counts.begin());
-  edges_.reserve(64);
   push_edge(is_tied_ ? largest * (1.0 + 0x1p-4) : value(bin, 0));
   while (bin > lowest) {
     const std::size_t last_edge = bin;
@@ -82,8 +83,7 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
   }
   below = 0.0;
   push_edge(0.0);
-  std::reverse(edges_.begin(), edges_.end());
-  edges_.shrink_to_fit();
+  edges_.assign(found.rbegin(), found.rend());
 }
 
 double EmpiricalCdf::log_score_of(const Edge& edge) const {

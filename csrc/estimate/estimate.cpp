@@ -138,7 +138,33 @@ class Estimator {
     }
     const double low = problem.least - EmpiricalCdf::zeros_reach;
     if (!(low < high)) return 0.0;
+    if (std::isnan(start)) start = guess(problem, wanted, low, high);
     return solve(low, high, start, wanted, [&](double score) { return count(problem, score); });
+  }
+
+  // About the same score, from a few of many layers: the others are then looked at two or three
+  // times only. Not a number if there are not many.
+  double guess(const Problem& problem, double wanted, double low, double high) const {
+    constexpr std::size_t few = test_sizes ? 2 : 64;
+    const std::size_t step = (problem.end - problem.begin) / few;
+    if (step < 4) return std::numeric_limits<double>::quiet_NaN();
+    double size = 0.0;
+    double looked_at = 0.0;
+    for (std::size_t i = problem.begin; i < problem.end; ++i) {
+      size += static_cast<double>(layers_[i].size);
+      if (i % step == 0) looked_at += static_cast<double>(layers_[i].size);
+    }
+    const auto count_few = [&](double score) {
+      ScoreCount sum;
+      for (std::size_t i = 0; i < problem.end; i += step) {
+        const ScoreCount found = cdfs_[i].at(score);
+        sum.count += found.count;
+        sum.flow += found.flow;
+      }
+      return sum;
+    };
+    constexpr double none = std::numeric_limits<double>::quiet_NaN();
+    return size > 0.0 ? solve(low, high, none, wanted / size * looked_at, count_few) : none;
   }
 
   ScoreCount count(const Problem& problem, double score) {
@@ -274,8 +300,10 @@ class Estimator {
     std::vector<bool> tracks(layers_.size());
     if (backends_.is_sharded()) return tracks;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      tracks[i] =
-          intervals_[i].low <= 1 || narrowest(i) > many * static_cast<double>(layers_[i].size);
+      // The narrowest interval lies within this one.
+      const double most = many * static_cast<double>(layers_[i].size);
+      tracks[i] = intervals_[i].low <= 1 ||
+                  (cdfs_[i].count_inside(intervals_[i]) > most && narrowest(i) > most);
     }
     return tracks;
   }

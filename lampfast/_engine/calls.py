@@ -96,7 +96,8 @@ def prune_by(
     elif isinstance(spec, Blocks):
         _core.prune_blocks(pointers, targets, spec.shapes, spec.spec, machine, before_writing)
     else:
-        _core.prune(pointers, targets, spec, machine, None, before_writing)
+        others = None if targets == pointers else targets  # converting them takes time
+        _core.prune(pointers, others, spec, machine, None, before_writing)
 
 
 def masks(

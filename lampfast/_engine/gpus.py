@@ -2,15 +2,18 @@
 
 from __future__ import annotations  # _core.Layer and _core.Gpu exist for type checkers only
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from operator import attrgetter
 
 import torch
 
 from lampfast import _core
 
 HOST = -1  # the device of layers in host memory
+
+_is_in_host = attrgetter("is_cpu")
 
 
 def has_engine(tensor: torch.Tensor) -> bool:
@@ -23,6 +26,11 @@ def _is_usable(device: int) -> bool:
     """Whether the engine has code for a GPU, and the driver is new enough for the engine."""
     is_known = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (7, 5)
     return is_known and _core.cuda_runs_on(device)
+
+
+def are_in_host(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all tensors are in host memory; of thousands this is told fast."""
+    return all(map(_is_in_host, tensors))
 
 
 def index(tensor: torch.Tensor) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
+from math import prod
+from operator import add, attrgetter, ge, is_, is_not, le, mul
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -34,13 +37,19 @@ _DTYPES: dict[object, Dtype] = {
     np.dtype(np.float64): Dtype.float64,
 }
 
+_BOOLEAN = Dtype.boolean
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 _KINDS = (torch.Tensor, np.ndarray)
+_PLAIN = frozenset((torch.Tensor, Parameter))  # classes of tensors that have memory of their own
 
 OF_THE_LAYERS = "choose the layers that they are of with include= and exclude="
 
 MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
+
+_dtype_of, _shape_of = attrgetter("dtype"), attrgetter("shape")
+_itemsize_of = attrgetter("itemsize")
 
 # View(...) itself takes twice as long, as it goes through a function in Python.
 _new_view = tuple.__new__
@@ -146,10 +155,15 @@ def layers(
         RuntimeError: torch traces or transforms the call.
     """
     tracing.refuse()
-    views = [_checked("layer", name, weight) for name, weight in weights.items()]
+    views = _plain_views(weights)
+    if views is None:
+        views = [_checked("layer", name, weight) for name, weight in weights.items()]
     if write:
         for view in views:
-            _check_writable("layer", view, "prune a copy of it")
+            # What torch can resize it has allocated itself, so that it can be written.
+            storage = view.storage
+            if storage is None or not (view.dense and storage.resizable()):
+                _check_writable("layer", view, "prune a copy of it")
     if wholes is not None and _are_apart(views, wholes):
         return views
     tied = _tied(views)
@@ -251,7 +265,30 @@ def row_major(parts: Sequence[View]) -> Iterator[Sequence[View]]:
 
 def empty_masks(layers: Sequence[View]) -> list[View]:
     """New bool tensors or arrays of the layers' shapes, where the engine writes masks to."""
-    return [_empty_mask(layer) for layer in layers]
+    if not layers:
+        return []
+    names, weights, sizes, pointers, _, _, dense, remotes, storages, _ = zip(*layers, strict=True)
+    none = repeat(None)
+    if not (all(dense) and all(map(is_, remotes, none)) and all(map(is_not, storages, none))):
+        return [_empty_mask(layer) for layer in layers]
+    # As there, but in less time: dense masks have the very shapes and strides of their layers.
+    _, _, shapes, strides, devices = zip(*pointers, strict=True)
+    first: dict[object, torch.Tensor] = {}  # of each shape, strides and device
+    masks = []
+    for weight, key in zip(weights, zip(shapes, strides, devices, strict=True), strict=True):
+        like = first.get(key)
+        if like is None:
+            like = first[key] = torch.empty_strided(
+                *key[:2], dtype=torch.bool, device=weight.device
+            )
+            masks.append(like)
+        else:
+            masks.append(torch.empty_like(like))
+    addresses = list(map(torch.Tensor.data_ptr, masks))
+    written = zip(addresses, repeat(_BOOLEAN), shapes, strides, devices)
+    spans = zip(addresses, map(add, addresses, sizes), strict=True)
+    # Nobody else has these tensors yet, so that they keep their memory.
+    return _new_views(names, masks, sizes, written, spans, repeat(None))
 
 
 def given_masks(
@@ -380,7 +417,7 @@ def extent(tensor: torch.Tensor) -> View | None:
 
 def lacks_memory(tensor: torch.Tensor) -> bool:
     """Whether a plain tensor's storage was freed or made too small, so that it has no values."""
-    return _storage_problem(_view("", tensor, Dtype.boolean), tensor) is not None
+    return _storage_problem(_tensor_view("", tensor, Dtype.boolean), tensor) is not None
 
 
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
@@ -446,21 +483,11 @@ def _some(names: Sequence[object]) -> str:
 
 
 def _empty_mask(layer: View) -> View:
-    name, weight, size, (_, _, shape, strides, device), _, _, dense, remote, _, _ = layer
+    weight = layer.weight
     if isinstance(weight, np.ndarray):
-        return _view(name, np.empty_like(weight, dtype=bool, subok=False), Dtype.boolean)
-    if remote is not None:
-        mask = torch.empty_like(weight, dtype=torch.bool, device="cpu")
-        return _view(name, mask, Dtype.boolean)
-    if not dense:
-        return _view(name, torch.empty_like(weight, dtype=torch.bool), Dtype.boolean)
-    # As above, but in less time: the mask has the very shape and strides of its layer.
-    mask = torch.empty_strided(shape, strides, dtype=torch.bool, device=weight.device)
-    address = mask.data_ptr()
-    pointer = address, Dtype.boolean, shape, strides, device
-    span = address, address + size
-    # Nobody else has this tensor yet, so that it keeps its memory.
-    return _new_view(View, (name, mask, size, pointer, None, span, True, None, None, None))
+        return _view(layer.name, np.empty_like(weight, dtype=bool, subok=False), Dtype.boolean)
+    mask = torch.empty_like(weight, dtype=torch.bool, device=_device(layer))
+    return _view(layer.name, mask, Dtype.boolean)
 
 
 def _device(view: View) -> torch.device:
@@ -469,6 +496,66 @@ def _device(view: View) -> torch.device:
     if isinstance(weight, torch.Tensor) and view.remote is None:
         return weight.device
     return torch.device("cpu")
+
+
+def _plain_views(weights: Mapping[str, Weight]) -> list[View] | None:
+    """The views of dense tensors that the engine reaches, as most are; None if one is not.
+
+    They are asked for one property after the other, all at a time: with thousands of layers that
+    takes half as long as asking each of them for all that `_checked` looks at.
+    """
+    tensors = cast(list[torch.Tensor], list(weights.values()))
+    if not _PLAIN.issuperset(map(type, tensors)):
+        return None
+    try:
+        storages = list(map(torch.Tensor.untyped_storage, tensors))  # before the addresses
+        starts = list(map(torch.Tensor.data_ptr, tensors))
+        shapes, strides = list(map(_shape_of, tensors)), list(map(torch.Tensor.stride, tensors))
+        types = list(map(_dtype_of, tensors))
+        dtypes = list(map(_DTYPES.__getitem__, types))
+        # From these shapes and strides, as another thread may give a tensor others meanwhile.
+        sizes = list(map(prod, shapes))
+        stops = list(map(add, starts, map(mul, sizes, map(_itemsize_of, types))))
+        begins = list(map(torch.UntypedStorage.data_ptr, storages))
+        ends = map(add, begins, map(torch.UntypedStorage.nbytes, storages))
+        devices = _devices(tensors)
+        is_apt = (
+            all(begins)
+            and all(map(le, begins, starts))
+            and all(map(ge, ends, stops))
+            and list(map(memory.reach, shapes, strides)) == [(0, size - 1) for size in sizes]
+            and max(map(len, shapes), default=0) <= MOST_DIMENSIONS
+            and all(map(torch.Tensor.is_contiguous, tensors))
+            and not any(map(torch.Tensor.is_neg, tensors))
+        )
+        if devices is None or not is_apt:
+            return None
+        pointers = zip(starts, dtypes, shapes, strides, devices, strict=False)
+        spans = zip(starts, stops, strict=True)
+        return _new_views(weights, tensors, sizes, pointers, spans, storages)
+    except (KeyError, RuntimeError, ValueError):  # of another dtype, or without memory
+        return None
+
+
+def _devices(tensors: Sequence[torch.Tensor]) -> Iterable[int] | None:
+    """The engine's numbers for the devices of tensors; None if it cannot reach one."""
+    if gpus.are_in_host(tensors):
+        return repeat(gpus.HOST)
+    return list(map(gpus.index, tensors)) if all(map(copies.is_local, tensors)) else None
+
+
+def _new_views(
+    names: Iterable[str],
+    tensors: Iterable[torch.Tensor],
+    sizes: Iterable[int],
+    pointers: Iterable[Pointer],
+    spans: Iterable[tuple[int, int]],
+    storages: Iterable[torch.UntypedStorage | None],
+) -> list[View]:
+    """Views of dense tensors that the engine can reach."""
+    none = repeat(None)
+    fields = zip(names, tensors, sizes, pointers, none, spans, repeat(True), none, storages, none)
+    return list(map(_new_view, repeat(View), fields))
 
 
 def _checked(what: str, name: str, weight: Weight) -> View:
@@ -493,7 +580,7 @@ def _in_memory(what: str, name: str, weight: Weight, dtype: Dtype) -> View:
         try:
             problem = _tensor_problem(weight)
             if problem is None:
-                view = _view(name, weight, dtype)
+                view = _tensor_view(name, weight, dtype)
                 problem = _storage_problem(view, weight)
                 if problem is None:
                     return view
@@ -533,38 +620,51 @@ def _checked_mask(layer: View, mask: Weight) -> View:
 
 def _view(name: str, weight: Weight, dtype: Dtype) -> View:
     """The view of a weight that is known to be good."""
-    space, remote, storage, device = None, None, None, gpus.HOST
     if isinstance(weight, torch.Tensor):
-        storage = weight.untyped_storage()  # before the address, which has to lie in it
-        address, strides = weight.data_ptr(), weight.stride()
-        size, dense = weight.numel(), weight.is_contiguous()
-        if copies.is_local(weight):
-            device = gpus.index(weight)
-        else:
-            remote = weight
-            if not copies.has_address(weight):
-                space = storage._cdata
-                # The offset within the storage, plus a page: for numpy address 0 is no memory.
-                address = (1 << 12) + int(weight.storage_offset()) * weight.itemsize
+        return _tensor_view(name, weight, dtype)
+    address, itemsize = weight.__array_interface__["data"][0], weight.itemsize
+    strides, dense = tuple(step // itemsize for step in weight.strides), weight.flags.c_contiguous
+    pointer = address, dtype, weight.shape, strides, gpus.HOST
+    span = address, address + weight.nbytes
+    if not dense:
+        span = _span(address, itemsize, weight.shape, strides)
+    return View(name, weight, weight.size, pointer, None, span, dense, None, None, None)
+
+
+def _tensor_view(name: str, tensor: torch.Tensor, dtype: Dtype) -> View:
+    """The same of a tensor."""
+    storage = tensor.untyped_storage()  # before the address, which has to lie in it
+    address, shape, strides = tensor.data_ptr(), tensor.shape, tensor.stride()
+    size, dense, itemsize = tensor.numel(), tensor.is_contiguous(), tensor.itemsize
+    space, remote, device = None, None, gpus.HOST
+    if copies.is_local(tensor):
+        device = gpus.index(tensor)
     else:
-        address = weight.__array_interface__["data"][0]
-        strides = tuple(step // weight.itemsize for step in weight.strides)
-        size, dense = weight.size, weight.flags.c_contiguous
-    shape, itemsize = weight.shape, weight.itemsize
-    if dense:
-        span = address, address + size * itemsize
-    else:
-        first, last = memory.reach(shape, strides)
-        span = address + first * itemsize, address + (last + 1) * itemsize
+        remote = tensor
+        if not copies.has_address(tensor):
+            space = storage._cdata
+            # The offset within the storage, plus a page: for numpy address 0 is no memory.
+            address = (1 << 12) + int(tensor.storage_offset()) * itemsize
+    span = address, address + size * itemsize
+    if not dense:
+        span = _span(address, itemsize, shape, strides)
     pointer = address, dtype, shape, strides, device
-    fields = (name, weight, size, pointer, space, span, dense, remote, storage, None)
+    fields = (name, tensor, size, pointer, space, span, dense, remote, storage, None)
     return _new_view(View, fields)
+
+
+def _span(
+    address: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[int, int]:
+    """The addresses [start, stop) that elements lie in."""
+    first, last = memory.reach(shape, strides)
+    return address + first * itemsize, address + (last + 1) * itemsize
 
 
 def _tensor_problem(tensor: torch.Tensor) -> str | None:
     """Why the engine cannot take a tensor by its address, and what to do."""
     kind = type(tensor)
-    if kind is not Parameter and kind is not torch.Tensor:
+    if kind not in _PLAIN:
         if is_lazy(tensor):
             return "is not initialised yet; run its lazy module once first"
         if is_wrapper(tensor):
@@ -581,17 +681,17 @@ def _tensor_problem(tensor: torch.Tensor) -> str | None:
 
 def _storage_problem(view: View, tensor: torch.Tensor) -> str | None:
     """What is wrong with the memory that a tensor is a view of, and what to do."""
-    if view.space is not None:  # its device does not count in addresses
+    _, _, size, _, space, (first, last), _, _, storage, _ = view
+    if space is not None:  # its device does not count in addresses
         return _absence(tensor) if tensor.is_meta else None
-    storage = cast(torch.UntypedStorage, view.storage)
-    start = storage.data_ptr()
-    stop = start + storage.nbytes()
-    if (start and start <= view.span[0] and view.span[1] <= stop) or not view.size:
+    assert storage is not None
+    start, length = storage.data_ptr(), storage.nbytes()
+    if (start and start <= first and last <= start + length) or not size:
         return None
-    if not stop:
+    if not start + length:
         return "has no memory, its storage was freed; restore it first"
     return (
-        f"has elements beyond its memory, as its storage was resized to {storage.nbytes()} bytes; "
+        f"has elements beyond its memory, as its storage was resized to {length} bytes; "
         "restore it, or pass a copy of what is left"
     )
 
@@ -757,6 +857,9 @@ def _check_masks_apart(
 
 def _clusters(views: Sequence[View]) -> Iterator[list[int]]:
     """Positions of views that may share memory."""
+    if {view.space for view in views} == {None}:  # as nearly always
+        yield from memory.clusters([view.span for view in views])
+        return
     spaces: dict[int | None, list[int]] = {}
     for i, view in enumerate(views):
         spaces.setdefault(view.space, []).append(i)
