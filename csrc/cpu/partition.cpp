@@ -331,7 +331,10 @@ std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
   const auto budget = limit == StoreLimit::budget
                           ? budget_
                           : std::make_shared<CandidateBudget>(CandidateBudget::no_limit);
-  for (const std::size_t id : ids) reads_[id] = {};  // returns the memory of its candidates
+  for (const std::size_t id : ids) {  // returns the memory of copies and candidates
+    drawn_[id] = {};
+    reads_[id] = {};
+  }
   WeightsReader reader(layers_, ids, requests, masks, budget, pool_.size());
   for_each_chunk(whole(layers_, ids), pool_,
                  [&](const Chunk& chunk, int worker) { reader.read(chunk, worker); });
