@@ -84,7 +84,7 @@ def _with_giants(first: bool, value: float) -> Array:
 
 
 @pytest.mark.parametrize("larger", ["first", "second"])
-@pytest.mark.parametrize("last_digits", [1, 3, 5, 11, 23])
+@pytest.mark.parametrize("last_digits", [3, 5, 11, 23])
 def test_sums_that_float32_would_round(last_digits: int, larger: str) -> None:
     value = 1 + last_digits / 128
     between = np.geomspace(SMALL * 1.1, 0.9, BETWEEN)
