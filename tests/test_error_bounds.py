@@ -66,6 +66,41 @@ def test_near_ties_of_sums_that_round_one_way(order: tuple[str, str], bits: int)
     assert seen == {"first", "second"}  # so that rounding had something to decide
 
 
+# --- bfloat16, whose squares are added in float32 where that is exact ---
+
+STRETCH, REGISTERS = 512, 32  # elements after which such sums are moved, and that have sums apart
+STRETCHES = 8
+
+
+def _with_giants(first: bool, value: float) -> Array:
+    """Equal magnitudes, and giants before or behind them in whatever sum of a register they share.
+
+    Next to a giant's square, float32 has no place for the last digits of the others. Where giants
+    come first, every addition rounds; where they come last, only one does.
+    """
+    stretch = np.full((STRETCH // REGISTERS, REGISTERS), value)
+    stretch[0 if first else -1] = 256.0
+    return np.tile(stretch.ravel(), STRETCHES)
+
+
+@pytest.mark.parametrize("larger", ["first", "second"])
+@pytest.mark.parametrize("last_digits", [3, 5, 11, 23])
+def test_sums_that_float32_would_round(last_digits: int, larger: str) -> None:
+    value = 1 + last_digits / 128
+    between = np.geomspace(SMALL * 1.1, 0.9, BETWEEN)
+    smaller = np.geomspace(SMALL / 50, SMALL / 1.1, SMALLER)
+    model = {}
+    for name, giants_first in (("first", True), ("second", False)):
+        largest = _with_giants(giants_first, value)
+        if name == larger:  # by as little as there is: the sums are the same otherwise
+            largest[REGISTERS] += 1 / 128
+        layer = np.concatenate([largest, between, smaller, [SMALL]])
+        model[name] = torch.from_numpy(layer).to(torch.bfloat16)
+    masks = lampfast.masks(model, 2 * SMALLER + 1)
+    assert [name for name, mask in masks.items() if not mask[-1]] == [larger]
+    assert sum(int((~mask).sum()) for mask in masks.values()) == 2 * SMALLER + 1
+
+
 def test_the_oracle_says_so_too() -> None:
     *_, (model, first_scores_less) = _near_ties(_rounding_one_way(46)[:40])
     masks = reference.masks(model, SMALLER + 1)

@@ -30,6 +30,20 @@ constexpr bool covers(double bound, double derived) {
 // of a span on a GPU (cuda/work.h).
 constexpr std::int64_t most_plain_terms = std::int64_t{1} << 12;
 
+// Squares of bfloat16 are added in float32 first (cpu/kernels/registers_avx2.inl), where that is
+// exact. Magnitudes whose last mantissa bit is 2^e or larger are multiples of 2^e, so that their
+// squares and the sums of these are multiples of 2^(2e). A float32 can be every such multiple up to
+// 2^(2e + float32_digits): an addition with an exact result of at most that is not rounded. Beyond
+// it, the rounded result is at least that bound, and so are all later sums, since the terms are not
+// negative. A sum below the bound has therefore not been rounded anywhere.
+constexpr int float32_digits = 24;
+constexpr int least_float32_exponent = -149;
+// The exponents e for which the unit 2^(2e) and the bound are float32 numbers.
+constexpr int least_exponent_in_float32 = -74;
+constexpr int most_exponent_in_float32 = 51;
+static_assert(2 * least_exponent_in_float32 >= least_float32_exponent);
+static_assert(2 * most_exponent_in_float32 + float32_digits <= 127);
+
 // The most terms that are added to one CompensatedSum.
 constexpr std::int64_t most_compensated_terms = std::int64_t{1} << 32;
 

@@ -41,17 +41,20 @@ class CandidateBudget {
   std::atomic<std::int64_t> left_;
 };
 
-// Memory for the candidates of one or several chunks, taken from the budget until it is freed.
+// Memory for keys, taken from the budget until it is freed: as a rule for the candidates of one or
+// several chunks.
 using Slab = std::shared_ptr<std::byte[]>;
 constexpr std::int64_t slab_bytes = test_sizes ? 64 : 1 << 14;
 
 // Null when the budget is spent.
-inline Slab take_slab(const std::shared_ptr<CandidateBudget>& budget) {
-  if (!budget->take(slab_bytes)) return nullptr;
-  return Slab(new std::byte[slab_bytes], [budget](const std::byte* slab) {
-    delete[] slab;
-    budget->give_back(slab_bytes);
-  });
+inline Slab take_slab(const std::shared_ptr<CandidateBudget>& budget,
+                      std::int64_t bytes = slab_bytes) {
+  if (!budget->take(bytes)) return nullptr;
+  return Slab(new std::byte[static_cast<std::size_t>(bytes)],
+              [budget, bytes](const std::byte* slab) {
+                delete[] slab;
+                budget->give_back(bytes);
+              });
 }
 
 // Keys of one chunk of a layer, in the chunk's order, packed in the layer's own key type.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -36,7 +37,22 @@ struct PieceRange {
   DrawnPieces pieces;
   std::int64_t first;
   std::int64_t last;
+
+  std::int64_t most_elements() const { return (last - first) * pieces.length(); }
 };
+
+constexpr std::int64_t pieces_at_a_time = test_sizes ? 4 : 1 << 8;
+
+std::size_t number_of(const PieceRange& range) {
+  return static_cast<std::size_t>(range.first / pieces_at_a_time);
+}
+
+// Whether a draw of the layer is copied. Copies spare tallies the wait for the memory; a layer that
+// is drawn as a whole is never tallied, and products of codes and scales take eight times as much
+// memory as the codes.
+bool is_copied(const Layer& layer, const DrawnPieces& pieces) {
+  return pieces.count() > 1 && !layer.scales;
+}
 
 // Asks early for the elements of a piece, as a draw waits for the memory. It must be inlined: GCC
 // takes a function that only prefetches for one without effects, and leaves calls of it out.
@@ -111,17 +127,30 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   }
 }
 
+// The same from a copy of them.
+template <class Element, class Body>
+void for_each_copied(const PieceRange& range, const Slab& copy, Body&& body) {
+  const auto* elements = reinterpret_cast<const Element*>(copy.get());
+  for (std::int64_t piece = range.first; piece < range.last; ++piece) {
+    const std::int64_t begin = range.pieces.begin(piece);
+    const std::int64_t count = range.pieces.end(begin) - begin;
+    body(piece, elements, count);
+    elements += count;
+  }
+}
+
 // Counters for all magnitudes that a dtype has, of which a layer's histogram becomes a part.
 class Counters {
  public:
+  // Copies the elements to `copy`, unless that is null.
   template <class Format>
-  LogHistogram histogram(const Layer& layer, const PieceRange& range) {
+  LogHistogram histogram(const Layer& layer, const PieceRange& range, const Slab& copy) {
     // Where few elements are drawn, adding up many tables of many bins would take longer; and
     // tables of float64 are large.
     constexpr std::size_t tables = sizeof(typename Format::Storage) == 8 ? 1 : 4;
     return range.pieces.count() * range.pieces.length() <= few_drawn
-               ? histogram<Format, 4, (tables + 1) / 2>(layer, range)
-               : histogram<Format, 5, tables>(layer, range);
+               ? histogram<Format, 4, (tables + 1) / 2>(layer, range, copy)
+               : histogram<Format, 5, tables>(layer, range, copy);
   }
 
  private:
@@ -131,7 +160,7 @@ class Counters {
   // With bins of 2^-Bits octaves. Equal keys often follow each other: with one table of counters,
   // every increment would wait for the one before it.
   template <class Format, int Bits, std::size_t Tables>
-  LogHistogram histogram(const Layer& layer, const PieceRange& range) {
+  LogHistogram histogram(const Layer& layer, const PieceRange& range, const Slab& copy) {
     using Key = typename Format::Storage;
     constexpr int shift = histogram_shift<Format>(Bits);
     constexpr std::size_t bins = std::size_t{Format::magnitude_mask >> shift} + 1;
@@ -140,7 +169,13 @@ class Counters {
     LogHistogram histogram;
     histogram.shift = shift;
     std::uint64_t largest = 0;
+    std::byte* to = copy.get();
     for_each_drawn<Key>(layer, range, [&](std::int64_t, const Key* keys, std::int64_t count) {
+      if (to != nullptr) {
+        const auto bytes = static_cast<std::size_t>(count) * sizeof(Key);
+        std::memcpy(to, keys, bytes);
+        to += bytes;
+      }
       largest = std::max(largest, kernels.largest(keys, count));
       count_keys<Format, shift, Tables>(keys, count);
       histogram.drawn += count;
@@ -212,17 +247,23 @@ class Counters {
 };
 
 template <class Format>
-GroupTallies tally_range(const Layer& layer, const PieceRange& range, const TallyRequest& request) {
+GroupTallies tally_range(const Layer& layer, const PieceRange& range, const Slab& copy,
+                         const TallyRequest& request) {
   using Key = typename Format::Storage;
   const Kernels& kernels = kernels_for(layer.dtype);
   GroupTallies tallies;
-  for_each_drawn<Key>(layer, range, [&](std::int64_t piece, const Key* keys, std::int64_t count) {
+  const auto tally = [&](std::int64_t piece, const Key* keys, std::int64_t count) {
     const auto group = static_cast<std::size_t>(DrawnPieces::group(piece));
     const Tally found = kernels.tally(keys, count, request.key, request.scale);
     tallies.drawn[group] += static_cast<double>(count);
     tallies.below[group] += found.below;
     tallies.above[group] += found.above;
-  });
+  };
+  if (copy != nullptr) {
+    for_each_copied<Key>(range, copy, tally);
+  } else {
+    for_each_drawn<Key>(layer, range, tally);
+  }
   return tallies;
 }
 
@@ -254,7 +295,6 @@ template <class Result, class Look>
 std::vector<Result> add_up_draws(const std::vector<Layer>& layers, const LayerIds& ids,
                                  ThreadPool& pool, Look&& look) {
   constexpr std::int64_t weights_per_draw = 4;  // that are read in the same time
-  constexpr std::int64_t pieces_at_a_time = test_sizes ? 4 : 1 << 9;
   std::vector<PieceRange> ranges;
   std::int64_t drawn = 0;
   for (std::size_t p = 0; p < ids.size(); ++p) {
@@ -304,20 +344,31 @@ std::vector<std::uint64_t> HostBackend::largest_keys(const LayerIds& ids) {
 
 std::vector<LogHistogram> HostBackend::draw(const LayerIds& ids) {
   std::vector<Counters> counters(static_cast<std::size_t>(pool_.size()));
+  for (const std::size_t id : ids) {
+    const std::int64_t count = pieces_of(layers_[id]).count();
+    drawn_[id].resize(static_cast<std::size_t>((count + pieces_at_a_time - 1) / pieces_at_a_time));
+  }
   return add_up_draws<LogHistogram>(layers_, ids, pool_, [&](const PieceRange& range, int worker) {
     const Layer& layer = layers_[ids[range.position]];
+    Slab& copy = drawn_[ids[range.position]][number_of(range)];
+    if (is_copied(layer, range.pieces)) {
+      copy = take_slab(budget_, range.most_elements() * item_size(layer.dtype));
+    }
     return with_format(layer.dtype, [&](auto format) {
-      return counters[static_cast<std::size_t>(worker)].histogram<decltype(format)>(layer, range);
+      return counters[static_cast<std::size_t>(worker)].histogram<decltype(format)>(layer, range,
+                                                                                    copy);
     });
   });
 }
 
 std::vector<GroupTallies> HostBackend::tally(const LayerIds& ids,
                                              const std::vector<TallyRequest>& requests) {
+  const Slab no_copy;
   return add_up_draws<GroupTallies>(layers_, ids, pool_, [&](const PieceRange& range, int) {
-    const Layer& layer = layers_[ids[range.position]];
-    return with_format(layer.dtype, [&](auto format) {
-      return tally_range<decltype(format)>(layer, range, requests[range.position]);
+    const std::size_t id = ids[range.position];
+    const Slab& copy = drawn_[id].empty() ? no_copy : drawn_[id][number_of(range)];
+    return with_format(layers_[id].dtype, [&](auto format) {
+      return tally_range<decltype(format)>(layers_[id], range, copy, requests[range.position]);
     });
   });
 }

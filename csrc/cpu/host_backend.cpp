@@ -24,7 +24,8 @@ HostBackend::HostBackend(const Job& job, ThreadPool& pool)
       targets_(job.targets),
       pool_(pool),
       budget_(std::make_shared<CandidateBudget>(bytes_for_candidates(job.layers))),
-      reads_(job.layers.size()) {}
+      reads_(job.layers.size()),
+      drawn_(job.layers.size()) {}
 
 std::unique_ptr<Backend> host_backend(const Job& job, ThreadPool& pool) {
   return std::make_unique<HostBackend>(job, pool);

@@ -94,6 +94,9 @@ class HostBackend : public Backend {
   ThreadPool& pool_;
   std::shared_ptr<CandidateBudget> budget_;
   std::vector<Read> reads_;  // by layer id
+  // Copies of what a draw has read, until the weights are read: by layer id and range of pieces
+  // (estimate.cpp), null where the budget was spent.
+  std::vector<std::vector<Slab>> drawn_;
   Pending pending_;
 };
 

@@ -28,6 +28,9 @@ constexpr std::int64_t most_bins = test_sizes ? 8 : 512;
 // smaller layers can have more bins.
 constexpr std::int64_t least_bins_of_candidates = test_sizes ? 4 : 64;
 
+// How many candidates one task narrows, and up to a segment more.
+constexpr std::int64_t candidates_at_a_time = test_sizes ? 24 : 1 << 14;
+
 std::int64_t bin_count(const Layer& layer, std::int64_t least) {
   return std::clamp(layer.size * item_size(layer.stored()) / bytes_per_bin, least, most_bins);
 }
@@ -197,6 +200,7 @@ class TaskPartition {
 
 static_assert(classify_block <= error_bounds::most_plain_terms);
 static_assert(chunk_size <= error_bounds::most_bin_terms);
+static_assert(candidates_at_a_time + slab_bytes <= error_bounds::most_bin_terms);
 // Each chunk makes one partial sum of a bin; of the candidates, each full slab does, and each
 // chunk's rest. Candidates are at most a layer's share, and what the chunks hold that are read
 // meanwhile.
@@ -329,7 +333,10 @@ std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
   const auto budget = limit == StoreLimit::budget
                           ? budget_
                           : std::make_shared<CandidateBudget>(CandidateBudget::no_limit);
-  for (const std::size_t id : ids) reads_[id] = {};  // returns the memory of its candidates
+  for (const std::size_t id : ids) {  // returns the memory of copies and candidates
+    drawn_[id] = {};
+    reads_[id] = {};
+  }
   WeightsReader reader(layers_, ids, requests, masks, budget, pool_.size());
   for_each_chunk(whole(layers_, ids), pool_,
                  [&](const Chunk& chunk, int worker) { reader.read(chunk, worker); });
@@ -344,9 +351,11 @@ std::vector<PartitionResult> HostBackend::partition(const LayerIds& ids,
 
 std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
                                            const std::vector<PartitionRequest>& requests) {
+  // Segments of one layer that are read together, as many are short.
   struct Task {
     std::size_t position;  // among the ids
-    const CandidateSegment* segment;
+    const CandidateSegment* begin;
+    const CandidateSegment* end;
   };
   std::vector<Partition> found;
   found.reserve(ids.size());
@@ -357,23 +366,32 @@ std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
     const std::int64_t least = std::max(least_bins_of_candidates, requests[p].least_bins);
     found.emplace_back(requests[p].interval, bin_count(layers_[ids[p]], least));
     found[p].sides.add(read.stored.sides);
+    std::int64_t left = 0;  // that the last task has room for
     for (const CandidateSegment& segment : read.candidates) {
-      tasks.push_back({p, &segment});
+      if (left <= 0) {
+        tasks.push_back({p, &segment, &segment});
+        left = candidates_at_a_time;
+      }
+      tasks.back().end = &segment + 1;
+      left -= segment.count;
       total += segment.count;
     }
   }
   std::mutex mutex;
   pool_.for_each(static_cast<std::int64_t>(tasks.size()), total, [&](std::int64_t t, int) {
-    const auto [p, segment] = tasks[static_cast<std::size_t>(t)];
+    const auto [p, begin, end] = tasks[static_cast<std::size_t>(t)];
     const Dtype dtype = layers_[ids[p]].dtype;
     TaskPartition found_here(requests[p], found[p]);
-    with_format(dtype, [&, keys = segment->keys, count = segment->count](auto format) {
+    with_format(dtype, [&, first = begin, last = end](auto format) {
       using Format = decltype(format);
-      found_here.read<Format>(dtype, reinterpret_cast<const typename Format::Storage*>(keys), count,
-                              nullptr, [](auto, auto) {});
+      for (const CandidateSegment* segment = first; segment != last; ++segment) {
+        found_here.read<Format>(dtype,
+                                reinterpret_cast<const typename Format::Storage*>(segment->keys),
+                                segment->count, nullptr, [](auto, auto) {});
+      }
     });
     std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
-    if (reads_[ids[p]].candidates.size() > 1) lock.lock();
+    if (end - begin < static_cast<std::ptrdiff_t>(reads_[ids[p]].candidates.size())) lock.lock();
     found_here.merge_into(found[p]);
   });
   return found;

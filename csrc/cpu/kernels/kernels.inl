@@ -28,6 +28,24 @@
 namespace lampfast::cpu::LAMPFAST_ISA {
 namespace {
 
+#if defined(LAMPFAST_REGISTERS)
+// How many elements are processed at a time: as many as a word has bits, and as there are mask
+// bytes in a register of AVX-512.
+constexpr int unit = 64;
+
+// Calls body(index of its first element, elements, valid) for each unit; `valid` has a bit for each
+// of its elements. The last unit may be a copy that is filled up with zeros.
+template <class Key, class Body>
+void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
+  std::int64_t i = 0;
+  for (; i + unit <= count; i += unit) body(i, elements + i, ~std::uint64_t{0});
+  if (i == count) return;
+  alignas(64) Key rest[unit] = {};
+  std::memcpy(rest, elements + i, static_cast<std::size_t>(count - i) * sizeof(Key));
+  body(i, static_cast<const Key*>(rest), (std::uint64_t{1} << (count - i)) - 1);
+}
+#endif
+
 #if defined(__AVX512BW__)
 #include "cpu/kernels/registers_avx512.inl"
 #elif defined(__AVX2__)
@@ -137,18 +155,6 @@ class Block {
 };
 
 #if defined(LAMPFAST_REGISTERS)
-// Calls body(index of its first element, elements, valid) for each unit; `valid` has a bit for each
-// of its elements. The last unit may be a copy that is filled up with zeros.
-template <class Key, class Body>
-void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
-  std::int64_t i = 0;
-  for (; i + unit <= count; i += unit) body(i, elements + i, ~std::uint64_t{0});
-  if (i == count) return;
-  alignas(64) Key rest[unit] = {};
-  std::memcpy(rest, elements + i, static_cast<std::size_t>(count - i) * sizeof(Key));
-  body(i, static_cast<const Key*>(rest), (std::uint64_t{1} << (count - i)) - 1);
-}
-
 // Writes the keys of the chosen elements of a unit, and possibly other values behind them; returns
 // how many are chosen. Usually there is one group of them at most, which is written without a
 // branch: their number cannot be predicted.
@@ -200,7 +206,7 @@ Classified classify_in_registers(const typename Format::Storage* elements, int c
     std::uint8_t* const kept_here = kept == nullptr ? nullptr : kept + i;
     found += compact<Format>(here, classifier.classify(here, valid, kept_here), inside + found);
   });
-  return classifier.result(count, found);
+  return classifier.result(elements, count, found);
 }
 #endif
 

@@ -1,9 +1,7 @@
 // Keys in the registers of AVX-512. Included by kernels.inl, in its namespace.
 
-// How many elements are processed at a time: those whose mask bytes fill a register. All but the
-// last unit are loaded and stored as whole registers: masked loads and stores take several times as
-// long.
-constexpr int unit = 64;
+// All but the last unit are loaded and stored as whole registers: masked loads and stores take
+// several times as long.
 
 // Writes the mask bytes of a unit.
 inline void store_states(__m512i states, std::uint64_t valid, std::uint8_t* kept) {
@@ -80,7 +78,9 @@ class Classifier {
   }
 
   // What the units had, of so many valid elements and so many inside.
-  Classified result(int, int inside) const { return {below_, above_, inside, above_sum()}; }
+  Classified result(const Key*, int, int inside) const {
+    return {below_, above_, inside, above_sum()};
+  }
 
  private:
   using Lanes = Integers<sizeof(Key)>;
