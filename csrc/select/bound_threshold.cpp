@@ -149,15 +149,11 @@ class Search {
   std::int64_t settled_ = 0;             // ranks of the others, added up
 };
 
-// The relative width at which searches end: so few elements have scores this close that
-// select_exact.h can tell them apart.
-constexpr double close_enough = 0x1p-22;
-
 // The next relative distance from a point to try, in the search for one between `inner` and
 // `outer`. It starts at 2^-16 and grows by factors of 16 until `outer` is less than two such steps
 // away; then it bisects on a logarithmic scale. It returns `outer`, which ends the search, once
 // there is less than a factor of 2 between them.
-double next_distance(double inner, double outer) {
+double next_distance(double inner, double outer, double close_enough) {
   constexpr double start = 0x1p-16;
   constexpr double growth = 16.0;
   if (inner == 0.0 && outer > start) return start;
@@ -182,11 +178,11 @@ void look_up_ends(const std::vector<RankBounds>& rank_bounds, ThresholdBounds& b
 double narrow_both(const std::vector<RankBounds>& rank_bounds, std::int64_t count,
                    const ScoreInterval& likely, ThresholdBounds& bounds) {
   Search search(rank_bounds, bounds.scores, std::move(bounds.ranges));
-  const auto choose = [&likely](const ScoreInterval& within) {
+  const auto choose = [&likely, close = bounds.close_enough](const ScoreInterval& within) {
     for (const double end : {likely.low, likely.high}) {
       if (end > within.low && end < within.high) return end;
     }
-    if (within.high <= within.low * (1.0 + close_enough)) return within.high;
+    if (within.high <= within.low * (1.0 + close)) return within.high;
     return between(within.low, within.high);
   };
   const double open = search.narrow(choose, [count](std::int64_t least, std::int64_t most) {
@@ -210,15 +206,15 @@ void narrow_each(const std::vector<RankBounds>& rank_bounds, std::int64_t count,
     above[i].begin = middle.begin;
   }
   Search low_end(rank_bounds, {bounds.scores.low, open}, std::move(below));
-  const auto downwards = [open](const ScoreInterval& within) {
-    return open * (1.0 - next_distance(1.0 - within.high / open, 1.0 - within.low / open));
+  const auto downwards = [open, close = bounds.close_enough](const ScoreInterval& within) {
+    return open * (1.0 - next_distance(1.0 - within.high / open, 1.0 - within.low / open, close));
   };
   low_end.narrow(downwards, [count](std::int64_t, std::int64_t most) {
     return most < count ? Verdict::too_low : Verdict::too_high;
   });
   Search high_end(rank_bounds, {open, bounds.scores.high}, std::move(above));
-  const auto upwards = [open](const ScoreInterval& within) {
-    return open * (1.0 + next_distance(within.low / open - 1.0, within.high / open - 1.0));
+  const auto upwards = [open, close = bounds.close_enough](const ScoreInterval& within) {
+    return open * (1.0 + next_distance(within.low / open - 1.0, within.high / open - 1.0, close));
   };
   high_end.narrow(upwards, [count](std::int64_t least, std::int64_t) {
     return least >= count ? Verdict::too_high : Verdict::too_low;
@@ -233,7 +229,13 @@ void narrow_each(const std::vector<RankBounds>& rank_bounds, std::int64_t count,
 }  // namespace
 
 ThresholdBounds::ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec) {
-  if (spec.ranking == Ranking::magnitude) scores = ScoreInterval::of_magnitudes();
+  // So few elements have scores as close as by default that select_exact.h can tell them apart; but
+  // all magnitudes of a float64 layer may be closer.
+  if (spec.ranking == Ranking::magnitude) {
+    scores = ScoreInterval::of_magnitudes();
+    const auto is_float64 = [](const Layer& layer) { return layer.dtype == Dtype::float64; };
+    if (std::any_of(layers.begin(), layers.end(), is_float64)) close_enough = 0x1p-52;
+  }
   ranges.reserve(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const bool is_known = spec.ranking == Ranking::per_layer;

@@ -29,6 +29,7 @@ struct ThresholdBounds {
   ScoreInterval scores;           // certainly hold that score
   std::vector<RankRange> ranges;  // one for each layer
   double likely_score = 0.0;      // its probable value
+  double close_enough = 0x1p-22;  // the relative width of `scores` at which searches end
 
   // What is known before anything has been read.
   ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec);

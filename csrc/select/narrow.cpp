@@ -36,9 +36,14 @@ class NextReads {
   void plan(std::vector<OpenLayer> open) {
     if (is_sharded_ && ranking_ == Ranking::per_layer) find_first_kept(open);
     std::vector<OpenLayer> missed;
-    for (const OpenLayer& layer : open) {
+    for (OpenLayer& layer : open) {
       const ScoredInterval& likely = likely_interval(layer.id);
-      if (is_missed(layer, likely)) missed.push_back({layer.id, retry_interval(layer, likely)});
+      if (is_missed(layer, likely)) {
+        missed.push_back({layer.id, retry_interval(layer, likely)});
+      } else if (is_sharded_ && is_crowded(layer, likely)) {
+        ++evidence_.misses[layer.id];
+        layer.needed = {std::max<std::uint64_t>(likely.first, 1), likely.last + 1};
+      }
     }
     for (const OpenLayer& layer : missed.empty() ? open : missed) add(layer);
   }
@@ -94,6 +99,16 @@ class NextReads {
     const KeyInterval& read = evidence_.sides[layer.id].interval;
     const bool is_outside = likely.first >= read.high || likely.last < read.low;
     return is_outside && !likely.is_one_key() && !read.contains(layer.needed);
+  }
+
+  // Whether the elements next to the threshold crowd in a part of the interval that was read: until
+  // it is known how they lie there, the bounds are so wide that the layer seems to need more than
+  // that interval.
+  bool is_crowded(const OpenLayer& layer, const ScoredInterval& likely) const {
+    const Sides& sides = evidence_.sides[layer.id];
+    const std::int64_t inside = layers_[layer.id].size - sides.beside();
+    return !sides.interval.contains(layer.needed) && !likely.is_one_key() &&
+           likely.count > inside / 4 && evidence_.misses[layer.id] < 4;
   }
 
   // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
