@@ -34,9 +34,10 @@ class NextReads {
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
   // layers are read first, by themselves.
   void plan(std::vector<OpenLayer> open) {
-    if (is_sharded_ && ranking_ == Ranking::per_layer) find_first_kept(open);
+    if (is_sharded_) find_first_kept(open);
     std::vector<OpenLayer> missed;
     for (OpenLayer& layer : open) {
+      if (is_sharded_ && bounds_.ranges[layer.id].is_empty()) continue;
       const ScoredInterval& likely = likely_interval(layer.id);
       if (is_missed(layer, likely)) {
         missed.push_back({layer.id, retry_interval(layer, likely)});
@@ -53,8 +54,11 @@ class NextReads {
   // smallest keys finds its key, and the next one reads nothing else.
   void find_first_kept(std::vector<OpenLayer>& open) {
     for (OpenLayer& layer : open) {
-      const std::int64_t rank = bounds_.ranges[layer.id].begin;
-      if (evidence_.rank_bounds[layer.id].at_rank(rank)->before != rank) continue;
+      const RankRange& range = bounds_.ranges[layer.id];
+      const bool is_smallest =
+          range.is_empty() &&
+          evidence_.rank_bounds[layer.id].at_rank(range.begin)->before == range.begin;
+      if (!is_smallest) continue;
       const bool is_known = evidence_.tracks_min_max[layer.id] &&
                             evidence_.sides[layer.id].interval.contains(layer.needed);
       if (is_known) layer.needed.high = layer.needed.low + 1;
