@@ -34,10 +34,13 @@ class NextReads {
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
   // layers are read first, by themselves.
   void plan(std::vector<OpenLayer> open) {
-    if (is_sharded_) find_first_kept(open);
+    const auto is_settled = [&](const OpenLayer& layer) {
+      return bounds_.ranges[layer.id].is_empty();
+    };
+    if (is_sharded_ && std::all_of(open.begin(), open.end(), is_settled)) find_first_kept(open);
     std::vector<OpenLayer> missed;
     for (OpenLayer& layer : open) {
-      if (is_sharded_ && bounds_.ranges[layer.id].is_empty()) continue;
+      if (is_sharded_ && is_settled(layer)) continue;
       const ScoredInterval& likely = likely_interval(layer.id);
       if (is_missed(layer, likely)) {
         missed.push_back({layer.id, retry_interval(layer, likely)});
