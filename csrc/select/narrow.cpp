@@ -57,11 +57,8 @@ class NextReads {
   // smallest keys finds its key, and the next one reads nothing else.
   void find_first_kept(std::vector<OpenLayer>& open) {
     for (OpenLayer& layer : open) {
-      const RankRange& range = bounds_.ranges[layer.id];
-      const bool is_smallest =
-          range.is_empty() &&
-          evidence_.rank_bounds[layer.id].at_rank(range.begin)->before == range.begin;
-      if (!is_smallest) continue;
+      const std::int64_t rank = bounds_.ranges[layer.id].begin;
+      if (evidence_.rank_bounds[layer.id].at_rank(rank)->before != rank) continue;
       const bool is_known = evidence_.tracks_min_max[layer.id] &&
                             evidence_.sides[layer.id].interval.contains(layer.needed);
       if (is_known) layer.needed.high = layer.needed.low + 1;
