@@ -166,6 +166,7 @@ class PartitionFormat {
   }
 
   bool is_by_key() const { return blank_.bin_bits == 0; }
+  bool tracks_min_max() const { return tracks_min_max_; }
 
   void put(const Partition& found, bool is_stored, Words& words) const {
     words.insert(words.end(), {found.sides.below, found.sides.above, is_stored ? 0 : 1});
@@ -329,7 +330,10 @@ void bound_crowded(const std::vector<PartitionFormat>& formats,
     words.push_back(bin.count == 0 ? -1 : static_cast<std::int64_t>(bin.last));
   });
   constexpr std::size_t most_layers_per_crowded = 4;
-  if (crowded == 0 || crowded * most_layers_per_crowded < results.size()) return;
+  const bool is_wanted =
+      std::any_of(formats.begin(), formats.end(),
+                  [](const PartitionFormat& format) { return format.tracks_min_max(); });
+  if (crowded == 0 || (!is_wanted && crowded * most_layers_per_crowded < results.size())) return;
   max(words);
   const std::int64_t* from = words.data() + header_size;
   for_each_crowded([&](std::size_t p, std::size_t b) {

@@ -29,14 +29,18 @@ class NextReads {
   // although the smallest and largest keys of its bins are known, so that reading it once more
   // would tell nothing new.
   Reads sorted;
-  LayerIds tracked;  // of which the bins' smallest keys are wanted
+  LayerIds tracked;  // of which the bins' smallest keys are wanted, in ascending order
 
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
   // layers are read first, by themselves.
   void plan(std::vector<OpenLayer> open) {
-    if (is_sharded_ && ranking_ == Ranking::per_layer) find_first_kept(open);
+    const auto is_settled = [&](const OpenLayer& layer) {
+      return bounds_.ranges[layer.id].is_empty();
+    };
+    if (is_sharded_ && std::all_of(open.begin(), open.end(), is_settled)) find_first_kept(open);
     std::vector<OpenLayer> missed;
     for (OpenLayer& layer : open) {
+      if (is_sharded_ && is_settled(layer)) continue;
       const ScoredInterval& likely = likely_interval(layer.id);
       if (is_missed(layer, likely)) {
         missed.push_back({layer.id, retry_interval(layer, likely)});
@@ -150,13 +154,17 @@ class NextReads {
   Evidence& evidence_;
 };
 
-// Reading the same interval once more only tells more if bins track what they hold. Ranks have more
-// bins, which tell more, where they need not tell that as well.
-void track_repeated(const Reads& reads, bool is_sharded, Evidence& evidence) {
+// Which bins are to track their smallest and largest keys: reading the same interval once more only
+// tells more if they do. Ranks have more bins, which tell more, where they need not tell that as
+// well.
+void track_min_max(const Reads& reads, const LayerIds& wanted, bool is_sharded,
+                   Evidence& evidence) {
   for (std::size_t r = 0; r < reads.ids.size(); ++r) {
     const std::size_t id = reads.ids[r];
     const bool is_same = evidence.sides[id].interval == reads.intervals[r];
-    evidence.tracks_min_max[id] = is_same || (!is_sharded && evidence.tracks_min_max[id]);
+    const bool is_wanted = std::binary_search(wanted.begin(), wanted.end(), id);
+    evidence.tracks_min_max[id] =
+        is_same || is_wanted || (!is_sharded && evidence.tracks_min_max[id]);
   }
 }
 
@@ -224,8 +232,7 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   const Reads& reads =
       next.candidates.empty() || backends.is_sharded() ? next.weights : next.candidates;
   if (!reads.empty()) {
-    track_repeated(reads, backends.is_sharded(), evidence);
-    for (const std::size_t id : next.tracked) evidence.tracks_min_max[id] = true;
+    track_min_max(reads, next.tracked, backends.is_sharded(), evidence);
     reader.read(reads, StoreLimit::budget, masks);
   } else {
     // They are few, or their scores too close or too small for the bounds to tell apart.
