@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lampfast._engine.sharded import Cuts
 
 _MOST = 64
-_FORM = re.compile(r"(\d*):(\d+)")
+_FORM = re.compile(r"([0-9]*):([0-9]+)")
 
 
 class Pattern(NamedTuple):

@@ -214,7 +214,7 @@ def _block(text: str | None) -> Any:
     """A block as it is written: 4x4, row or column."""
     if text in (None, "row", "column"):
         return text
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    found = re.fullmatch(r"([0-9]+)x([0-9]+)", text)
     if found is None:
         raise typer.BadParameter(
             f"{text!r} is no block; 4x4 is tiles of 4 outputs by 4 inputs, row and column are "
