@@ -79,7 +79,7 @@ def test_blocks(source: Path, tmp_path: Path, option: str, block: Any) -> None:
     assert arguments["block"] == (block if isinstance(block, str) else list(block))
 
 
-@pytest.mark.parametrize("option", ["4", "4x", "4x4x4", "-4x4", "rows", "1.5x2", ""])
+@pytest.mark.parametrize("option", ["4", "4x", "4x4x4", "-4x4", "rows", "1.5x2", "\uff11x4", ""])
 def test_no_block(source: Path, option: str) -> None:
     output = " ".join(_lampfast("report", source, "0.5", "--block", option, exit_code=2).split())
     assert "--block" in output
