@@ -60,6 +60,15 @@ struct CommitFailure {
   bool has_begun;  // whether some targets may have changed
 };
 
+// The values at these positions.
+template <class T>
+std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>& positions) {
+  std::vector<T> picked;
+  picked.reserve(positions.size());
+  for (const std::size_t position : positions) picked.push_back(values[position]);
+  return picked;
+}
+
 // Every id names a layer that lives here, and results are in the order of the ids. All results
 // merge, in any order, with those found in other parts of the same layers.
 class Backend {

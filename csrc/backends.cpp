@@ -23,15 +23,6 @@ const cuda::Gpu& gpu_of(const Machine& machine, int device) {
                               ", which the call was not lent");
 }
 
-// The values at these positions.
-template <class T>
-std::vector<T> pick(const std::vector<T>& values, const std::vector<std::size_t>& positions) {
-  std::vector<T> picked;
-  picked.reserve(positions.size());
-  for (const std::size_t position : positions) picked.push_back(values[position]);
-  return picked;
-}
-
 // Partitions the stored candidates of the layers whose requests say so, and the weights of others.
 std::vector<PartitionResult> partition_in(Backend& backend, const LayerIds& ids,
                                           const std::vector<PartitionRequest>& requests,

@@ -19,6 +19,15 @@ namespace lampfast {
 
 using Words = std::vector<std::int64_t>;
 
+// What a message begins with: how many ranks have failed, how many met an element that is not
+// finite, and a hash of what was asked, which must be the same on all ranks.
+constexpr std::size_t failed = 0;
+constexpr std::size_t not_finite = 1;
+constexpr std::size_t question_asked = 2;
+constexpr std::size_t header_size = 3;
+
+inline Words message() { return Words(header_size, 0); }
+
 // FNV-1a, word by word.
 class Hash {
  public:
@@ -72,6 +81,30 @@ class FixedPoint {
   int least_;
   int digits_;
 };
+
+// Two counts in a word; neither, added up over all ranks, reaches 2^32.
+inline void put_pairs(const std::vector<std::int64_t>& counts, Words& words) {
+  for (std::size_t i = 0; i < counts.size(); i += 2) {
+    const std::int64_t second = i + 1 < counts.size() ? counts[i + 1] : 0;
+    words.push_back(static_cast<std::int64_t>(static_cast<std::uint64_t>(second) << 32 |
+                                              static_cast<std::uint64_t>(counts[i])));
+  }
+}
+
+inline std::vector<std::int64_t> get_pairs(std::size_t size, const std::int64_t*& from) {
+  std::vector<std::int64_t> counts(size);
+  for (std::size_t i = 0; i < size; i += 2) {
+    const auto pair = static_cast<std::uint64_t>(*from++);
+    counts[i] = static_cast<std::int64_t>(pair & 0xffffffff);
+    if (i + 1 < size) counts[i + 1] = static_cast<std::int64_t>(pair >> 32);
+  }
+  return counts;
+}
+
+inline std::vector<std::int64_t> get_words(std::size_t size, const std::int64_t*& from) {
+  const std::int64_t* const begin = std::exchange(from, from + size);
+  return {begin, from};
+}
 
 inline void put_limbs(const BigUint& number, Words& words) {
   words.push_back(static_cast<std::int64_t>(number.limbs().size()));

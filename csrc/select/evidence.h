@@ -32,6 +32,7 @@ struct Evidence {
   std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
   std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
   std::vector<int> misses;              // how often an interval did not hold the threshold
+  std::vector<int> crowded;             // how often only where its elements crowd was read
   std::vector<bool> is_sorted;          // whether all keys inside its interval have been sorted
 
   explicit Evidence(std::vector<double> scales);

@@ -45,7 +45,7 @@ class NextReads {
       if (is_missed(layer, likely)) {
         missed.push_back({layer.id, retry_interval(layer, likely)});
       } else if (is_sharded_ && is_crowded(layer, likely)) {
-        ++evidence_.misses[layer.id];
+        ++evidence_.crowded[layer.id];
         layer.needed = {std::max<std::uint64_t>(likely.first, 1), likely.last + 1};
       }
     }
@@ -84,10 +84,14 @@ class NextReads {
     }
   }
 
+  // How many elements the interval of a layer's last read holds.
+  std::int64_t inside_last_read(std::size_t id) const {
+    return layers_[id].size - evidence_.sides[id].beside();
+  }
+
   bool has_few(const OpenLayer& layer) const {
-    const Sides& sides = evidence_.sides[layer.id];
-    const std::int64_t inside = layers_[layer.id].size - sides.beside();
-    return sides.interval.contains(layer.needed) && inside <= most_sorted_;
+    const KeyInterval& read = evidence_.sides[layer.id].interval;
+    return read.contains(layer.needed) && inside_last_read(layer.id) <= most_sorted_;
   }
 
   // The part of a layer in which its pruned elements probably end.
@@ -109,10 +113,11 @@ class NextReads {
   // it is known how they lie there, the bounds are so wide that the layer seems to need more than
   // that interval.
   bool is_crowded(const OpenLayer& layer, const ScoredInterval& likely) const {
-    const Sides& sides = evidence_.sides[layer.id];
-    const std::int64_t inside = layers_[layer.id].size - sides.beside();
-    return !sides.interval.contains(layer.needed) && !likely.is_one_key() &&
-           likely.count > inside / 4 && evidence_.misses[layer.id] < 4;
+    constexpr int most_crowded = 4;  // reads of a layer
+    const KeyInterval& read = evidence_.sides[layer.id].interval;
+    return !read.contains(layer.needed) && !likely.is_one_key() &&
+           likely.count > inside_last_read(layer.id) / 4 &&
+           evidence_.crowded[layer.id] < most_crowded;
   }
 
   // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
