@@ -42,14 +42,6 @@ from lampfast._engine import sharded, views
 from lampfast._engine.communicator import GroupCommunicator
 
 HIDDEN, INTERMEDIATE, KEYS = 8192, 28672, 1024
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
 FULL = 1024  # ranks of the model of 70 billion weights
 
 
@@ -210,7 +202,7 @@ def hard(ranks: int, layers: int, side: int) -> None:
 def hard_calls(ranks: int, layers: int, side: int) -> Iterator[tuple[int, float, str]]:
     """The collectives, the KiB that a rank sends for a layer, and what the call was."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from hard_weights import HARD, hard_layers
+    from hard_weights import DTYPES, HARD, hard_layers
     from virtual_ranks import Group, held, pointers
     from virtual_ranks import cut as cut_along
     from virtual_ranks import sharding as pieces_of

@@ -56,3 +56,13 @@ def _cpu_settings() -> Iterator[None]:
 def _place() -> Iterator[None]:
     with emulated() if "LAMPFAST_EMULATED" in os.environ else nullcontext():
         yield
+
+
+@pytest.fixture
+def forgotten_ranks() -> Iterator[None]:
+    """What a process knows of ranks must not outlive a rule that is broken (broken_rules.py)."""
+    from lampfast._engine import sharded
+
+    sharded._known.clear()
+    yield
+    sharded._known.clear()

@@ -8,6 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+
 Values = np.ndarray[Any, Any]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Values]
 

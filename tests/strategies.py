@@ -9,20 +9,14 @@ import math
 from typing import Any
 
 import cpu_settings
+import hard_weights
 import numpy as np
 import numpy.typing as npt
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.bfloat16,
-    torch.float16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
+DTYPES = hard_weights.DTYPES
 
 Array = npt.NDArray[Any]
 Model = dict[str, torch.Tensor]

@@ -3,15 +3,11 @@
 import pytest
 import torch
 from compare import assert_same_masks
+from hard_weights import DTYPES
 from sorted_check import SortedCheck
 
 import lampfast
 from lampfast._cli.demo import imagenet_weights
-
-DTYPES = (
-    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
-    *(torch.float8_e4m3fn, torch.float8_e5m2),
-)
 
 
 def test_the_weights_are_the_ones_expected() -> None:

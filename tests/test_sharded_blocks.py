@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import broken_rules
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,11 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from virtual_ranks import Group, Placed, Rank, can_place, here, joined
 
 import lampfast
-from lampfast._engine import sharded
 
-pytestmark = pytest.mark.skipif(not can_place, reason="needs meshes without process groups")
+pytestmark = [
+    pytest.mark.skipif(not can_place, reason="needs meshes without process groups"),
+    pytest.mark.usefixtures("forgotten_ranks"),
+]
 SEEDS = range(120)
 
 
@@ -228,14 +231,6 @@ def test_cost_does_not_depend_on_weights() -> None:
         assert max(group.sent) <= 32 * 4 << 10
 
 
-@pytest.fixture(autouse=True)
-def _forgetful() -> Any:
-    """What is known of ranks must not outlive a rule that is broken."""
-    sharded._known.clear()
-    yield
-    sharded._known.clear()
-
-
 TIED = Case(
     model("ties", torch.float32),
     dict.fromkeys("ab", Placed(CUBE, (Replicate(), Shard(0)))),
@@ -247,27 +242,10 @@ TIED = Case(
 
 def test_tiles_have_their_numbers_in_the_whole_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not differences(TIED)
-    original = sharded.Sharded._machine_part
-
-    def by_rank(self: sharded.Sharded, dtypes: Any) -> Any:
-        communicator, layers, own, begins = original(self, dtypes)
-        turned = [
-            (layer, counts, begins[layer][::-1][begins[layer].index(first)], steps)
-            for layer, counts, first, steps in own
-        ]
-        return communicator, layers, turned, begins
-
-    monkeypatch.setattr(sharded.Sharded, "_machine_part", by_rank)
+    broken_rules.turn_pieces_around(monkeypatch)
     assert differences(TIED)
 
 
 def test_replicas_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = sharded.Sharded._machine_part
-
-    def all_counted(self: sharded.Sharded, dtypes: Any) -> Any:
-        communicator, layers, own, begins = original(self, dtypes)
-        own = [(layer, True, first, steps) for layer, _, first, steps in own]
-        return communicator, layers, own, begins
-
-    monkeypatch.setattr(sharded.Sharded, "_machine_part", all_counted)
+    broken_rules.count_replicas(monkeypatch)
     assert differences(TIED)

@@ -7,19 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hard_weights import HARD, hard_layers
+from hard_weights import DTYPES, HARD, hard_layers
 from virtual_ranks import Box, Group, Rank, cut, held, pointers, sharding, split
 
 from lampfast import _core
 
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
 RANKINGS = (_core.Ranking.lamp, _core.Ranking.magnitude, _core.Ranking.per_layer)
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import broken_rules
 import numpy as np
 import pytest
 import torch
-from test_sharded_engine import DTYPES, values
+from hard_weights import DTYPES
+from test_sharded_engine import values
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from virtual_ranks import Group, Placed, Rank, can_place, here, joined
@@ -19,7 +21,10 @@ from virtual_ranks import Group, Placed, Rank, can_place, here, joined
 import lampfast
 from lampfast._engine import pieces, sharded
 
-pytestmark = pytest.mark.skipif(not can_place, reason="needs meshes without process groups")
+pytestmark = [
+    pytest.mark.skipif(not can_place, reason="needs meshes without process groups"),
+    pytest.mark.usefixtures("forgotten_ranks"),
+]
 
 METHODS = ("lamp", "lamp", "lamp", "global", "uniform", "erk")
 
@@ -170,28 +175,13 @@ def test_same_bits_where_some_ranks_have_no_part() -> None:
     assert not differences(case._replace(placed={"b": some["b"], "a": some["a"]}))
 
 
-@pytest.fixture(autouse=True)
-def _forgetful() -> Any:
-    """What is known of ranks must not outlive a rule that is broken."""
-    sharded._known.clear()
-    yield
-    sharded._known.clear()
-
-
 def test_strided_shards_are_not_read_as_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_chunks", lambda held, _: [held])
     assert differences(STRIDED)
 
 
 def test_replicas_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = sharded.Sharded._machine_part
-
-    def all_counted(self: sharded.Sharded, dtypes: Any) -> Any:
-        communicator, layers, own, begins = original(self, dtypes)
-        own = [(layer, True, first, steps) for layer, _, first, steps in own]
-        return communicator, layers, own, begins
-
-    monkeypatch.setattr(sharded.Sharded, "_machine_part", all_counted)
+    broken_rules.count_replicas(monkeypatch)
     assert differences(HYBRID)
 
 
@@ -206,15 +196,5 @@ def test_ties_go_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ties_begin_where_pieces_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = sharded.Sharded._machine_part
-
-    def turned_around(self: sharded.Sharded, dtypes: Any) -> Any:
-        communicator, layers, own, begins = original(self, dtypes)
-        turned = [
-            (layer, counts, begins[layer][::-1][begins[layer].index(first)], steps)
-            for layer, counts, first, steps in own
-        ]
-        return communicator, layers, turned, begins
-
-    monkeypatch.setattr(sharded.Sharded, "_machine_part", turned_around)
+    broken_rules.turn_pieces_around(monkeypatch)
     assert differences(IN_ORDER)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from hard_weights import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,15 +12,6 @@ from lampfast import _core
 from lampfast._engine import calls, views
 from lampfast.checkpoints import zeroing
 from lampfast.checkpoints.zeroing import Threshold
-
-DTYPES = [
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-]
 
 
 def _threshold(weight: torch.Tensor, count: int, scored: zeroing.Bits | None = None) -> Threshold:
