@@ -239,7 +239,7 @@ def _lie(
     In a group a rank knows this of its own layers only, so all tell each other.
     """
     first_dims = _patterns.first_dims(model, found)
-    in_stacks = {name for stack in found.stacks for name in found.names(stack)}
+    in_stacks = found.slices()
     if group is not None:
         own = json.dumps([first_dims, sorted(in_stacks)])
         for answer in everyone.communicator.gather(own.encode(), 256):

@@ -666,8 +666,8 @@ def _plan(
     spec: calls.Selection | None = None
     if asked.block is not None:
         _refuse_scales(sources, "blocks")
-        in_stacks = {name for stack in found.stacks for name in found.names(stack)}
-        tiles = _blocks.shapes(_patterns.first_dims(model, found), in_stacks, sources, asked.block)
+        own = _patterns.first_dims(model, found)
+        tiles = _blocks.shapes(own, found.slices(), sources, asked.block)
     if asked.pattern is not None:
         _refuse_scales(sources, "an n:m pattern")
         own = _patterns.first_dims(model, found)

@@ -182,6 +182,10 @@ class Layers(NamedTuple):
         stack = self.stacks.get(name)
         return [name] if stack is None else [name + suffix for suffix in stack.suffixes()]
 
+    def slices(self) -> set[str]:
+        """The names of the layers that are slices of a parameter."""
+        return {layer for name in self.stacks for layer in self.names(name)}
+
     def partial(self) -> dict[str, Stack]:
         """The stacks of which some slices are no layers."""
         return {name: stack for name, stack in self.stacks.items() if stack.without}
