@@ -28,6 +28,9 @@ constexpr std::int64_t most_bins = test_sizes ? 8 : 512;
 // smaller layers can have more bins.
 constexpr std::int64_t least_bins_of_candidates = test_sizes ? 4 : 64;
 
+// What a layer costs beside its candidates, as a number of weights that are read in the same time.
+constexpr std::int64_t weights_per_layer = 1 << 11;
+
 // How many candidates one task narrows, and up to a segment more.
 constexpr std::int64_t candidates_at_a_time = test_sizes ? 24 : 1 << 14;
 
@@ -360,7 +363,7 @@ std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
   std::vector<Partition> found;
   found.reserve(ids.size());
   std::vector<Task> tasks;
-  std::int64_t total = 0;
+  std::int64_t total = static_cast<std::int64_t>(ids.size()) * weights_per_layer;
   for (std::size_t p = 0; p < ids.size(); ++p) {
     const Read& read = reads_[ids[p]];
     const std::int64_t least = std::max(least_bins_of_candidates, requests[p].least_bins);
@@ -399,7 +402,7 @@ std::vector<Partition> HostBackend::narrow(const LayerIds& ids,
 
 void HostBackend::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
                           const KeySink& sink) {
-  std::int64_t total = 0;
+  std::int64_t total = static_cast<std::int64_t>(ids.size()) * weights_per_layer;
   for (const std::size_t id : ids) {
     for (const CandidateSegment& segment : reads_[id].candidates) total += segment.count;
   }

@@ -1,7 +1,8 @@
-// Helpers spin for a moment between stages, then sleep until the next one.
+// Helpers spin between the stages of a call, and sleep between calls.
 #include "cpu/thread_pool.h"
 
 #include <cxxabi.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -10,8 +11,10 @@
 #include <cstdlib>
 #include <exception>
 #include <iterator>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/float_environment.h"
@@ -19,19 +22,18 @@
 namespace lampfast::cpu {
 namespace {
 
-// Polls for a short while before its thread goes to sleep: the next stage of a call usually begins
-// soon, and waking a thread takes long.
+// Polls for a while before its thread goes to sleep: the next stage of a call usually begins soon,
+// and waking a thread takes long, on virtual machines some milliseconds at times.
 template <class Ready>
-bool spin(Ready&& ready) {
+void spin(Ready&& ready) {
   using Clock = std::chrono::steady_clock;
-  const auto end = Clock::now() + std::chrono::microseconds(200);
+  const auto end = Clock::now() + std::chrono::milliseconds(2);
   do {
     for (int i = 0; i < 64; ++i) {
-      if (ready()) return true;
+      if (ready()) return;
     }
     std::this_thread::yield();
   } while (Clock::now() < end);
-  return false;
 }
 
 }  // namespace
@@ -50,13 +52,36 @@ bool prepare_to_throw() noexcept {
   return is_prepared && abi::__cxa_get_globals() != nullptr;
 }
 
+// They outlive calls, as starting a thread takes longer than many calls do, and wait for the next
+// one asleep. Nobody waits for a helper that has not entered a round of work: where the system
+// takes long to wake it, the others have done its part.
 class ThreadPool::Helpers {
  public:
-  explicit Helpers(int count) {
+  explicit Helpers(int count) : count_(static_cast<std::size_t>(count)) {}
+  Helpers(const Helpers&) = delete;
+  Helpers& operator=(const Helpers&) = delete;
+
+  ~Helpers() {
+    ends_ = true;
+    announce(nullptr);
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  // Never destroys them: threads that are not there cannot be joined.
+  static void abandon(std::shared_ptr<Helpers>& helpers) {
+    Helpers& abandoned = *helpers;
+    abandoned.itself_ = std::move(helpers);
+  }
+
+  int count() const { return static_cast<int>(count_); }
+
+  // Starts those that are missing.
+  void start() {
     try {
-      threads_.reserve(static_cast<std::size_t>(count));
-      for (int worker = 1; worker <= count; ++worker) {
-        threads_.emplace_back([this, worker] { serve(worker); });
+      threads_.reserve(count_);
+      while (threads_.size() < count_) {
+        threads_.emplace_back(
+            [this, worker = static_cast<int>(threads_.size()) + 1] { serve(worker); });
       }
     } catch (...) {
       // The system is short of threads or memory: the threads that did start, and the caller, do
@@ -64,21 +89,22 @@ class ThreadPool::Helpers {
     }
   }
 
-  ~Helpers() {
-    announce(nullptr);
-    for (std::thread& thread : threads_) thread.join();
-  }
-
-  // Calls work(worker) on every helper and, as worker 0, here.
+  // Calls work(worker) on those helpers that come in time and, as worker 0, here.
   void run(FunctionRef<void(int)> work) {
-    busy_ = static_cast<int>(threads_.size());
     announce(&work);
     work(0);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      work_ = nullptr;  // who comes now comes too late
+    }
     const auto idle = [this] { return busy_.load() == 0; };
-    if (spin(idle)) return;
+    spin(idle);
     std::unique_lock<std::mutex> lock(mutex_);
     finished_.wait(lock, idle);
   }
+
+  // Whether work may follow soon, for which helpers stay awake.
+  void expect_work(bool soon) { is_soon_ = soon; }
 
  private:
   void announce(const FunctionRef<void(int)>* work) {
@@ -91,39 +117,87 @@ class ThreadPool::Helpers {
   }
 
   void serve(int worker) {
-    const bool can_work = prepare_to_throw();  // else the other threads do it all
-    for (std::int64_t seen = 0;; ++seen) {
-      const auto next = [this, seen] { return round_.load() != seen; };
-      if (!spin(next)) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        started_.wait(lock, next);
-      }
-      const FunctionRef<void(int)>* work = work_;
-      if (work == nullptr) return;
+    bool can_work = false;  // else the other threads do it all
+    for (std::int64_t seen = 0; !ends_;) {
+      const FunctionRef<void(int)>* const work = enter_next_round(seen);
+      if (work == nullptr) continue;
+      can_work = can_work || prepare_to_throw();
       if (can_work) (*work)(worker);
-      if (--busy_ == 0) {
-        // Under the lock, or the caller could miss it between its last check and its wait.
-        const std::lock_guard<std::mutex> lock(mutex_);
-        finished_.notify_one();
-      }
+      // Under the lock, or the caller could miss it between its last check and its wait.
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (--busy_ == 0) finished_.notify_one();
     }
   }
 
+  // Waits for a round after the one that was seen last. Returns its work, or null if that is done
+  // already.
+  const FunctionRef<void(int)>* enter_next_round(std::int64_t& seen) {
+    const auto is_next = [this, &seen] { return round_.load() != seen; };
+    spin([&] { return is_next() || !is_soon_.load(); });
+    std::unique_lock<std::mutex> lock(mutex_);
+    started_.wait(lock, is_next);
+    seen = round_;
+    if (work_ != nullptr) ++busy_;
+    return work_;
+  }
+
+  const std::size_t count_;
   std::mutex mutex_;
   std::condition_variable started_;
   std::condition_variable finished_;
   std::atomic<std::int64_t> round_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<int> busy_{0};  // helpers in the current round
+  std::atomic<bool> is_soon_{true};
+  std::atomic<bool> ends_{false};
   const FunctionRef<void(int)>* work_ = nullptr;
   std::vector<std::thread> threads_;
+  std::shared_ptr<Helpers> itself_;  // see abandon()
 };
 
-ThreadPool::ThreadPool(int threads) : size_(std::max(threads, 1)) {}
+namespace {
 
-ThreadPool::~ThreadPool() = default;
+// The helpers of a thread, which are as many as its last call wanted. A child process that was
+// forked has none of its parent's threads: it leaves their remains alone.
+class HelpersOfThread {
+ public:
+  ~HelpersOfThread() { abandon_after_fork(); }
+
+  std::shared_ptr<ThreadPool::Helpers> get(int count) {
+    abandon_after_fork();
+    if (helpers_ == nullptr || helpers_->count() != count) {
+      helpers_ = std::make_shared<ThreadPool::Helpers>(count);
+    }
+    return helpers_;
+  }
+
+ private:
+  void abandon_after_fork() {
+    const pid_t process = getpid();
+    if (process != process_ && helpers_ != nullptr) ThreadPool::Helpers::abandon(helpers_);
+    process_ = process;
+  }
+
+  std::shared_ptr<ThreadPool::Helpers> helpers_;
+  pid_t process_ = getpid();
+};
+
+thread_local HelpersOfThread helpers_of_thread;
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) : size_(std::max(threads, 1)) {
+  if (size_ > 1) helpers_ = helpers_of_thread.get(size_ - 1);
+}
+
+ThreadPool::~ThreadPool() {
+  if (is_started_) helpers_->expect_work(false);
+}
 
 void ThreadPool::start_helpers(std::int64_t tasks, std::int64_t weights) {
-  if (!helpers_ && wants_helpers(tasks, weights)) helpers_ = std::make_unique<Helpers>(size_ - 1);
+  if (is_started_ || !wants_helpers(tasks, weights)) return;
+  is_started_ = true;
+  helpers_->expect_work(true);
+  helpers_->start();
 }
 
 void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,

@@ -14,11 +14,12 @@ namespace lampfast::cpu {
 // one. Returns false if there is no memory; this thread must not throw then.
 bool prepare_to_throw() noexcept;
 
-// The calling thread and its helpers. Helpers start once there is enough to do and end with the
-// pool: a call has many short stages, and starting threads for each would cost more than some of
-// them take.
+// The calling thread and its helpers, for one call. Helpers start once there is enough to do and
+// end with the thread that they help.
 class ThreadPool {
  public:
+  class Helpers;
+
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -40,14 +41,13 @@ class ThreadPool {
   void start_helpers(std::int64_t tasks, std::int64_t weights);
 
  private:
-  class Helpers;
-
   bool wants_helpers(std::int64_t tasks, std::int64_t weights) const {
     return size_ > 1 && tasks > 1 && weights >= least_parallel_size;
   }
 
-  int size_;
-  std::unique_ptr<Helpers> helpers_;
+  const int size_;
+  std::shared_ptr<Helpers> helpers_;  // of the thread that has made the pool; null if size_ is 1
+  bool is_started_ = false;
 };
 
 }  // namespace lampfast::cpu

@@ -54,7 +54,8 @@ void EmpiricalCdf::add_up(const LogHistogram& histogram) {
   const auto drawn = static_cast<double>(histogram.drawn);
   double below = drawn;
   double sum = 0.0;
-  thread_local std::vector<Edge> found;  // from the last one down
+  thread_local std::vector<Edge> buffer;
+  std::vector<Edge>& found = buffer;  // from the last one down
   found.clear();
   const auto push_edge = [&](double at) {
     found.push_back({static_cast<float>(at * inverse), static_cast<float>(weight_ * below),

@@ -82,20 +82,21 @@ class Estimator {
   }
 
  private:
-  // Calls body(task) for `tasks` layers or problems, each of which takes as long as reading so many
-  // weights.
+  // Calls body(task) for `tasks` layers or problems, which take as long as reading so many weights
+  // each.
   template <class Body>
-  void for_each(std::size_t tasks, Body&& body) {
-    constexpr std::int64_t weights = 512;
+  void for_each(std::size_t tasks, std::int64_t weights, Body&& body) {
     const auto count = static_cast<std::int64_t>(tasks);
     backends_.pool().for_each(count, count * weights, [&](std::int64_t task, int) {
       body(static_cast<std::size_t>(task));
     });
   }
+  static constexpr std::int64_t weights_to_build_curve = 1 << 12;
+  static constexpr std::int64_t weights_to_ask_curve = 1 << 10;
 
   void draw() {
     const std::vector<LogHistogram> histograms = backends_.draw(backends_.all());
-    for_each(layers_.size(),
+    for_each(layers_.size(), weights_to_build_curve,
              [&](std::size_t i) { cdfs_[i] = EmpiricalCdf(layers_[i], ranking_, histograms[i]); });
   }
 
@@ -108,7 +109,7 @@ class Estimator {
     if (problems_.size() == 1) {
       body(problems_[0]);
     } else {
-      for_each(problems_.size(), [&](std::size_t p) { body(problems_[p]); });
+      for_each(problems_.size(), weights_to_ask_curve, [&](std::size_t p) { body(problems_[p]); });
     }
   }
 
@@ -228,7 +229,7 @@ class Estimator {
   }
 
   void find_intervals() {
-    for_each(layers_.size(), [&](std::size_t i) {
+    for_each(layers_.size(), weights_to_ask_curve, [&](std::size_t i) {
       const double score = problem_of(i).score;
       constexpr double reach = 0x1p-4;  // within which the flow is measured
       const ScoreCount low = cdfs_[i].at(score - reach);
@@ -267,7 +268,7 @@ class Estimator {
       find_one(problem.begin);
       return;
     }
-    for_each(layers_.size(), find_one);
+    for_each(layers_.size(), weights_to_ask_curve, find_one);
     const double reach = (is_linear ? deviations * bars.log_score : 0.0) + bars.bias + 4.0 * slack;
     const double least = ranking_ == Ranking::lamp ? error_bounds::least_score : 0.0;
     scores_.least = least;

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from hashlib import blake2b
 from multiprocessing.context import ForkContext, SpawnContext
 
+import another_python
 import numpy as np
 import pytest
 
@@ -81,6 +83,48 @@ def test_forks_while_other_threads_prune() -> None:
         for other in others:
             other.join()
     assert codes == [0] * 20
+
+
+_FORKS_AND_ENDS = """
+import os, sys
+
+sys.path.insert(0, "faults")
+from test_processes import _pruned
+
+expected = _pruned()
+child = os.fork()
+if child == 0:
+    sys.exit(7 if _pruned() == expected else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_ends_as_usual() -> None:
+    """The threads that helped its parent are not there to be waited for."""
+    done = another_python.run("-c", _FORKS_AND_ENDS, PYTHONWARNINGS="ignore")
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_the_helpers_of_a_thread_end_with_it() -> None:
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    during = []
+
+    def prune() -> None:
+        _pruned()
+        during.append(threads())
+
+    before = threads()
+    thread = threading.Thread(target=prune)
+    thread.start()
+    thread.join()
+    assert during == [before + THREADS]
+    deadline = time.monotonic() + 60  # a thread that has been joined may stay in /proc for a moment
+    while threads() > before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert threads() == before
 
 
 def test_a_fork_while_another_thread_pauses_the_collector() -> None:
