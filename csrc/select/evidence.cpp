@@ -15,7 +15,7 @@
 namespace lampfast {
 namespace {
 
-constexpr std::int64_t most_sorted_here = test_sizes ? 4 : 256;
+constexpr std::int64_t most_sorted_here = test_sizes ? 4 : 128;
 
 std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
   std::sort(keys.begin(), keys.end());
