@@ -41,6 +41,11 @@ struct PieceRange {
   std::int64_t most_elements() const { return (last - first) * pieces.length(); }
 };
 
+// Whether a layer is drawn as a whole and lies in one stretch of memory.
+bool is_read_in_place(const Layer& layer, const DrawnPieces& pieces) {
+  return pieces.count() == 1 && !layer.scales && is_row_major(layer.shape, layer.strides);
+}
+
 constexpr std::int64_t pieces_at_a_time = test_sizes ? 4 : 1 << 8;
 
 std::size_t number_of(const PieceRange& range) {
@@ -100,10 +105,6 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   }
   const DrawnPieces& pieces = range.pieces;
   const auto* data = reinterpret_cast<const Element*>(layer.data);
-  if (pieces.count() == 1 && is_row_major(layer.shape, layer.strides)) {
-    body(0, data, layer.size);  // spares small layers the walk
-    return;
-  }
   const StridedWalk<1, 0> walk(layer.shape, {&layer.strides}, Order::memory);
   const std::int64_t step = walk.step()[0];
   alignas(64) Element gathered[most_gathered];
@@ -127,30 +128,62 @@ void for_each_drawn(const Layer& layer, const PieceRange& range, Body&& body) {
   }
 }
 
-// The same from a copy of them.
-template <class Element, class Body>
-void for_each_copied(const PieceRange& range, const Slab& copy, Body&& body) {
-  const auto* elements = reinterpret_cast<const Element*>(copy.get());
+// Copies the elements of the pieces to `to`, group after group, and returns where each group ends.
+// Kernels take long to begin and to end, beside what the few elements of a piece take.
+template <class Element>
+GroupEnds gather_groups(const Layer& layer, const PieceRange& range, Element* to) {
+  const DrawnPieces& pieces = range.pieces;
+  const auto group_of = [](std::int64_t piece) {
+    return static_cast<std::size_t>(DrawnPieces::group(piece));
+  };
+  std::array<std::int64_t, draw_groups> next{};
   for (std::int64_t piece = range.first; piece < range.last; ++piece) {
-    const std::int64_t begin = range.pieces.begin(piece);
-    const std::int64_t count = range.pieces.end(begin) - begin;
-    body(piece, elements, count);
-    elements += count;
+    next[group_of(piece)] += pieces.length();
   }
+  const std::int64_t begin_of_last = pieces.begin(range.last - 1);  // which may be shorter
+  next[group_of(range.last - 1)] -= pieces.length() - (pieces.end(begin_of_last) - begin_of_last);
+  GroupEnds ends;
+  std::int64_t end = 0;
+  for (std::size_t group = 0; group < draw_groups; ++group) {
+    end += std::exchange(next[group], end);
+    ends[group] = static_cast<std::int32_t>(end);
+  }
+  for_each_drawn<Element>(
+      layer, range, [&](std::int64_t piece, const Element* from, std::int64_t count) {
+        std::int64_t& at = next[group_of(piece)];
+        std::memcpy(to + at, from, static_cast<std::size_t>(count) * sizeof(Element));
+        at += count;
+      });
+  return ends;
 }
+
+// A thread's memory for what is drawn from a range of pieces.
+class DrawBuffer {
+ public:
+  template <class Element>
+  Element* get(const PieceRange& range) {
+    const auto bytes = static_cast<std::size_t>(range.most_elements()) * sizeof(Element);
+    words_.resize(std::max(words_.size(), (bytes + 7) / 8));
+    return reinterpret_cast<Element*>(words_.data());
+  }
+
+ private:
+  std::vector<std::uint64_t> words_;
+};
 
 // Counters for all magnitudes that a dtype has, of which a layer's histogram becomes a part.
 class Counters {
  public:
-  // Copies the elements to `copy`, unless that is null.
+  // Of elements that have been drawn from a layer, in ranges of the given pieces.
   template <class Format>
-  LogHistogram histogram(const Layer& layer, const PieceRange& range, const Slab& copy) {
+  LogHistogram histogram(const typename Format::Storage* keys, std::int64_t count, Dtype dtype,
+                         const DrawnPieces& pieces) {
     // Where few elements are drawn, adding up many tables of many bins would take longer; and
     // tables of float64 are large.
     constexpr std::size_t tables = sizeof(typename Format::Storage) == 8 ? 1 : 4;
-    return range.pieces.count() * range.pieces.length() <= few_drawn
-               ? histogram<Format, 4, (tables + 1) / 2>(layer, range, copy)
-               : histogram<Format, 5, tables>(layer, range, copy);
+    return pieces.count() * pieces.length() <= few_drawn
+               ? histogram<Format, 4, (tables + 1) / 2>(keys, count, dtype)
+               : histogram<Format, 5, tables>(keys, count, dtype);
   }
 
  private:
@@ -160,26 +193,15 @@ class Counters {
   // With bins of 2^-Bits octaves. Equal keys often follow each other: with one table of counters,
   // every increment would wait for the one before it.
   template <class Format, int Bits, std::size_t Tables>
-  LogHistogram histogram(const Layer& layer, const PieceRange& range, const Slab& copy) {
-    using Key = typename Format::Storage;
+  LogHistogram histogram(const typename Format::Storage* keys, std::int64_t count, Dtype dtype) {
     constexpr int shift = histogram_shift<Format>(Bits);
     constexpr std::size_t bins = std::size_t{Format::magnitude_mask >> shift} + 1;
     counts_.resize(std::max(counts_.size(), Tables * bins));
-    const Kernels& kernels = kernels_for(layer.dtype);
     LogHistogram histogram;
     histogram.shift = shift;
-    std::uint64_t largest = 0;
-    std::byte* to = copy.get();
-    for_each_drawn<Key>(layer, range, [&](std::int64_t, const Key* keys, std::int64_t count) {
-      if (to != nullptr) {
-        const auto bytes = static_cast<std::size_t>(count) * sizeof(Key);
-        std::memcpy(to, keys, bytes);
-        to += bytes;
-      }
-      largest = std::max(largest, kernels.largest(keys, count));
-      count_keys<Format, shift, Tables>(keys, count);
-      histogram.drawn += count;
-    });
+    histogram.drawn = count;
+    const std::uint64_t largest = kernels_for(dtype).largest(keys, count);
+    count_keys<Format, shift, Tables>(keys, count);
     if (histogram.drawn > 0) take<Tables>(bins, octaves << Bits, largest >> shift, histogram);
     // What is not finite is the partition's to report: here it counts as the largest that is.
     histogram.limit(std::uint64_t{Format::not_finite - 1} >> shift);
@@ -247,22 +269,17 @@ class Counters {
 };
 
 template <class Format>
-GroupTallies tally_range(const Layer& layer, const PieceRange& range, const Slab& copy,
-                         const TallyRequest& request) {
-  using Key = typename Format::Storage;
-  const Kernels& kernels = kernels_for(layer.dtype);
+GroupTallies tally_groups(const typename Format::Storage* keys, const GroupEnds& ends, Dtype dtype,
+                          const TallyRequest& request) {
   GroupTallies tallies;
-  const auto tally = [&](std::int64_t piece, const Key* keys, std::int64_t count) {
-    const auto group = static_cast<std::size_t>(DrawnPieces::group(piece));
-    const Tally found = kernels.tally(keys, count, request.key, request.scale);
-    tallies.drawn[group] += static_cast<double>(count);
-    tallies.below[group] += found.below;
-    tallies.above[group] += found.above;
-  };
-  if (copy != nullptr) {
-    for_each_copied<Key>(range, copy, tally);
-  } else {
-    for_each_drawn<Key>(layer, range, tally);
+  std::int64_t begin = 0;
+  for (std::size_t group = 0; group < draw_groups; ++group) {
+    const std::int64_t count = ends[group] - begin;
+    const Tally found = kernels_for(dtype).tally(keys + begin, count, request.key, request.scale);
+    tallies.drawn[group] = static_cast<double>(count);
+    tallies.below[group] = found.below;
+    tallies.above[group] = found.above;
+    begin = ends[group];
   }
   return tallies;
 }
@@ -348,27 +365,48 @@ std::vector<LogHistogram> HostBackend::draw(const LayerIds& ids) {
     const std::int64_t count = pieces_of(layers_[id]).count();
     drawn_[id].resize(static_cast<std::size_t>((count + pieces_at_a_time - 1) / pieces_at_a_time));
   }
+  std::vector<DrawBuffer> buffers(counters.size());
   return add_up_draws<LogHistogram>(layers_, ids, pool_, [&](const PieceRange& range, int worker) {
-    const Layer& layer = layers_[ids[range.position]];
-    Slab& copy = drawn_[ids[range.position]][number_of(range)];
-    if (is_copied(layer, range.pieces)) {
-      copy = take_slab(budget_, range.most_elements() * item_size(layer.dtype));
-    }
+    const std::size_t id = ids[range.position];
+    const Layer& layer = layers_[id];
     return with_format(layer.dtype, [&](auto format) {
-      return counters[static_cast<std::size_t>(worker)].histogram<decltype(format)>(layer, range,
-                                                                                    copy);
+      using Key = typename decltype(format)::Storage;
+      const auto* keys = reinterpret_cast<const Key*>(layer.data);
+      std::int64_t count = layer.size;
+      if (!is_read_in_place(layer, range.pieces)) {
+        DrawnCopy& copy = drawn_[id][number_of(range)];
+        if (is_copied(layer, range.pieces)) {
+          copy.elements = take_slab(budget_, range.most_elements() * item_size(layer.dtype));
+        }
+        Key* const to = copy.elements ? reinterpret_cast<Key*>(copy.elements.get())
+                                      : buffers[static_cast<std::size_t>(worker)].get<Key>(range);
+        copy.ends = gather_groups(layer, range, to);
+        keys = to;
+        count = copy.ends.back();
+      }
+      return counters[static_cast<std::size_t>(worker)].histogram<decltype(format)>(
+          keys, count, layer.dtype, range.pieces);
     });
   });
 }
 
 std::vector<GroupTallies> HostBackend::tally(const LayerIds& ids,
                                              const std::vector<TallyRequest>& requests) {
-  const Slab no_copy;
-  return add_up_draws<GroupTallies>(layers_, ids, pool_, [&](const PieceRange& range, int) {
+  std::vector<DrawBuffer> buffers(static_cast<std::size_t>(pool_.size()));
+  return add_up_draws<GroupTallies>(layers_, ids, pool_, [&](const PieceRange& range, int worker) {
     const std::size_t id = ids[range.position];
-    const Slab& copy = drawn_[id].empty() ? no_copy : drawn_[id][number_of(range)];
-    return with_format(layers_[id].dtype, [&](auto format) {
-      return tally_range<decltype(format)>(layers_[id], range, copy, requests[range.position]);
+    const Layer& layer = layers_[id];
+    return with_format(layer.dtype, [&](auto format) {
+      using Key = typename decltype(format)::Storage;
+      DrawnCopy copy;
+      if (!drawn_[id].empty()) copy = drawn_[id][number_of(range)];
+      const Key* keys = reinterpret_cast<const Key*>(copy.elements.get());
+      if (keys == nullptr) {
+        Key* const to = buffers[static_cast<std::size_t>(worker)].get<Key>(range);
+        copy.ends = gather_groups(layer, range, to);
+        keys = to;
+      }
+      return tally_groups<decltype(format)>(keys, copy.ends, layer.dtype, requests[range.position]);
     });
   });
 }

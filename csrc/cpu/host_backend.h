@@ -2,6 +2,7 @@
 // methods name the files that define them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -9,11 +10,21 @@
 #include <vector>
 
 #include "backend.h"
+#include "core/drawn_pieces.h"
 #include "cpu/candidates.h"
 #include "cpu/chunks.h"
 #include "cpu/thread_pool.h"
 
 namespace lampfast::cpu {
+
+// Where the elements of each group end that have been drawn from some of a layer's pieces.
+using GroupEnds = std::array<std::int32_t, draw_groups>;
+
+// Those elements (estimate.cpp), group after group.
+struct DrawnCopy {
+  Slab elements;  // null where the budget was spent
+  GroupEnds ends{};
+};
 
 class HostBackend : public Backend {
  public:
@@ -94,9 +105,8 @@ class HostBackend : public Backend {
   ThreadPool& pool_;
   std::shared_ptr<CandidateBudget> budget_;
   std::vector<Read> reads_;  // by layer id
-  // Copies of what a draw has read, until the weights are read: by layer id and range of pieces
-  // (estimate.cpp), null where the budget was spent.
-  std::vector<std::vector<Slab>> drawn_;
+  // Copies of the draw, until the weights are read: by layer id and range of pieces (estimate.cpp).
+  std::vector<std::vector<DrawnCopy>> drawn_;
   Pending pending_;
 };
 
