@@ -82,7 +82,7 @@ def _staged_masks(weights: Weights) -> Callable[[_core.CallProfile], Call]:
     sources, threads = [layer.pointer for layer in layers], (torch.get_num_threads(), ())
     spec = contenders.spec(weights, _S)
 
-    def masks(times: _core.CallProfile) -> list[views.View]:
+    def masks(times: _core.CallProfile) -> views.Views:
         outputs = views.empty_masks(layers)  # new ones, as lampfast.masks returns them
         targets = [output.pointer for output in outputs]
         _core.masks(sources, targets, spec, threads, times)

@@ -44,7 +44,7 @@ def are_needed(found: Layers, group: ProcessGroup | None) -> bool:
         ValueError: torch.distributed does not run, or a layer has scales.
     """
     replicas.check_group(group, "group")
-    needed = group is not None or any(map(shards.is_sharded, found.wholes.values()))
+    needed = group is not None or shards.are_sharded(found.wholes.values())
     if needed and found.scales:
         raise ValueError(
             f"layer {next(iter(found.scales))!r} is quantised, with scales beside it, in a "
@@ -177,7 +177,7 @@ def telling_others(model: object, group: ProcessGroup | None) -> Iterator[None]:
 
 def _tell(model: object, group: ProcessGroup | None, error: BaseException) -> None:
     weights = _weights(model)
-    if group is None and not any(map(shards.is_sharded, weights)):
+    if group is None and not shards.are_sharded(weights):
         return
     from lampfast._engine import sharded
 

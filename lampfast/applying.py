@@ -70,7 +70,7 @@ def apply(
         return _applied_by_ranks(found, masks)
     layers = found.layers.checked(write=True)
     wholes = found.layers.views(layers)
-    given = found.layers.spread(views.masks_of_layers(masks, wholes), layers)
+    given = found.layers.spread(views.masks_of_layers(masks, wholes))
     targets = views.local(layers)
     reachable = views.beside(given, targets)
     left = _coverage.left_out(found)

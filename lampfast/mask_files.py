@@ -175,11 +175,11 @@ def load_masks(
 
 def _distinct(layers: Layers) -> dict[str, Weight]:
     """The parameters of layers that can be pruned, tied ones once."""
-    if any(map(shards.is_sharded, layers.wholes.values())):
+    if shards.are_sharded(layers.wholes.values()):
         found = views.layers({name: shards.part(whole) for name, whole in layers.wholes.items()})
     else:
-        found = list(layers.views(layers.checked()))
-    return {view.name: layers.wholes[view.name] for view in found}
+        found = views.Views.of(layers.views(layers.checked()))
+    return {name: layers.wholes[name] for name in found.names}
 
 
 def _read(

@@ -11,7 +11,7 @@ from lampfast import _arguments, _blocks, _core, _coverage, _patterns, _ranks, m
 from lampfast._blocks import Block
 from lampfast._engine import calls, changes, collector, in_place, views
 from lampfast._engine.stacks import Layers
-from lampfast._engine.views import View, Weight
+from lampfast._engine.views import View, Views, Weight
 from lampfast._ranks import Asked
 from lampfast.methods import Allocation, Method
 from lampfast.parameters import Model, Patterns
@@ -299,12 +299,12 @@ def masks(
     if given is None:
         outputs = views.empty_masks(wholes)
         found.fill_uncovered(outputs, True)
-        calls.masks(targets, sources, found.spread(outputs, layers), spec)
+        calls.masks(targets, sources, found.spread(outputs), spec)
         return views.delivered(outputs, wholes)
     reachable = views.local(given)
     try:
         found.fill_uncovered(reachable, True)
-        calls.masks(targets, sources, found.spread(reachable, layers), spec)
+        calls.masks(targets, sources, found.spread(reachable), spec)
         views.write_back(given, reachable)
     finally:
         changes.mark(mask.weight for mask in given)
@@ -370,7 +370,7 @@ def _scores(found: Layers, importance: Mapping[str, Weight] | None) -> dict[str,
     outputs = views.empty_scores(wholes, found.scored(wholes, layers, importances))
     found.fill_uncovered(outputs, nan)
     targets, sources = _local(layers, importances)
-    with views.row_major(found.spread(outputs, layers)) as parts:
+    with views.row_major(found.spread(outputs)) as parts:
         calls.scores(targets, sources, parts)
     return views.delivered(outputs, wholes)
 
@@ -676,7 +676,7 @@ def _plan(
         stacks = {name: found.names(name) for name in found.stacks}
         spec = methods.allocation_spec(asked.method, stacks, layers)
     elif asked.sparsity is not None:
-        count = _arguments.count("sparsity", asked.sparsity, sum(it.size for it in layers))
+        count = _arguments.count("sparsity", asked.sparsity, sum(Views.of(layers).sizes))
     targets, scored = _local(layers, sources)  # which may copy, and so comes after the checks
     if count is not None:
         spec = methods.selection_spec(cast(Method, asked.method), count, targets, scored, tiles)
@@ -708,9 +708,13 @@ def reported(
     by_magnitude: bool = True,
 ) -> Report:
     """What pruning by thresholds leaves; with magnitudes, if these are what was compared."""
-    # Rows are made later, from copies of what they need: a report must not keep weights alive.
-    shapes = [layer.shape for layer in layers]
-    names, sizes = [layer.name for layer in layers], [layer.size for layer in layers]
+    # Rows are made later, of no more than they need: a report must not keep weights alive.
+    names: Sequence[str]
+    if isinstance(layers, Views):
+        names, shapes, sizes = layers.names, layers.shapes, layers.sizes
+    else:  # of all ranks together, or of files
+        names, shapes = [layer.name for layer in layers], [layer.shape for layer in layers]
+        sizes = [layer.size for layer in layers]
     row = partial(_row, by_magnitude)
     return Report.lazily(partial(map, row, names, shapes, sizes, thresholds), left_out)
 

@@ -105,7 +105,7 @@ class PruningCallback(PrunerCallback, TrainerCallback):
         if isinstance(optimizer, AcceleratedOptimizer):
             optimizer = optimizer.optimizer
         saved = optimizer.param_groups[0].pop(self._key, None)
-        if any(map(shards.is_sharded, model.parameters())):
+        if shards.are_sharded(model.parameters()):
             saved = _of_first_rank(saved)
         self._start(model, optimizer, state.global_step, saved)
         self._saving = optimizer.register_state_dict_post_hook(self._save)

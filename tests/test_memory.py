@@ -89,7 +89,9 @@ def test_clusters(starts_and_sizes: list[tuple[int, int]]) -> None:
                 if max(start, other_start) < min(stop, other_stop):
                     group[i] = min(group[i], group[j])
     expected = [[i for i in range(len(spans)) if group[i] == g] for g in range(len(spans))]
-    assert sorted(memory.clusters(spans)) == [cluster for cluster in expected if len(cluster) > 1]
+    starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+    found = memory.clusters(starts, stops)
+    assert sorted(found) == [cluster for cluster in expected if len(cluster) > 1]
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2), ()])

@@ -487,7 +487,7 @@ def test_dtypes_of_ml_dtypes_that_are_not_pruned() -> None:
         lampfast.prune([array], 0.5)
 
 
-@pytest.mark.parametrize("asked", ["_shape_of", "_dtype_of", "_itemsize_of"])
+@pytest.mark.parametrize("asked", ["_shape_of", "_strides_of", "_dtype_of"])
 def test_a_tensor_that_gets_other_memory_meanwhile(
     asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

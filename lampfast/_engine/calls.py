@@ -16,7 +16,7 @@ import torch
 from lampfast import _core
 from lampfast._engine import gpus, ways_out
 from lampfast._engine.in_place import BeforeWriting
-from lampfast._engine.views import Pointer, View
+from lampfast._engine.views import Pointer, View, Views, are_none
 
 
 class Groups(NamedTuple):
@@ -228,13 +228,16 @@ def _not_finite(what: str, views: Sequence[View], element: _core.ElementIndex) -
     )
 
 
-def _pointers(views: Sequence[View]) -> list[Pointer]:
-    return [view.pointer for view in views]
+def _pointers(views: Sequence[View]) -> Sequence[Pointer]:
+    return Views.of(views).pointers
 
 
-def _ranked(views: Sequence[View]) -> list[_core.Layer]:
+def _ranked(views: Sequence[View]) -> Sequence[_core.Layer]:
     """Pointers of what is ranked: with scales, where a view has them."""
+    pointers, scales = _pointers(views), Views.of(views).scales
+    if are_none(scales):
+        return pointers
     return [
-        view.pointer if view.scales is None else (*view.pointer, view.scales.pointer())
-        for view in views
+        pointer if scale is None else (*pointer, scale.pointer())
+        for pointer, scale in zip(pointers, scales, strict=True)
     ]

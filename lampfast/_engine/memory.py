@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 from operator import gt
 from types import SimpleNamespace
 from typing import Any
@@ -51,28 +52,25 @@ def reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     return first, last
 
 
-def clusters(spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+def clusters(starts: Sequence[int], stops: Sequence[int]) -> Iterator[list[int]]:
     """Which [start, stop) spans of addresses overlap, directly or through others.
 
     Example:
-        >>> list(clusters([(0, 8), (20, 28), (4, 12), (8, 20)]))
+        >>> list(clusters([0, 20, 4, 8], [8, 28, 12, 20]))
         [[0, 2, 3]]
 
     Args:
-        spans: Any number of them; an empty one overlaps nothing.
+        starts: Of any number of spans.
+        stops: Of the same; one that is empty overlaps nothing.
 
     Yields:
         Ascending positions of two or more spans; most models yield nothing.
     """
-    if not spans:
-        return
-    starts, stops = map(sorted, zip(*spans, strict=True))
-    if not any(map(gt, stops, starts[1:])):
+    if not any(map(gt, sorted(stops), sorted(starts)[1:])):
         return  # apart, as every span ends before the next one starts: so it is in most models
     cluster: list[int] = []
     end = 0
-    for i in sorted(range(len(spans)), key=spans.__getitem__):
-        start, stop = spans[i]
+    for start, stop, i in sorted(zip(starts, stops, count(), strict=False)):
         if start >= end:
             if len(cluster) > 1:
                 yield sorted(cluster)

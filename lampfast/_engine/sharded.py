@@ -301,7 +301,7 @@ class Sharded:
         self.communicator.finish()
         views.write_back(self._views, list(self._local.values()))
 
-    def local_views(self) -> list[View]:
+    def local_views(self) -> Sequence[View]:
         """Views of what this rank has of each parameter."""
         return self._views
 

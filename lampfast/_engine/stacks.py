@@ -15,7 +15,7 @@ import torch
 from lampfast._core import Dtype
 from lampfast._engine import tracing, views
 from lampfast._engine.scales import Quantised, Scales, same_scales
-from lampfast._engine.views import View, Weight
+from lampfast._engine.views import View, Views, Weight
 
 _HALVES = ".gate", ".up"
 
@@ -165,7 +165,7 @@ class Layers(NamedTuple):
                 layers.update(stack.cut(name, whole))
         return layers
 
-    def checked(self, *, write: bool = False) -> list[View]:
+    def checked(self, *, write: bool = False) -> Sequence[View]:
         """The distinct layers, checked as `views.layers` does."""
         if not self.stacks:
             found = views.layers(self.wholes, write=write)
@@ -198,12 +198,12 @@ class Layers(NamedTuple):
         """
         if not self.stacks:
             return layers
-        found = {layer.name: layer for layer in layers}
+        found = {name: i for i, name in enumerate(Views.of(layers).names)}
         wholes = []
         for name, whole in self.wholes.items():
             if name not in self.stacks:
                 if name in found:
-                    wholes.append(found[name])
+                    wholes.append(layers[found[name]])
                 continue
             names = self.names(name)
             tied = [layer for layer in names if layer not in found]
@@ -267,23 +267,23 @@ class Layers(NamedTuple):
             found.append(first)
         return found
 
-    def spread(self, outputs: Sequence[View], layers: Sequence[View]) -> Sequence[View]:
-        """Outputs by parameter as outputs by layer, in the same memory."""
+    def spread(self, outputs: Sequence[View]) -> Sequence[View]:
+        """Outputs by parameter as outputs by layer, in the same memory and in the same order."""
         if not self.stacks:
             return outputs
-        parts: dict[str, View] = {}
+        parts: list[Sequence[View]] = []
         for output in outputs:
             if (stack := self.stacks.get(output.name)) is None:
-                parts[output.name] = output
+                parts.append([output])
             else:
-                for name, part in stack.cut(output.name, output.weight):
-                    parts[name] = views.part(name, part, output.dtype)
-        return [parts[layer.name] for layer in layers]
+                cut = dict(stack.cut(output.name, output.weight))
+                parts.append(views.parts(cut, output.dtype))
+        return Views.of([]).joined(*parts)
 
     def fill_uncovered(self, outputs: Sequence[View], value: float) -> None:
         """Give the outputs of parameters a value where no slice of them is a layer."""
         partial = self.partial()
-        for output in outputs:
+        for output in outputs if partial else ():
             if output.name in partial:
                 output.weight[...] = value
 

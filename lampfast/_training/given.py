@@ -38,7 +38,7 @@ def masks(
         RuntimeError: On the other ranks, if that is so on one.
     """
     check = _check_state if is_state else _check
-    if not any(map(shards.is_sharded, wholes.values())):
+    if not shards.are_sharded(wholes.values()):
         check(given, wholes)
         return {name: _own(whole, given[name]) for name, whole in wholes.items()}
     from lampfast._engine.sharded import Sharded

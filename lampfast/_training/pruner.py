@@ -364,7 +364,7 @@ class Pruner:
 
     def _is_sharded(self) -> bool:
         is_given = self._holders is not None
-        return is_given or any(map(shards.is_sharded, self._layers.values()))
+        return is_given or shards.are_sharded(self._layers.values())
 
     def _scheduled(self, step: int) -> float | None:
         """What the schedule asks for at a step; None if it is no more than before."""

@@ -91,7 +91,7 @@ def begin(
         rewinding.check_fits(model.state_dict(keep_vars=True), rewind, set())
         return Restart(rewind, states, is_saved=False)
     if step == 0:
-        is_saved = not any(map(shards.is_sharded, model.parameters()))  # one rank has a part only
+        is_saved = not shards.are_sharded(model.parameters())  # one rank has a part only
         return Restart(_copied(model), states, is_saved=is_saved)
     if saved is None or "model" not in saved:
         raise ValueError(

@@ -142,7 +142,7 @@ def rewind(
 
 def _ranks(found: Layers, saved_state: object) -> Communicator | None:
     """The ranks that have parts of the layers, if these are sharded; all rewind to states alike."""
-    if not any(map(shards.is_sharded, found.wholes.values())):
+    if not shards.are_sharded(found.wholes.values()):
         return None
     from lampfast._engine.sharded import Sharded
 
