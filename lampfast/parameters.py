@@ -130,6 +130,8 @@ def _without_scales(
     layers: dict[str, Weight], quantised: Mapping[str, Quantised]
 ) -> tuple[dict[str, Weight], list[Other]]:
     """The layers of which none is a scale, and the scales."""
+    if not quantised and not [name for name in layers if "scale" in name]:
+        return layers, []
     scales = {name: scale for it in quantised.values() for name, scale in it.scales.items()}
     known = {id(scale) for scale in scales.values()}
     unknown = {name for it in quantised.values() for name in it.unknown}

@@ -307,8 +307,8 @@ def masks(
         calls.masks(targets, sources, found.spread(reachable), spec)
         views.write_back(given, reachable)
     finally:
-        changes.mark(mask.weight for mask in given)
-    return {mask.name: mask.weight for mask in given}
+        changes.mark(given.weights)
+    return dict(zip(given.names, given.weights, strict=True))
 
 
 @collector.paused

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from lampfast._engine import changes
-from lampfast._engine.views import View, Weight
+from lampfast._engine.views import View, Views, Weight
 
 
 class _Known:
@@ -24,14 +24,13 @@ class _Known:
 
     def pruned(self, layers: Sequence[View]) -> None:
         """Remember that these layers were pruned; what was rewound before does not count."""
-        entries = self._pruned
-        new = [weight for layer in layers if id(weight := layer.weight) not in entries]
-        for weight in new:
+        weights, entries = Views.of(layers).weights, self._pruned
+        for weight in [weight for weight in weights if id(weight) not in entries]:
             key = id(weight)
             entries[key] = ref(weight, partial(self._forget, key))
         if self._masks:
-            for layer in layers:
-                self._masks.pop(id(layer.weight), None)
+            for weight in weights:
+                self._masks.pop(id(weight), None)
 
     def pruning(self, layers: Sequence[View]) -> None:
         """Nothing: `pruned` follows."""
