@@ -176,12 +176,13 @@ def survey(model: nn.Module) -> Survey:
         (['1.weight'], [('0.weight', 'embedding')])
     """
     found = Survey({}, {}, [])
-    _visit(model, "", None, None, found, {model})
+    _visit(model, _kind(type(model)), "", None, None, found, {model})
     return found
 
 
 def _visit(
     module: nn.Module,
+    kind: _Kind,
     prefix: str,
     role: Reason | None,
     parent: nn.Module | None,
@@ -189,7 +190,6 @@ def _visit(
     seen: set[nn.Module],
 ) -> None:
     """Sort the parameters of a module, then those of its children: the order of torch's names."""
-    kind = _kind(type(module))
     if kind.matrices or kind.is_recurrent:
         for attribute in _recurrent(module) if kind.is_recurrent else kind.matrices:
             _sort(module, attribute, prefix, role, found)
@@ -202,7 +202,7 @@ def _visit(
         if child is None or child in seen:
             continue
         seen.add(child)
-        of_child = role
+        kind_of_child, of_child = _kind(type(child)), role
         if role is not _ADAPTER:
             if name in kind.adapters:
                 of_child = _ADAPTER
@@ -210,9 +210,9 @@ def _visit(
                 of_child = role or (_ROUTER if _chooses_experts(name, module) else None)
             elif "expert" in name:
                 of_child = None  # though it may lie in a router
-            of_child = of_child or _kind(type(child)).role
+            of_child = of_child or kind_of_child.role
         below = prefix if name == _COMPILED else f"{prefix}{name}."
-        _visit(child, below, of_child, module, found, seen)
+        _visit(child, kind_of_child, below, of_child, module, found, seen)
 
 
 def _sort(

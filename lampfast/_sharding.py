@@ -45,7 +45,7 @@ def refuse(model: object, layers: Mapping[str, object]) -> None:
         problems.update((id(view), _SUMMON) for view in _views(module))
     for module in fully_sharded(model):
         problems.update((id(gathered), _TEMPORARY) for gathered in _gathered(module))
-    for name, layer in layers.items():
+    for name, layer in layers.items() if problems else ():
         if id(layer) in problems:
             raise ValueError(f"layer {name!r} {problems[id(layer)]}")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, repeat
-from operator import add, attrgetter, ge, is_, is_not, le
+from operator import add, attrgetter, ge, is_not, le
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, overload
 
 import numpy as np
@@ -335,11 +335,10 @@ def empty_masks(layers: Sequence[View]) -> Views:
     if not (layers and _are_plain(layers)):
         return Views.of([_empty_mask(layer) for layer in layers])
     # As there, but in less time: dense masks have the very shapes and strides of their layers.
-    keys = [pointer[2:] for pointer in layers.pointers]
     first: dict[object, torch.Tensor] = {}  # of each shape, strides and device
     masks = []
-    for key, weight in zip(keys, layers.weights, strict=True):
-        like = first.get(key)
+    for pointer, weight in zip(layers.pointers, layers.weights, strict=True):
+        like = first.get(key := pointer[2:])
         if like is None:
             device = cast(torch.Tensor, weight).device
             like = first[key] = torch.empty_strided(*key[:2], dtype=torch.bool, device=device)
@@ -347,7 +346,10 @@ def empty_masks(layers: Sequence[View]) -> Views:
         else:
             masks.append(torch.empty_like(like))
     starts = list(map(_address_of, masks))
-    pointers = list(zip(starts, repeat(_BOOLEAN), *zip(*keys, strict=True)))
+    pointers = [
+        (start, _BOOLEAN, shape, strides, device)
+        for start, (_, _, shape, strides, device) in zip(starts, layers.pointers, strict=True)
+    ]
     stops = list(map(add, starts, layers.sizes))
     # Nobody else has these tensors yet, so that they keep their memory.
     return _dense_views(layers.names, masks, layers.sizes, pointers, starts, stops)
@@ -491,7 +493,7 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
 
 def local(views: Sequence[View]) -> Sequence[View]:
     """The views, those of remote weights replaced by views of copies that the engine can reach."""
-    if _are_local(Views.of(views)):
+    if are_none(Views.of(views).remotes):
         return views
     return [
         view
@@ -539,7 +541,7 @@ def delivered(outputs: Sequence[View], layers: Sequence[View]) -> dict[str, Any]
     """The tensors or arrays of outputs by name, each on its layer's device."""
     outputs, layers = Views.of(outputs), Views.of(layers)
     found: dict[str, Any] = dict(zip(outputs.names, outputs.weights, strict=True))
-    if not _are_local(layers):
+    if not are_none(layers.remotes):
         for layer in layers:
             if layer.remote is not None:
                 found[layer.name] = found[layer.name].to(layer.remote.device)
@@ -639,20 +641,18 @@ def _dense_views(
     )
 
 
-def are_none(column: Iterable[object]) -> bool:
+def are_none(column: Sequence[object]) -> bool:
     """Whether there is nothing in a column."""
-    return all(map(is_, column, repeat(None)))
-
-
-def _are_local(views: Views) -> bool:
-    """Whether the engine can reach all of them."""
-    return are_none(views.remotes)
+    return column.count(None) == len(column)
 
 
 def _are_plain(views: Views) -> bool:
     """Whether all are dense tensors that the engine can reach."""
-    are_tensors = all(map(is_not, views.storages, repeat(None)))
-    return are_tensors and _are_local(views) and all(views.dense)
+    return (
+        all(views.dense)
+        and are_none(views.remotes)
+        and all(map(is_not, views.storages, repeat(None)))  # of arrays there is none
+    )
 
 
 def _are_owned(views: Views) -> bool:
