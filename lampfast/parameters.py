@@ -215,28 +215,32 @@ def _entries(model: object) -> dict[str, Weight | Unfit]:
             f"model is a {type(model).__name__}; pass a torch.nn.Module, a mapping of names to "
             "tensors, or a list of tensors" + (": [tensor]" if one else "")
         )
+    if not any(issubclass(kind, Sequence) for kind in set(map(type, model))):
+        return {str(i): entry for i, entry in enumerate(model)}
     layers = {}
     for i, entry in enumerate(model):
         match entry:
             case [nn.Module() as module, str() as attribute]:
-                is_matrix = isinstance(module, ONE_WEIGHT) and attribute == "weight"
-                layer = (
-                    _modules.matrix(module, attribute)
-                    if is_matrix
-                    else _modules.lookup(module, attribute)
-                )
-                if layer is not None and _modules.is_direction(module, attribute):
-                    layer = Unfit(lambda: DIRECTION_PROBLEM)
-                if layer is None:
-                    names = ", ".join(name for name, _ in module.named_parameters())
-                    raise ValueError(
-                        f"{type(module).__name__} at position {i} has no parameter {attribute!r}; "
-                        f"it has {names or 'none'}"
-                    )
-                layers[f"{i}.{attribute}"] = layer
+                layers[f"{i}.{attribute}"] = _entry(i, module, attribute)
             case _:
                 layers[str(i)] = entry
     return layers
+
+
+def _entry(i: int, module: nn.Module, attribute: str) -> Weight | Unfit:
+    """A parameter that a pair in a sequence names."""
+    is_matrix = isinstance(module, ONE_WEIGHT) and attribute == "weight"
+    look_up = _modules.matrix if is_matrix else _modules.lookup
+    layer = look_up(module, attribute)
+    if layer is None:
+        names = ", ".join(name for name, _ in module.named_parameters())
+        raise ValueError(
+            f"{type(module).__name__} at position {i} has no parameter {attribute!r}; "
+            f"it has {names or 'none'}"
+        )
+    if _modules.is_direction(module, attribute):
+        return Unfit(lambda: DIRECTION_PROBLEM)
+    return layer
 
 
 def _chosen(

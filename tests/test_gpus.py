@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 import lampfast
 from lampfast import _core, reference
-from lampfast._engine import copies, gpus
+from lampfast._engine import copies, gpus, views
 from lampfast._engine.views import Pointer
 
 IS_EMULATED = "LAMPFAST_EMULATED" in os.environ
@@ -181,6 +181,29 @@ def test_no_copy_is_made_under_a_capture(fake: FakeTorch) -> None:
 
 
 # --- which GPUs the engine is for ---
+
+
+@pytest.mark.parametrize(
+    ("indices", "usable", "expected"),
+    [
+        pytest.param([1, 1, 1], {1}, [1, 1, 1], id="one GPU"),
+        pytest.param([0, 1, 0], {0, 1}, [0, 1, 0], id="two GPUs"),
+        pytest.param([1, 1], {0}, None, id="one without code"),
+        pytest.param([0, 1], {0}, None, id="two, the second without code"),
+    ],
+)
+def test_the_devices_of_many_layers(
+    indices: list[int], usable: set[int], expected: list[int] | None
+) -> None:
+    tensors: list[Any] = [
+        SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", i)) for i in indices
+    ]
+    with (
+        mock.patch.object(_core, "cuda_built", True),
+        mock.patch.object(gpus, "_is_usable", lambda device: device in usable),
+    ):
+        found = views._devices(tensors)
+    assert (found and [it for it, _ in zip(found, tensors, strict=False)]) == expected
 
 
 @pytest.mark.parametrize(

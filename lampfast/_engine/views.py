@@ -50,7 +50,8 @@ OF_THE_LAYERS = "choose the layers that they are of with include= and exclude="
 
 MOST_DIMENSIONS = 64  # numpy's, which answers what shares memory
 
-_dtype_of, _shape_of, _strides_of = attrgetter("dtype"), attrgetter("shape"), torch.Tensor.stride
+_device_of, _dtype_of, _shape_of = map(attrgetter, ("device", "dtype", "shape"))
+_strides_of = torch.Tensor.stride
 _storage_of, _address_of = torch.Tensor.untyped_storage, torch.Tensor.data_ptr
 
 # View(...) itself takes twice as long, as it goes through a function in Python.
@@ -622,6 +623,9 @@ def _devices(tensors: Sequence[torch.Tensor]) -> Iterable[int] | None:
     """The engine's numbers for the devices of tensors; None if it cannot reach one."""
     if gpus.are_in_host(tensors):
         return repeat(gpus.HOST)
+    first = tensors[0]
+    if first.is_cuda and len(set(map(_device_of, tensors))) == 1:
+        return repeat(gpus.index(first)) if copies.is_local(first) else None
     return list(map(gpus.index, tensors)) if all(map(copies.is_local, tensors)) else None
 
 
