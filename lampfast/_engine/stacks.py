@@ -7,6 +7,7 @@ layers that lie apart in one memory; whoever asks by parameter gets one answer o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -52,12 +53,15 @@ class Stack(NamedTuple):
 
     def suffixes(self) -> Iterator[str]:
         """What follows the parameter's name in the names of its layers, in their order."""
-        return (suffix for suffix in self._every() if suffix not in self.without)
+        every = self._every()
+        return (suffix for suffix in every if suffix not in self.without) if self.without else every
 
     def cut(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
         """The layers of a parameter, or of anything of its shape, by name."""
         parts = [self._slices(part) for part in self._parts(weight)]
-        layers = (layer for several in zip(*parts, strict=True) for layer in several)
+        layers = chain.from_iterable(zip(*parts, strict=True))
+        if not self.without:
+            return zip(map(name.__add__, self._every()), layers, strict=True)
         pairs = zip(self._every(), layers, strict=True)
         return ((name + suffix, layer) for suffix, layer in pairs if suffix not in self.without)
 
@@ -180,7 +184,7 @@ class Layers(NamedTuple):
     def names(self, name: str) -> list[str]:
         """The names of the layers of a parameter."""
         stack = self.stacks.get(name)
-        return [name] if stack is None else [name + suffix for suffix in stack.suffixes()]
+        return [name] if stack is None else list(map(name.__add__, stack.suffixes()))
 
     def slices(self) -> set[str]:
         """The names of the layers that are slices of a parameter."""
