@@ -296,19 +296,17 @@ def masks(
     scored = _sources(found, layers, importance)
     given = None if out is None else views.given_masks(out, wholes, layers, scored)
     targets, sources, spec = _plan(model, found, layers, scored, asked)
-    if given is None:
-        outputs = views.empty_masks(wholes)
+    outputs = views.empty_masks(wholes) if given is None else views.local(given)
+    try:
         found.fill_uncovered(outputs, True)
         calls.masks(targets, sources, found.spread(outputs), spec)
-        return views.delivered(outputs, wholes)
-    reachable = views.local(given)
-    try:
-        found.fill_uncovered(reachable, True)
-        calls.masks(targets, sources, found.spread(reachable), spec)
-        views.write_back(given, reachable)
+        if given is None:
+            return views.delivered(outputs, wholes)
+        views.write_back(given, outputs)
+        return dict(zip(given.names, given.weights, strict=True))
     finally:
-        changes.mark(given.weights)
-    return dict(zip(given.names, given.weights, strict=True))
+        if given is not None:
+            changes.mark(given.weights)
 
 
 @collector.paused
