@@ -183,6 +183,7 @@ def test_no_copy_is_made_under_a_capture(fake: FakeTorch) -> None:
 # --- which GPUs the engine is for ---
 
 
+@fakes_torch
 @pytest.mark.parametrize(
     ("indices", "usable", "expected"),
     [
