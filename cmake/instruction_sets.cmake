@@ -5,9 +5,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   target_compile_definitions(_core PRIVATE LAMPFAST_X86_64)
   list(APPEND LAMPFAST_UNITS csrc/cpu/kernels/avx2.cpp csrc/cpu/kernels/avx512.cpp)
   set_property(SOURCE csrc/cpu/kernels/avx2.cpp
-    PROPERTY COMPILE_OPTIONS -mavx2 -mfma -mbmi2 -mf16c -mpopcnt)
+    PROPERTY COMPILE_OPTIONS -mavx2 -mfma -mbmi -mbmi2 -mf16c -mpopcnt)
   set_property(SOURCE csrc/cpu/kernels/avx512.cpp
-    PROPERTY COMPILE_OPTIONS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi2 -mf16c
+    PROPERTY COMPILE_OPTIONS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mbmi -mbmi2 -mf16c
                              -mpopcnt -mprefer-vector-width=512)
 endif()
 # Link-time optimisation could move code from one unit into another. Loops of a few instructions lose

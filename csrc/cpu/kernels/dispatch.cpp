@@ -42,7 +42,7 @@ const InstructionSet instruction_sets[] = {
     {"avx2", avx2::table, avx2::score_keys,
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("bmi2");
+              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
      }},
 #endif
     {"baseline", baseline::table, baseline::score_keys, [] { return true; }},

@@ -36,7 +36,8 @@ constexpr int unit = 64;
 // Calls body(index of its first element, elements, valid) for each unit; `valid` has a bit for each
 // of its elements. The last unit may be a copy that is filled up with zeros.
 template <class Key, class Body>
-void for_each_unit(const Key* elements, std::int64_t count, Body&& body) {
+[[gnu::always_inline]] inline void for_each_unit(const Key* elements, std::int64_t count,
+                                                 Body&& body) {
   std::int64_t i = 0;
   for (; i + unit <= count; i += unit) body(i, elements + i, ~std::uint64_t{0});
   if (i == count) return;
@@ -155,18 +156,17 @@ class Block {
 };
 
 #if defined(LAMPFAST_REGISTERS)
-// Writes the keys of the chosen elements of a unit, and possibly other values behind them; returns
-// how many are chosen. Usually there is one group of them at most, which is written without a
-// branch: their number cannot be predicted.
+// Writes the chosen elements of a unit, and possibly other values behind them; returns how many are
+// chosen. Usually there is one group of them at most, which is written without a branch: their
+// number cannot be predicted.
 template <class Format>
 int compact(const typename Format::Storage* elements, std::uint64_t chosen,
             typename Format::Storage* to) {
-  using Key = typename Format::Storage;
   using Keys = Register<Format>;
   constexpr int worth_compressing = 8;
   const int found = __builtin_popcountll(chosen);
   if (found == unit) {  // as of ties
-    for (int i = 0; i < unit; ++i) to[i] = static_cast<Key>(elements[i] & Format::magnitude_mask);
+    std::memcpy(to, elements, unit * sizeof(*to));
     return found;
   }
   if constexpr (Keys::can_compress) {
@@ -179,18 +179,32 @@ int compact(const typename Format::Storage* elements, std::uint64_t chosen,
       return found;
     }
   }
-  constexpr std::uint64_t last = std::uint64_t{1} << (unit - 1);
-  const auto next = [&] {
-    const Key element = elements[__builtin_ctzll(chosen | last)];
-    chosen &= chosen - 1;
-    return static_cast<Key>(element & Format::magnitude_mask);
-  };
   constexpr int group = 4;
   int i = 0;
   do {
-    for (const int end = i + group; i < end; ++i) to[i] = next();
+    for (const int end = i + group; i < end; ++i) {
+      to[i] = elements[_tzcnt_u64(chosen) % unit];  // any element once none is left
+      chosen = _blsr_u64(chosen);
+    }
   } while (i < found);
   return found;
+}
+
+// Turns elements that were found inside an interval into keys. Another thread that trains meanwhile
+// may have changed one since: as bins are indexed by these keys, one that has left the interval is
+// replaced by its low end.
+template <class Format>
+void keep_inside(typename Format::Storage* inside, int count, typename Format::Storage low,
+                 typename Format::Storage high) {
+  using Key = typename Format::Storage;
+  const auto width = static_cast<Key>(high - low);
+  constexpr int lanes = 32 / static_cast<int>(sizeof(Key));
+  for (int begin = 0; begin < count; begin += lanes) {
+    for (int i = begin; i < begin + lanes; ++i) {
+      const auto key = static_cast<Key>(inside[i] & Format::magnitude_mask);
+      inside[i] = static_cast<Key>(key - low) < width ? key : low;
+    }
+  }
 }
 
 // One pass, with the keys in registers.
@@ -202,10 +216,13 @@ Classified classify_in_registers(const typename Format::Storage* elements, int c
   using Key = typename Format::Storage;
   Classifier<Format> classifier(low, high, scale);
   int found = 0;
-  for_each_unit(elements, count, [&](std::int64_t i, const Key* here, std::uint64_t valid) {
-    std::uint8_t* const kept_here = kept == nullptr ? nullptr : kept + i;
-    found += compact<Format>(here, classifier.classify(here, valid, kept_here), inside + found);
-  });
+  for_each_unit(
+      elements, count,
+      [&](std::int64_t i, const Key* here, std::uint64_t valid) __attribute__((always_inline)) {
+        std::uint8_t* const kept_here = kept == nullptr ? nullptr : kept + i;
+        found += compact<Format>(here, classifier.classify(here, valid, kept_here), inside + found);
+      });
+  keep_inside<Format>(inside, found, low, high);
   return classifier.result(elements, count, found);
 }
 #endif
@@ -332,31 +349,17 @@ std::int64_t settle(std::uint8_t* kept, std::int64_t count, const void* candidat
   const auto* keys = static_cast<const Key*>(candidates);
   const auto bound = static_cast<Key>(threshold);
 #if defined(LAMPFAST_REGISTERS)
-  // First finds the units that have undecided elements, without a branch for each unit, as these
-  // cannot be predicted.
-  constexpr std::int64_t units = 64;
-  std::uint16_t open_units[units];
+  // Units without undecided elements are written too: whether a unit has any cannot be predicted.
   std::int64_t settled = 0;
-  for (std::int64_t begin = 0; begin < count; begin += units * unit) {
-    const std::int64_t length = count - begin < units * unit ? count - begin : units * unit;
-    std::int64_t open = 0;
-    for_each_unit(kept + begin, length, [&](std::int64_t i, const std::uint8_t* states, auto) {
-      open_units[open] = static_cast<std::uint16_t>(i);
-      open += open_places(states) != 0;
-    });
-    for (std::int64_t u = 0; u < open; ++u) {
-      const std::int64_t i = open_units[u];
-      for_each_unit(kept + begin + i, length - i < unit ? length - i : unit,
-                    [&](auto, const std::uint8_t* states, std::uint64_t valid) {
+  for_each_unit(kept, count,
+                [&](std::int64_t i, const std::uint8_t* states, std::uint64_t valid)
+                    __attribute__((always_inline)) {
                       const std::uint64_t places = open_places(states);
                       const std::int64_t end = settled + __builtin_popcountll(places);
                       if (end > available) return;  // another thread has written the mask
-                      settle_unit<Format>(states, places, keys + settled, bound, valid,
-                                          kept + begin + i);
+                      settle_unit<Format>(states, places, keys + settled, bound, valid, kept + i);
                       settled = end;
                     });
-    }
-  }
   return settled;
 #else
   constexpr std::int64_t word = sizeof(std::uint64_t);

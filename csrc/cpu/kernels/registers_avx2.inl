@@ -42,30 +42,30 @@ struct Integers {
     if constexpr (Bytes == 4) return _mm256_cmpgt_epi32(a, b);
     if constexpr (Bytes == 8) return _mm256_cmpgt_epi64(a, b);
   }
-  static __m256i subtract(__m256i a, __m256i b) {
-    if constexpr (Bytes == 1) return _mm256_sub_epi8(a, b);
-    if constexpr (Bytes == 2) return _mm256_sub_epi16(a, b);
-    if constexpr (Bytes == 4) return _mm256_sub_epi32(a, b);
-    if constexpr (Bytes == 8) return _mm256_sub_epi64(a, b);
-  }
-  // The small numbers in as many registers as an integer has bytes, in order, as bytes.
+  // The small numbers in as many registers as an integer has bytes, as bytes.
   static __m256i pack(const __m256i* from) {
     if constexpr (Bytes == 1) return from[0];
-    if constexpr (Bytes == 2) {
-      return _mm256_permute4x64_epi64(_mm256_packs_epi16(from[0], from[1]), 0xd8);
-    }
-    if constexpr (Bytes == 4) {
-      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-      return _mm256_permutevar8x32_epi32(pack_words(from), order);
-    }
+    if constexpr (Bytes == 2) return _mm256_packs_epi16(from[0], from[1]);
+    if constexpr (Bytes == 4) return pack_words(from);
     if constexpr (Bytes == 8) {
       __m256i words[4];
       for (int i = 0; i < 4; ++i) {
         words[i] = _mm256_castps_si256(_mm256_shuffle_ps(
             _mm256_castsi256_ps(from[2 * i]), _mm256_castsi256_ps(from[2 * i + 1]), 0x88));
       }
+      return pack_words(words);
+    }
+  }
+  // Packed bytes in the order of the elements.
+  static __m256i in_order(__m256i bytes) {
+    if constexpr (Bytes == 1) return bytes;
+    if constexpr (Bytes == 2) return _mm256_permute4x64_epi64(bytes, 0xd8);
+    if constexpr (Bytes == 4) {
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+      return _mm256_permutevar8x32_epi32(bytes, order);
+    }
+    if constexpr (Bytes == 8) {
       // Two elements from the lower half of a register, then two from its upper half.
-      const __m256i bytes = pack_words(words);
       const __m128i lower = _mm256_castsi256_si128(bytes);
       const __m128i upper = _mm256_extracti128_si256(bytes, 1);
       return _mm256_set_m128i(_mm_unpackhi_epi16(lower, upper), _mm_unpacklo_epi16(lower, upper));
@@ -77,6 +77,49 @@ struct Integers {
     return _mm256_packs_epi16(_mm256_packs_epi32(words[0], words[1]),
                               _mm256_packs_epi32(words[2], words[3]));
   }
+};
+
+// Sums of squares in doubles.
+class DoubleSums {
+ public:
+  DoubleSums() = default;
+  explicit DoubleSums(std::uint64_t /*least*/) {}  // see Float32Sums
+
+  // Squares of floats are exact in doubles, so that the fused operation rounds as two separate ones
+  // do.
+  [[gnu::always_inline]] void add(__m256 values) {
+    // Through memory, since half a register takes two operations to widen and a load only one; the
+    // empty statement hides from compilers that it is the same.
+    alignas(32) float copy[8];
+    _mm256_store_ps(copy, values);
+    __asm__("" : "+m"(copy));
+    const __m256d lower = _mm256_cvtps_pd(_mm_load_ps(copy));
+    const __m256d upper = _mm256_cvtps_pd(_mm_load_ps(copy + 4));
+    // The sums take turns, so that an addition need not wait for the one before it.
+    const __m256d first = _mm256_fmadd_pd(lower, lower, sums_[0]);
+    const __m256d second = _mm256_fmadd_pd(upper, upper, sums_[1]);
+    sums_[0] = sums_[2];
+    sums_[1] = sums_[3];
+    sums_[2] = first;
+    sums_[3] = second;
+  }
+  void add(__m256d values) { sums_[0] = _mm256_fmadd_pd(values, values, sums_[0]); }
+
+  template <int i>
+  void add_to(__m256 sums) {
+    const __m256d lower = _mm256_cvtps_pd(_mm256_castps256_ps128(sums));
+    const __m256d upper = _mm256_cvtps_pd(_mm256_extractf128_ps(sums, 1));
+    sums_[i] = _mm256_add_pd(sums_[i], _mm256_add_pd(lower, upper));
+  }
+
+  [[gnu::always_inline]] double total() const {
+    const __m256d sums =
+        _mm256_add_pd(_mm256_add_pd(sums_[0], sums_[1]), _mm256_add_pd(sums_[2], sums_[3]));
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+ private:
+  __m256d sums_[4] = {};
 };
 
 // Sums of squares in float32, which take a third of the time that doubles take, and whether they
@@ -94,45 +137,47 @@ class Float32Sums {
     bound_ = _mm256_castsi256_ps(_mm256_set1_epi32((127 + bound) << 23));
   }
 
-  void add(__m256 a, __m256 b) {
-    const __m256 first = _mm256_fmadd_ps(a, a, sums_[0]);
-    const __m256 second = _mm256_fmadd_ps(b, b, sums_[1]);
-    sums_[0] = sums_[2];
-    sums_[1] = sums_[3];
-    sums_[2] = first;
-    sums_[3] = second;
+  void add(__m256 values) {
+    const __m256 sum = _mm256_fmadd_ps(values, values, sums_[0]);
+    sums_[0] = sums_[1];
+    sums_[1] = sums_[2];
+    sums_[2] = sums_[3];
+    sums_[3] = sum;
   }
 
-  // Whether it is time to move the sums, before they get too large.
-  bool ends_unit() {
+  // Moves the sums now and then, before they get too large.
+  void end_unit() {
     constexpr int most_units = 8;
-    return ++units_ % most_units == 0;
+    if (++units_ % most_units == 0) move();
   }
 
-  void move_to(__m256d* doubles) {
-    for (int i = 0; i < 4; ++i) {
-      are_exact_ = _mm256_and_ps(are_exact_, _mm256_cmp_ps(sums_[i], bound_, _CMP_LT_OQ));
-      const __m256d lower = _mm256_cvtps_pd(_mm256_castps256_ps128(sums_[i]));
-      const __m256d upper = _mm256_cvtps_pd(_mm256_extractf128_ps(sums_[i], 1));
-      doubles[i] = _mm256_add_pd(doubles[i], _mm256_add_pd(lower, upper));
-      sums_[i] = _mm256_setzero_ps();
-    }
+  [[gnu::always_inline]] double total() {
+    move();
+    return moved_.total();
   }
-
-  // Whether all sums that have been moved are.
   bool are_exact() const { return has_bound_ && _mm256_movemask_ps(are_exact_) == 0xff; }
 
  private:
+  // No loops over sums, or compilers keep all of them in memory.
+  [[gnu::always_inline]] void move() {
+    move<0>();
+    move<1>();
+    move<2>();
+    move<3>();
+  }
+  template <int i>
+  [[gnu::always_inline]] void move() {
+    moved_.template add_to<i>(sums_[i]);
+    are_exact_ = _mm256_and_ps(are_exact_, _mm256_cmp_ps(sums_[i], bound_, _CMP_LT_OQ));
+    sums_[i] = _mm256_setzero_ps();
+  }
+
   bool has_bound_;
   __m256 bound_;  // of a sum that has certainly not been rounded (error_bounds.h)
   __m256 are_exact_ = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
   int units_ = 0;
   __m256 sums_[4] = {};
-};
-
-struct NoSums {
-  template <class Key>
-  explicit NoSums(Key) {}
+  DoubleSums moved_;
 };
 
 // Classifies units of one block.
@@ -145,11 +190,12 @@ class Classifier {
       : before_low_(Lanes::all(static_cast<std::int64_t>(low) - 1)),
         before_high_(Lanes::all(static_cast<std::int64_t>(high) - 1)),
         scale_(_mm256_set1_pd(scale)),
-        float32_sums_(high) {}
+        sums_(high) {}
 
   // Returns a bit for each element inside the interval; writes the mask bytes, unless `kept` is
   // null. Only valid elements count.
-  std::uint64_t classify(const Key* elements, std::uint64_t valid, std::uint8_t* kept) {
+  [[gnu::always_inline]] std::uint64_t classify(const Key* elements, std::uint64_t valid,
+                                                std::uint8_t* kept) {
     __m256i states[2] = {half(elements), half(elements + 32)};
     if (~valid != 0) {
       states[0] = _mm256_and_si256(states[0], bytes_where(static_cast<std::uint32_t>(valid), 0xff));
@@ -159,23 +205,28 @@ class Classifier {
     static_assert(2 * undecided * (classify_block / unit + 1) < 256);
     state_sums_ = _mm256_add_epi8(state_sums_, _mm256_add_epi8(states[0], states[1]));
     if (kept != nullptr) store_states(states, valid, kept);
-    if constexpr (has_short_squares) {
-      if (float32_sums_.ends_unit()) float32_sums_.move_to(sums_);
-    }
+    if constexpr (has_short_squares) sums_.end_unit();
     return open_bits(states[0]) | open_bits(states[1]) << 32;
   }
 
   // What the units had: all of these elements, and so many of them inside.
-  Classified result(const Key* elements, int count, int inside) {
+  [[gnu::always_inline]] Classified result(const Key* elements, int count, int inside) {
+    double sum = sums_.total();
     if constexpr (has_short_squares) {
-      float32_sums_.move_to(sums_);
-      if (!float32_sums_.are_exact()) add_up_again(elements, count);
+      if (!sums_.are_exact()) sum = sum_in_doubles(elements, count, before_high_);
+    }
+    if constexpr (!sum_tells_not_finite) {
+      const __m256i finite = _mm256_set1_epi8(static_cast<char>(Format::not_finite - 1));
+      if (_mm256_movemask_epi8(_mm256_cmpgt_epi8(largest_, finite)) != 0) {
+        sum = std::numeric_limits<double>::quiet_NaN();
+      }
     }
     // Every element above the interval has added 1, and every one inside it 2.
     const __m256i sums = _mm256_sad_epu8(state_sums_, _mm256_setzero_si256());
-    const std::int64_t sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    const int above = static_cast<int>(sum) - undecided * inside;
-    return {count - above - inside, above, inside, above_sum()};
+    const std::int64_t states = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    const int above = static_cast<int>(states) - undecided * inside;
+    constexpr double factor = rebias_from_float16;
+    return {count - above - inside, above, inside, sum * (factor * factor)};
   }
 
  private:
@@ -191,94 +242,71 @@ class Classifier {
   // Whether squares have so few digits that sums of many are exact in float32.
   static constexpr bool has_short_squares =
       sizeof(Key) == 2 && Format::mantissa_bits < Float16::mantissa_bits;
+  using Sums = std::conditional_t<has_short_squares, Float32Sums<Format>, DoubleSums>;
+
+  static __m256i load(const Key* elements) {
+    const __m256i magnitudes = Lanes::all(static_cast<std::int64_t>(Format::magnitude_mask));
+    return _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(elements)),
+                            magnitudes);
+  }
 
   // The mask bytes of half a unit.
-  __m256i half(const Key* elements) {
-    const __m256i magnitudes = Lanes::all(static_cast<std::int64_t>(Format::magnitude_mask));
-    __m256i states[sizeof(Key)];
+  [[gnu::always_inline]] __m256i half(const Key* elements) {
+    __m256i from_low[sizeof(Key)];  // -1 where true
+    __m256i above[sizeof(Key)];
     for (int i = 0; i < static_cast<int>(sizeof(Key)); ++i) {
-      const auto* here = reinterpret_cast<const __m256i*>(elements + i * lanes);
-      const __m256i keys = _mm256_and_si256(_mm256_loadu_si256(here), magnitudes);
-      const __m256i from_low = Lanes::greater(keys, before_low_);  // -1 where true
-      const __m256i above = Lanes::greater(keys, before_high_);
-      static_assert(undecided == 2);
-      states[i] = Lanes::subtract(Lanes::subtract(above, from_low), from_low);
-      add_squares<has_short_squares>(_mm256_and_si256(keys, above));
+      const __m256i keys = load(elements + i * lanes);
+      from_low[i] = Lanes::greater(keys, before_low_);
+      above[i] = Lanes::greater(keys, before_high_);
+      const __m256i keys_above = _mm256_and_si256(keys, above[i]);
+      if constexpr (sizeof(Key) == 8) {
+        sums_.add(_mm256_mul_pd(_mm256_castsi256_pd(keys_above), scale_));
+      } else {
+        add_squares(sums_, keys_above);
+      }
+      if constexpr (!sum_tells_not_finite) largest_ = _mm256_max_epu8(largest_, keys_above);
     }
-    return Lanes::pack(states);
+    static_assert(undecided == 2);
+    const __m256i once = Lanes::pack(from_low);
+    return Lanes::in_order(_mm256_sub_epi8(_mm256_sub_epi8(Lanes::pack(above), once), once));
   }
 
   // Of a register of keys.
-  template <bool in_float32>
-  void add_squares(__m256i keys) {
-    if constexpr (sizeof(Key) == 8) {
-      const __m256d values = _mm256_mul_pd(_mm256_castsi256_pd(keys), scale_);
-      sums_[0] = _mm256_fmadd_pd(values, values, sums_[0]);
-    } else if constexpr (sizeof(Key) == 4) {
-      add_floats(_mm256_castsi256_ps(keys));
+  template <class AnySums>
+  [[gnu::always_inline]] static void add_squares(AnySums& sums, __m256i keys) {
+    if constexpr (sizeof(Key) == 4) {
+      sums.add(_mm256_castsi256_ps(keys));
     } else if constexpr (is_byte) {
-      if constexpr (!sum_tells_not_finite) largest_ = _mm256_max_epu8(largest_, keys);
       constexpr int shift = Float16::mantissa_bits - Format::mantissa_bits;
       const __m256i lower = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(keys));
       const __m256i upper = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(keys, 1));
-      add_float16(_mm256_slli_epi16(lower, shift));
-      add_float16(_mm256_slli_epi16(upper, shift));
+      add_float16(sums, _mm256_slli_epi16(lower, shift));
+      add_float16(sums, _mm256_slli_epi16(upper, shift));
     } else if constexpr (Format::mantissa_bits == Float16::mantissa_bits) {
-      add_float16(keys);
+      add_float16(sums, keys);
     } else {
       // The upper half of a float32 is a bfloat16.
       const __m256i upper_half = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-      const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(keys, 16));
-      const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(keys, upper_half));
-      if constexpr (in_float32) {
-        float32_sums_.add(even, odd);
-      } else {
-        add_floats(even);
-        add_floats(odd);
-      }
+      sums.add(_mm256_castsi256_ps(_mm256_slli_epi32(keys, 16)));
+      sums.add(_mm256_castsi256_ps(_mm256_and_si256(keys, upper_half)));
     }
   }
-  void add_float16(__m256i bits) {
-    add_floats(_mm256_cvtph_ps(_mm256_castsi256_si128(bits)));
-    add_floats(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)));
-  }
-  // Squares are exact in doubles, so that the fused operation rounds as two separate ones do.
-  void add_floats(__m256 values) {
-    const __m256d lower = _mm256_cvtps_pd(_mm256_castps256_ps128(values));
-    const __m256d upper = _mm256_cvtps_pd(_mm256_extractf128_ps(values, 1));
-    // The sums take turns, so that an addition need not wait for the one before it.
-    const __m256d first = _mm256_fmadd_pd(lower, lower, sums_[0]);
-    const __m256d second = _mm256_fmadd_pd(upper, upper, sums_[1]);
-    sums_[0] = sums_[2];
-    sums_[1] = sums_[3];
-    sums_[2] = first;
-    sums_[3] = second;
+  [[gnu::always_inline]] static void add_float16(DoubleSums& sums, __m256i bits) {
+    sums.add(_mm256_cvtph_ps(_mm256_castsi256_si128(bits)));
+    sums.add(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)));
   }
 
-  // In doubles, where a sum in float32 may have been rounded.
-  void add_up_again(const Key* elements, int count) {
-    const __m256i magnitudes = Lanes::all(static_cast<std::int64_t>(Format::magnitude_mask));
-    for (int i = 0; i < 4; ++i) sums_[i] = _mm256_setzero_pd();
+  // Where a sum in float32 may have been rounded. Not inlined, for the registers' sake.
+  [[gnu::noinline]] static double sum_in_doubles(const Key* elements, int count,
+                                                 __m256i before_high) {
+    DoubleSums sums;
     for_each_unit(elements, count, [&](std::int64_t, const Key* here, std::uint64_t) {
       for (int i = 0; i < unit; i += lanes) {
-        const auto* lane = reinterpret_cast<const __m256i*>(here + i);
-        const __m256i keys = _mm256_and_si256(_mm256_loadu_si256(lane), magnitudes);
-        add_squares<false>(_mm256_and_si256(keys, Lanes::greater(keys, before_high_)));
+        const __m256i keys = load(here + i);
+        add_squares(sums, _mm256_and_si256(keys, Lanes::greater(keys, before_high)));
       }
     });
-  }
-
-  double above_sum() const {
-    if constexpr (!sum_tells_not_finite) {
-      const __m256i finite = _mm256_set1_epi8(static_cast<char>(Format::not_finite - 1));
-      if (_mm256_movemask_epi8(_mm256_cmpgt_epi8(largest_, finite)) != 0) {
-        return std::numeric_limits<double>::quiet_NaN();
-      }
-    }
-    const __m256d sums =
-        _mm256_add_pd(_mm256_add_pd(sums_[0], sums_[1]), _mm256_add_pd(sums_[2], sums_[3]));
-    constexpr double factor = rebias_from_float16;
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) * (factor * factor);
+    return sums.total();
   }
 
   __m256i before_low_;
@@ -286,8 +314,7 @@ class Classifier {
   __m256d scale_;
   __m256i state_sums_ = _mm256_setzero_si256();
   __m256i largest_ = _mm256_setzero_si256();
-  __m256d sums_[4] = {};
-  std::conditional_t<has_short_squares, Float32Sums<Format>, NoSums> float32_sums_;
+  Sums sums_;
 };
 
 // As many keys as fit a register, zero-extended to 32 bits if they are narrower.
