@@ -162,6 +162,23 @@ def test_only_the_layer_is_written(dtype: torch.dtype) -> None:
             assert torch.equal(whole.double(), expected)
 
 
+@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize("m", [2, 4, 8])
+def test_groups_side_by_side(m: int, dtype: torch.dtype) -> None:
+    """In blocks that are narrower and wider than vectors, one behind the other and with gaps."""
+    for lanes in (1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 33, 70):
+        for gap in (0, 1):
+            whole = _with_ties((7, 3 * m, lanes + gap), dtype)
+            where = (slice(1, -1), slice(None), slice(lanes))
+            layer, expected = whole[where], whole.double().clone()
+            kept = _largest(layer.double().abs().movedim(1, -1), m // 2, m).movedim(-1, 1)
+            expected[where] *= kept
+            pattern = f"{m // 2}:{m}"
+            assert torch.equal(lampfast.masks([layer], pattern=pattern, dim=1)["0"], kept)
+            lampfast.prune([layer], pattern=pattern, dim=1)
+            assert torch.equal(whole.double(), expected)
+
+
 @pytest.mark.parametrize(("module", "dim"), MODULES)
 def test_groups_lie_along_a_layers_inputs(module: nn.Module, dim: int) -> None:
     model = nn.Sequential(module)

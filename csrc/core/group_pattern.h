@@ -28,7 +28,8 @@ struct GroupBox {
   int size;
   int kept;
   std::int64_t count;               // of groups
-  std::vector<std::int64_t> shape;  // of the layer, in groups
+  std::vector<std::int64_t> shape;  // of the layer, in groups; without the lanes
+  std::int64_t lanes = 1;           // groups that lie side by side
   // How the groups, and the elements of a group, lie in the layer and in its target.
   struct Place {
     std::int64_t begin;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/group_pattern.h"
@@ -21,6 +22,11 @@ namespace {
 
 using GroupWalk = StridedWalk<2, 0>;
 using Offsets = GroupWalk::Offsets;
+
+bool is_in_place(const Layer& layer, const Layer& target) noexcept {
+  return layer.data == target.data && layer.dtype == target.dtype &&
+         layer.strides == target.strides;
+}
 
 // A tensor that groups are read from or written to. A mask has the kernels of any type of one byte.
 struct GroupTensor {
@@ -47,8 +53,7 @@ class Tile {
         target_(target, box.target.begin),
         item_(std::max(source_.item, target_.item)),
         is_mask_(target.dtype == Dtype::boolean),
-        is_in_place_(layer.data == target.data && layer.dtype == target.dtype &&
-                     layer.strides == target.strides),
+        is_in_place_(is_in_place(layer, target)),
         row_lanes_(row_lanes(box.size, item_)) {
     if (box.source.step != box.target.step) return;
     if (box.source.step == 1) {
@@ -262,11 +267,45 @@ bool is_dense(const GroupBox& box, const GroupWalk& walk) noexcept {
          (box.count == 1 || walk.step() == Offsets{box.size, box.size});
 }
 
+// Ranks groups that lie side by side: whole blocks of them, or parts where the chunk ends. Not
+// inlined, so that the tile's functions are: these are called for a few groups at a time.
+[[gnu::noinline]] std::uint64_t rank_adjacent(const Layer& layer, const Layer& target,
+                                              const GroupBox& box, const GroupWalk& walk,
+                                              const Chunk& chunk) noexcept {
+  const Kernels& kernels = kernels_for(layer.dtype);
+  const int pruned = box.size - box.kept;
+  std::uint64_t largest = 0;
+  for (std::int64_t begin = chunk.begin; begin < chunk.end;) {
+    const std::int64_t block = begin / box.lanes;
+    const std::int64_t lane = begin % box.lanes;
+    const std::int64_t lanes = std::min(box.lanes - lane, chunk.end - begin);
+    const std::int64_t blocks = lanes == box.lanes ? (chunk.end - begin) / lanes : 1;
+    walk.runs(block, block + blocks, [&](auto, const Offsets& at, std::int64_t length) {
+      const AdjacentGroups groups{box.size,
+                                  pruned,
+                                  length,
+                                  lanes,
+                                  {walk.step()[0], box.source.step},
+                                  {walk.step()[1], box.target.step}};
+      std::byte* const from = GroupTensor(layer, box.source.begin).at(at[0] + lane);
+      std::byte* const to = GroupTensor(target, box.target.begin).at(at[1] + lane);
+      if (target.dtype == Dtype::boolean) {
+        largest = std::max(largest, kernels.mask_lanes(from, groups, to));
+      } else {
+        kernels.zero_lanes(to, groups);
+      }
+    });
+    begin += blocks * lanes;
+  }
+  return largest;
+}
+
 // Ranks the chunk's groups, and writes their mask or zeroes what is pruned. Returns the largest
 // key.
 std::uint64_t rank_chunk(const Layer& layer, const Layer& target, const GroupBox& box,
                          const Chunk& chunk) noexcept {
   const GroupWalk walk(box.shape, {&box.source.strides, &box.target.strides}, Order::memory);
+  if (box.lanes > 1) return rank_adjacent(layer, target, box, walk, chunk);
   const DenseGroups dense = kernels_for(layer.dtype).dense_groups(box.size);
   if (dense.mask != nullptr && is_dense(box, walk)) {
     const GroupTensor source(layer, box.source.begin + chunk.begin * box.size);
@@ -276,7 +315,7 @@ std::uint64_t rank_chunk(const Layer& layer, const Layer& target, const GroupBox
     if (target.dtype == Dtype::boolean) {
       return dense.mask(source.data, groups, pruned, written.data);
     }
-    if (written.data == source.data && target.dtype == layer.dtype) {
+    if (is_in_place(layer, target)) {
       return dense.zero(written.data, groups, pruned);
     }
   }
@@ -286,23 +325,39 @@ std::uint64_t rank_chunk(const Layer& layer, const Layer& target, const GroupBox
   return tile.finish();
 }
 
+// Takes the axes along which groups lie side by side, in the layer and in its target, out of the
+// box's shape, if there are kernels for such groups.
+void find_lanes(GroupBox& box, const Layer& layer, const Layer& target) {
+  if (box.size != 2 && box.size != 4 && box.size != 8) return;
+  if (target.dtype != Dtype::boolean && !is_in_place(layer, target)) return;
+  for (std::size_t a = 0; a < box.shape.size();) {
+    const bool continues = box.shape[a] > 1 && box.source.strides[a] == box.lanes &&
+                           box.target.strides[a] == box.lanes;
+    if (continues) box.lanes *= std::exchange(box.shape[a], 1);
+    a = continues ? 0 : a + 1;
+  }
+}
+
 std::vector<GroupBox> boxes_of(const std::vector<Layer>& layers, const std::vector<Layer>& targets,
                                const LayerIds& ids, const std::vector<GroupPattern>& patterns) {
   std::vector<GroupBox> boxes;
   for (const std::size_t id : ids) {
-    const std::vector<GroupBox> found =
-        lampfast::boxes_of(id, layers[id], targets[id], patterns[id]);
-    boxes.insert(boxes.end(), found.begin(), found.end());
+    for (GroupBox& box : lampfast::boxes_of(id, layers[id], targets[id], patterns[id])) {
+      find_lanes(box, layers[id], targets[id]);
+      boxes.push_back(std::move(box));
+    }
   }
   return boxes;
 }
 
-// Chunks of groups; a chunk's position is that of its box.
+// Chunks of groups, in whole blocks of lanes where these are small; a chunk's position is that of
+// its box.
 std::vector<Chunk> cut(const std::vector<GroupBox>& boxes) {
   std::vector<Chunk> chunks;
   for (std::size_t b = 0; b < boxes.size(); ++b) {
     const GroupBox& box = boxes[b];
-    const std::int64_t groups = std::max<std::int64_t>(chunk_size / box.size, 1);
+    std::int64_t groups = std::max<std::int64_t>(chunk_size / box.size, 1);
+    if (groups > box.lanes) groups -= groups % box.lanes;
     for (std::int64_t begin = 0; begin < box.count; begin += groups) {
       chunks.push_back({box.layer, b, begin, std::min(begin + groups, box.count)});
     }

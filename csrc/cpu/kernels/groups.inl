@@ -271,6 +271,18 @@ template <class Format>
   }
 }
 
+// In one register, where memcpy() might take two.
+template <int Count, class Element>
+inline void copy_elements(const Element* from, Element* to) {
+  if constexpr (Count * sizeof(Element) < 32) {
+    std::memcpy(to, from, Count * sizeof(Element));
+  } else {
+    typename VectorOf<Element, Count>::type elements;
+    std::memcpy(&elements, from, sizeof(elements));
+    std::memcpy(to, &elements, sizeof(elements));
+  }
+}
+
 // Calls body(width, index) for blocks that cover `count` elements, where width is a constant. The
 // last block may overlap the one before it.
 template <int Width, class Body>
@@ -305,21 +317,17 @@ inline void for_each_block_of_rows(Memory* memory, const GroupRows& rows, Tile* 
 template <class Element>
 [[gnu::flatten]] void load_rows(const void* elements, const GroupRows& rows, void* tile,
                                 int lanes) {
-  for_each_block_of_rows<Element>(static_cast<const Element*>(elements), rows,
-                                  static_cast<Element*>(tile), lanes,
-                                  [](Element* to, const Element* from, auto count) {
-                                    std::memcpy(to, from, count() * sizeof(Element));
-                                  });
+  for_each_block_of_rows<Element>(
+      static_cast<const Element*>(elements), rows, static_cast<Element*>(tile), lanes,
+      [](Element* to, const Element* from, auto count) { copy_elements<count()>(from, to); });
 }
 
 template <class Element>
 [[gnu::flatten]] void store_rows(const void* tile, int lanes, void* elements,
                                  const GroupRows& rows) {
-  for_each_block_of_rows<Element>(static_cast<Element*>(elements), rows,
-                                  static_cast<const Element*>(tile), lanes,
-                                  [](const Element* from, Element* to, auto count) {
-                                    std::memcpy(to, from, count() * sizeof(Element));
-                                  });
+  for_each_block_of_rows<Element>(
+      static_cast<Element*>(elements), rows, static_cast<const Element*>(tile), lanes,
+      [](const Element* from, Element* to, auto count) { copy_elements<count()>(from, to); });
 }
 
 template <class Element>

@@ -45,6 +45,20 @@ struct GroupRows {
   std::int64_t spacing;  // from one element of a row to the next
 };
 
+// Groups that lie side by side, in blocks that are evenly spaced.
+struct AdjacentGroups {
+  int size;
+  int pruned;
+  std::int64_t blocks;
+  std::int64_t lanes;  // groups of a block
+  struct Place {
+    std::int64_t block;  // from one block to the next
+    std::int64_t step;   // from one element of a group to the next
+  };
+  Place source;
+  Place target;
+};
+
 // For groups of one size that lie one behind the other; null where there is nothing faster than a
 // tile. Of each group, the `pruned` smallest elements go. `mask` writes a byte for every element,
 // and returns the largest key.
@@ -101,6 +115,10 @@ struct Kernels {
                                std::uint8_t* kept);
   // Zeroes these elements in the tile itself.
   void (*prune_groups)(void* tile, int lanes, int count, int size, int pruned);
+  // The same for groups of 2, 4 or 8 that lie side by side, in the memory where they are. `mask`
+  // writes a byte for every element, and returns the largest key.
+  std::uint64_t (*mask_lanes)(const void* elements, const AdjacentGroups& groups, void* kept);
+  void (*zero_lanes)(void* elements, const AdjacentGroups& groups);
   // Zeroes the elements that are not kept.
   void (*keep)(void* elements, const std::uint8_t* kept, int count);
   DenseGroups (*dense_groups)(int size);

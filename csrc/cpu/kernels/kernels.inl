@@ -393,14 +393,27 @@ void zero(void* elements, std::int64_t count, std::uint64_t threshold) {
   }
 }
 
+// The processor's own prefetching ends with a page, so that each page begins with a miss unless its
+// first lines are fetched while the one before is read.
+constexpr int page_bytes = 4096;
+inline void fetch_page(const void* page) {
+  __builtin_prefetch(page);
+  __builtin_prefetch(static_cast<const char*>(page) + 64);
+}
+
 template <class Format>
 std::uint64_t largest(const void* elements, std::int64_t count) {
   using Key = typename Format::Storage;
   const auto* data = static_cast<const Key*>(elements);
+  constexpr std::int64_t page = page_bytes / sizeof(Key);
   Key most = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto key = static_cast<Key>(data[i] & Format::magnitude_mask);
-    most = key > most ? key : most;
+  for (std::int64_t begin = 0; begin < count; begin += page) {
+    fetch_page(data + begin + page);
+    const std::int64_t end = count - begin < page ? count : begin + page;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto key = static_cast<Key>(data[i] & Format::magnitude_mask);
+      most = key > most ? key : most;
+    }
   }
   return most;
 }
@@ -513,6 +526,7 @@ void apply_packed_mask(void* elements, std::int64_t count, const MaskWord* words
 }
 
 #include "cpu/kernels/groups.inl"
+#include "cpu/kernels/groups_adjacent.inl"
 
 double score_keys_here(const std::uint32_t* keys, double after, float* scores) {
   constexpr int parts = 4;  // independent sums, as each addition waits for the one before it
@@ -623,6 +637,7 @@ constexpr Kernels kernels_of() {
           load_lines<Int>,     store_lines<Int>,
           load_rows<Int>,      store_rows<Int>,
           rank_groups<Format>, prune_groups<Format>,
+          mask_lanes<Format>,  zero_lanes<Format>,
           keep<Int>,           dense_groups<Format>};
 }
 
