@@ -46,6 +46,41 @@ std::vector<PartitionResult> partition_in(Backend& backend, const LayerIds& ids,
   return results;
 }
 
+std::vector<KeysInside> keys_in(Backend& backend, const LayerIds& ids,
+                                const std::vector<PartitionRequest>& requests,
+                                const MaskSink& masks) {
+  std::vector<KeysInside> results;
+  std::vector<KeyRequest> wanted;
+  for (const PartitionResult& read :
+       partition_in(backend, ids, requests, masks, StoreLimit::none)) {
+    results.push_back({read.found.sides, {}});
+    wanted.push_back({read.found.sides.interval, read.found.inside()});
+  }
+  backend.collect(ids, wanted, [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
+    const auto position = std::find(ids.begin(), ids.end(), id) - ids.begin();
+    results[static_cast<std::size_t>(position)].keys = std::move(keys);
+  });
+  return results;
+}
+
+// No partition has zeros inside its interval.
+std::vector<std::uint64_t> smallest_in(Backend& backend, const LayerIds& ids,
+                                       std::vector<PartitionRequest> requests,
+                                       const MaskSink& masks) {
+  std::vector<bool> holds_zero;
+  for (PartitionRequest& request : requests) {
+    holds_zero.push_back(request.interval.low == 0);
+    request.interval.low = std::max<std::uint64_t>(request.interval.low, 1);
+  }
+  std::vector<std::uint64_t> smallest;
+  for (const PartitionResult& result :
+       partition_in(backend, ids, requests, masks, StoreLimit::budget)) {
+    const bool is_zero = holds_zero[smallest.size()] && result.found.sides.below > 0;
+    smallest.push_back(is_zero ? 0 : result.found.smallest());
+  }
+  return smallest;
+}
+
 // Runs body(task) for all tasks concurrently: the first on this thread, every other on a thread of
 // its own or, if the system has none left, on this one afterwards. Rethrows the exception of the
 // first task, in their order, that failed.
@@ -252,17 +287,33 @@ std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
 
 void Backends::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
                        const KeySink& sink) {
-  const auto ask = [&](const LayerIds& pieces, const std::vector<KeyRequest>& asked,
-                       const KeySink& to) {
-    for_each(pieces, [&](const Share& share) {
-      share.backend->collect(share.ids, pick(asked, share.positions), to);
+  for_each(ids, [&](const Share& share) {
+    share.backend->collect(share.ids, pick(requests, share.positions), sink);
+  });
+}
+
+std::vector<KeysInside> Backends::keys_inside(const LayerIds& ids,
+                                              const std::vector<PartitionRequest>& requests,
+                                              const std::vector<std::int64_t>& counts,
+                                              const MaskSink& masks) {
+  const auto ask = [&](const LayerIds& pieces, const std::vector<PartitionRequest>& asked) {
+    return gather<KeysInside>(pieces, [&](const Share& share) {
+      return keys_in(*share.backend, share.ids, pick(asked, share.positions), masks);
     });
   };
-  if (exchange_) {
-    exchange_->collect(ids, requests, ask, sink);
-  } else {
-    ask(ids, requests, sink);
-  }
+  return exchange_->keys_inside(ids, requests, counts, ask);
+}
+
+std::vector<std::uint64_t> Backends::smallest_keys(const LayerIds& ids,
+                                                   const std::vector<PartitionRequest>& requests,
+                                                   const MaskSink& masks) {
+  if (ids.empty()) return {};
+  const auto ask = [&](const LayerIds& pieces, const std::vector<PartitionRequest>& asked) {
+    return gather<std::uint64_t>(pieces, [&](const Share& share) {
+      return smallest_in(*share.backend, share.ids, pick(asked, share.positions), masks);
+    });
+  };
+  return exchange_ ? exchange_->smallest_keys(ids, requests, ask) : ask(ids, requests);
 }
 
 std::vector<BigUint> Backends::exact_sums_above(const LayerIds& ids,

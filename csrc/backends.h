@@ -66,6 +66,16 @@ class Backends {
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
+  // Of sharded layers: all keys inside intervals, whatever memory that takes, for ranks to tell
+  // each other at once. `counts` are about how many there are.
+  std::vector<KeysInside> keys_inside(const LayerIds& ids,
+                                      const std::vector<PartitionRequest>& requests,
+                                      const std::vector<std::int64_t>& counts,
+                                      const MaskSink& masks);
+  // The smallest keys inside intervals, which may hold 0; no_key where nothing is inside.
+  std::vector<std::uint64_t> smallest_keys(const LayerIds& ids,
+                                           const std::vector<PartitionRequest>& requests,
+                                           const MaskSink& masks);
   // Runs body(), which asks for what no exchange is of. If it fails on one rank, all throw.
   template <class Body>
   void together(Body&& body) {

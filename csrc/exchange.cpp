@@ -111,14 +111,15 @@ void get_counts(const std::int64_t*& from, std::vector<std::uint64_t>& keys) {
 }
 
 // How many words of keys and counts a rank usually has: twice its share, as not all have the same,
-// but no more keys than an interval has, nor than a layer with few candidates.
-std::size_t usual_words(const std::vector<KeyRequest>& requests, std::size_t ranks) {
-  std::size_t words = 0;
-  for (const KeyRequest& request : requests) {
-    const std::uint64_t share = 2 * (static_cast<std::uint64_t>(request.count) / ranks) + 8;
-    const std::uint64_t width = request.interval.high - request.interval.low;
-    words +=
-        1 + 2 * static_cast<std::size_t>(std::min({share, width, std::uint64_t{most_gathered}}));
+// but no more keys than an interval has.
+std::size_t usual_words(const std::vector<PartitionRequest>& requests,
+                        const std::vector<std::int64_t>& counts, std::size_t ranks) {
+  std::size_t words = 1;
+  for (std::size_t p = 0; p < requests.size(); ++p) {
+    const auto count = static_cast<std::uint64_t>(counts[p]);
+    const std::uint64_t width = requests[p].interval.high - requests[p].interval.low;
+    const std::uint64_t share = std::min({2 * (count / ranks) + 8, count, width});
+    words += most_words_of_sides + 1 + 2 * static_cast<std::size_t>(share);
   }
   return words;
 }
@@ -147,10 +148,7 @@ std::int64_t index_in_layer(const Piece& piece, const Layer& tensor, std::int64_
 }  // namespace
 
 Exchange::Exchange(const Sharding& sharding, std::int64_t most_bins)
-    : sharding_(sharding),
-      most_bins_(most_bins),
-      communicator_(*sharding.communicator),
-      inside_(sharding.pieces.size(), 0) {}
+    : sharding_(sharding), most_bins_(most_bins), communicator_(*sharding.communicator) {}
 
 Exchange::Counted Exchange::counted(const LayerIds& ids) const {
   std::vector<std::size_t> position_of(sharding_.layers.size(), ids.size());
@@ -181,6 +179,19 @@ void Exchange::max(Words& words, const Failure& failure) {
   communicator_.max(words);
   if (words[failed] != 0) agree(failure);
   if (words[not_finite] != 0) throw NotFinite();
+}
+
+// The complement turns the order of keys, which are less than 2^63 or no_key, around; that of
+// no_key is 0.
+void Exchange::min(std::vector<std::uint64_t>& keys, const Failure& failure) {
+  constexpr std::uint64_t key_bits = ~std::uint64_t{0} >> 1;
+  Words words = message();
+  for (const std::uint64_t key : keys) words.push_back(static_cast<std::int64_t>(~key & key_bits));
+  max(words, failure);
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const auto complement = static_cast<std::uint64_t>(words[header_size + i]);
+    keys[i] = complement == 0 ? no_key : ~complement & key_bits;
+  }
 }
 
 void Exchange::agree(const Failure& failure) {
@@ -326,7 +337,6 @@ std::vector<PartitionResult> Exchange::partition(const LayerIds& ids,
       const std::size_t position = here.positions[p];
       formats[position].add(found[p].found, merged[position].found);
       merged[position].is_stored = merged[position].is_stored && found[p].is_stored;
-      inside_[here.pieces[p]] = found[p].found.inside();
     }
   });
   Words words = message();
@@ -341,46 +351,62 @@ std::vector<PartitionResult> Exchange::partition(const LayerIds& ids,
   return results;
 }
 
-void Exchange::collect(
-    const LayerIds& ids, const std::vector<KeyRequest>& requests,
-    FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask,
-    const KeySink& sink) {
-  if (ids.empty()) return;
-  std::vector<std::vector<std::uint64_t>> own(ids.size());
-  const Failure failure = attempt([&] { own = own_keys(ids, requests, ask); });
-  Words words = {failure.error ? 1 : 0};
-  for (std::vector<std::uint64_t>& keys : own) put_counts(keys, words);
-  const std::size_t usual = 1 + usual_words(requests, communicator_.size());
-  std::vector<std::vector<std::uint64_t>> keys(ids.size());
+std::vector<KeysInside> Exchange::keys_inside(const LayerIds& ids,
+                                              const std::vector<PartitionRequest>& requests,
+                                              const std::vector<std::int64_t>& counts,
+                                              Ask<KeysInside, PartitionRequest> ask) {
+  std::vector<KeysInside> own;
+  std::vector<PartitionFormat> formats;
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    formats.emplace_back(sharding_.layers[ids[p]], requests[p], most_bins_);
+    own.push_back({formats[p].blank().sides, {}});
+  }
+  const Failure failure = attempt([&] {
+    const Counted here = counted(ids);
+    const std::vector<KeysInside> found = ask(here.pieces, pick(requests, here.positions));
+    for (std::size_t p = 0; p < found.size(); ++p) {
+      KeysInside& sum = own[here.positions[p]];
+      sum.sides.add(found[p].sides);
+      sum.keys.insert(sum.keys.end(), found[p].keys.begin(), found[p].keys.end());
+    }
+  });
+  Words words = {failure.error || failure.is_not_finite ? 1 : 0};
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    formats[p].put_sides(own[p].sides, words);
+    put_counts(own[p].keys, words);
+  }
+  const std::size_t usual = usual_words(requests, counts, communicator_.size());
+  std::vector<KeysInside> all;
+  for (const PartitionFormat& format : formats) all.push_back({format.blank().sides, {}});
   bool has_failed = false;
   for (const std::string& bytes :
        communicator_.gather(bytes_of(words), usual * sizeof(std::int64_t))) {
     const Words received = words_of(bytes);
     const std::int64_t* from = received.data();
     has_failed = *from++ != 0 || has_failed;
-    for (std::size_t p = 0; p < ids.size(); ++p) get_counts(from, keys[p]);
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      formats[p].get_sides(from, all[p].sides);
+      get_counts(from, all[p].keys);
+    }
   }
   if (has_failed) agree(failure);
-  for (std::size_t p = 0; p < ids.size(); ++p) sink(ids[p], std::move(keys[p]));
+  return all;
 }
 
-// The keys that this rank's pieces have of each layer.
-std::vector<std::vector<std::uint64_t>> Exchange::own_keys(
-    const LayerIds& ids, const std::vector<KeyRequest>& requests,
-    FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask) {
-  const Counted here = counted(ids);
-  std::vector<KeyRequest> asked = pick(requests, here.positions);
-  for (std::size_t p = 0; p < asked.size(); ++p) asked[p].count = inside_[here.pieces[p]];
-  std::vector<std::vector<std::uint64_t>> found(sharding_.pieces.size());
-  ask(here.pieces, asked, [&](std::size_t piece, std::vector<std::uint64_t>&& keys) {
-    found[piece] = std::move(keys);
+std::vector<std::uint64_t> Exchange::smallest_keys(const LayerIds& ids,
+                                                   const std::vector<PartitionRequest>& requests,
+                                                   Ask<std::uint64_t, PartitionRequest> ask) {
+  std::vector<std::uint64_t> smallest(ids.size(), no_key);
+  const Failure failure = attempt([&] {
+    const Counted here = counted(ids);
+    const std::vector<std::uint64_t> found = ask(here.pieces, pick(requests, here.positions));
+    for (std::size_t p = 0; p < found.size(); ++p) {
+      std::uint64_t& least = smallest[here.positions[p]];
+      least = std::min(least, found[p]);
+    }
   });
-  std::vector<std::vector<std::uint64_t>> own(ids.size());
-  for (std::size_t p = 0; p < here.pieces.size(); ++p) {
-    const std::vector<std::uint64_t>& keys = found[here.pieces[p]];
-    own[here.positions[p]].insert(own[here.positions[p]].end(), keys.begin(), keys.end());
-  }
-  return own;
+  min(smallest, failure);
+  return smallest;
 }
 
 std::vector<BigUint> Exchange::exact_sums(const LayerIds& ids,
@@ -395,7 +421,7 @@ std::vector<BigUint> Exchange::exact_sums(const LayerIds& ids,
   Words words = {failure.error ? 1 : 0};
   for (const BigUint& sum : own) put_limbs(sum, words);
   constexpr std::size_t usual_limbs = 8;
-  const std::size_t usual = 1 + ids.size() * (1 + usual_limbs);
+  const std::size_t usual = 1 + ids.size() * (2 + usual_limbs);
   std::vector<BigUint> sums(ids.size());
   bool has_failed = false;
   for (const std::string& bytes :
@@ -417,18 +443,15 @@ std::vector<LayerStats> Exchange::stats(const LayerIds& ids, Ask<LayerStats> ask
     for (std::size_t p = 0; p < found.size(); ++p) merged[here.positions[p]].merge(found[p]);
   });
   Words zeros = message();
-  Words smallest = message();
+  std::vector<std::uint64_t> smallest;
   for (const LayerStats& stats : merged) {
     zeros.push_back(stats.zeros);
-    // The complement turns the order of keys around; that of a missing one is 0.
-    smallest.push_back(static_cast<std::int64_t>(~stats.smallest & ~(std::uint64_t{1} << 63)));
+    smallest.push_back(stats.smallest);
   }
   sum(zeros, failure, hash_of(ids));
-  max(smallest, {});
+  min(smallest, {});
   for (std::size_t p = 0; p < ids.size(); ++p) {
-    const auto complement = static_cast<std::uint64_t>(smallest[header_size + p]);
-    const std::uint64_t key = ~complement & ~(std::uint64_t{1} << 63);
-    merged[p] = {zeros[header_size + p], complement == 0 ? ~std::uint64_t{0} : key};
+    merged[p] = {zeros[header_size + p], smallest[p]};
   }
   return merged;
 }

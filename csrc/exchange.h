@@ -59,11 +59,14 @@ class Exchange {
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          Ask<PartitionResult, PartitionRequest> ask);
-  // ask(pieces, requests, sink) passes keys to a sink of its own.
-  void collect(
-      const LayerIds& ids, const std::vector<KeyRequest>& requests,
-      FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask,
-      const KeySink& sink);
+  // `counts` are about how many keys there are.
+  std::vector<KeysInside> keys_inside(const LayerIds& ids,
+                                      const std::vector<PartitionRequest>& requests,
+                                      const std::vector<std::int64_t>& counts,
+                                      Ask<KeysInside, PartitionRequest> ask);
+  std::vector<std::uint64_t> smallest_keys(const LayerIds& ids,
+                                           const std::vector<PartitionRequest>& requests,
+                                           Ask<std::uint64_t, PartitionRequest> ask);
   std::vector<BigUint> exact_sums(const LayerIds& ids, const std::vector<std::uint64_t>& keys,
                                   Ask<BigUint, std::uint64_t> ask);
   std::vector<LayerStats> stats(const LayerIds& ids, Ask<LayerStats> ask);
@@ -92,14 +95,11 @@ class Exchange {
   Counted counted(const LayerIds& ids) const;
   void sum(Words& words, const Failure& failure, std::uint64_t question);
   void max(Words& words, const Failure& failure);
-  std::vector<std::vector<std::uint64_t>> own_keys(
-      const LayerIds& ids, const std::vector<KeyRequest>& requests,
-      FunctionRef<void(const LayerIds&, const std::vector<KeyRequest>&, const KeySink&)> ask);
+  void min(std::vector<std::uint64_t>& keys, const Failure& failure);
 
   const Sharding& sharding_;
   std::int64_t most_bins_;  // after the draw: of any rank
   Communicator& communicator_;
-  std::vector<std::int64_t> inside_;  // by piece: elements inside the interval of the last read
 };
 
 }  // namespace lampfast

@@ -23,6 +23,9 @@ namespace lampfast {
 constexpr std::int64_t bins_with_sums = test_sizes ? 8 : 256;
 constexpr std::int64_t bins_of_counts = test_sizes ? 8 : 512;
 
+// Two counts, and a sum in fixed point.
+constexpr std::size_t most_words_of_sides = 8;
+
 // What a partition of one layer sends, and in what units. The sum of a bin's squares is needed only
 // where its keys are so different that their count does not tell it.
 class PartitionFormat {
@@ -56,8 +59,8 @@ class PartitionFormat {
   bool tracks_min_max() const { return tracks_min_max_; }
 
   void put(const Partition& found, bool is_stored, Words& words) const {
-    words.insert(words.end(), {found.sides.below, found.sides.above, is_stored ? 0 : 1});
-    above_format().put(found.sides.above_sum.value(), words);
+    put_sides(found.sides, words);
+    words.push_back(is_stored ? 0 : 1);
     std::vector<std::int64_t> counts;
     for (const Bin& bin : found.bins) counts.push_back(bin.count);
     if (has_pairs_) {
@@ -70,13 +73,22 @@ class PartitionFormat {
     }
   }
 
+  void put_sides(const Sides& sides, Words& words) const {
+    words.insert(words.end(), {sides.below, sides.above});
+    above_format().put(sides.above_sum.value(), words);
+  }
+
+  // Adds what was put.
+  void get_sides(const std::int64_t*& from, Sides& sides) const {
+    sides.below += *from++;
+    sides.above += *from++;
+    sides.above_sum.add(above_format().get(from));
+  }
+
   PartitionResult get(const std::int64_t*& from) const {
     PartitionResult result{blank_, true};
-    Sides& sides = result.found.sides;
-    sides.below = *from++;
-    sides.above = *from++;
+    get_sides(from, result.found.sides);
     result.is_stored = *from++ == 0;
-    sides.above_sum.add(above_format().get(from));
     std::vector<Bin>& bins = result.found.bins;
     const std::vector<std::int64_t> counts =
         has_pairs_ ? get_pairs(bins.size(), from) : get_words(bins.size(), from);

@@ -106,15 +106,22 @@ inline std::vector<std::int64_t> get_words(std::size_t size, const std::int64_t*
   return {begin, from};
 }
 
+// The lowest limbs of float64 sums, which are multiples of the least square, are usually 0.
 inline void put_limbs(const BigUint& number, Words& words) {
-  words.push_back(static_cast<std::int64_t>(number.limbs().size()));
-  for (const std::uint64_t limb : number.limbs()) words.push_back(static_cast<std::int64_t>(limb));
+  const std::vector<std::uint64_t>& limbs = number.limbs();
+  const auto begin = std::find_if(limbs.begin(), limbs.end(), [](auto limb) { return limb != 0; });
+  words.insert(words.end(), {begin - limbs.begin(), limbs.end() - begin});
+  for (auto limb = begin; limb != limbs.end(); ++limb) {
+    words.push_back(static_cast<std::int64_t>(*limb));
+  }
 }
 
 inline BigUint get_limbs(const std::int64_t*& from) {
+  std::vector<std::uint64_t> limbs(static_cast<std::size_t>(*from++), 0);
   const auto size = static_cast<std::size_t>(*from++);
   const std::int64_t* const begin = std::exchange(from, from + size);
-  return BigUint(std::vector<std::uint64_t>(begin, from));
+  limbs.insert(limbs.end(), begin, from);
+  return BigUint(std::move(limbs));
 }
 
 inline std::string bytes_of(const Words& words) {

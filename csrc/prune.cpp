@@ -19,6 +19,7 @@
 #include "estimate/scales.h"
 #include "select/bound_threshold.h"
 #include "select/evidence.h"
+#include "select/first_kept.h"
 #include "select/narrow.h"
 #include "select/select_exact.h"
 #include "select/select_tiles.h"
@@ -58,8 +59,7 @@ constexpr int most_turns = 100;
 // Bounds the score of the last pruned element, and narrows until all open elements are told apart.
 ThresholdBounds resolve(Backends& backends, const SelectionSpec& spec, const MaskSink& masks,
                         Evidence& evidence) {
-  evidence.is_sorted.assign(evidence.is_sorted.size(), false);
-  ThresholdBounds bounds(backends.layers(), spec);
+  ThresholdBounds bounds(backends.layers(), spec, backends.is_sharded());
   for (int turn = 0;; ++turn) {
     bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
     const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
@@ -80,13 +80,10 @@ std::vector<LayerThreshold> select(Backends& backends, const SelectionSpec& spec
   clock.start(&CallProfile::narrow);
   const ThresholdBounds bounds = resolve(backends, spec, masks, evidence);
   clock.start(&CallProfile::select);
-  // The first kept element of a layer may lie far behind the open ones, which would be hard to tell
-  // apart in an interval that reaches to it. Its key is then found last, by itself.
-  const SelectionSpec counts(Ranking::per_layer,
-                             select_exact(backends, spec, evidence.rank_bounds, bounds.ranges));
-  resolve(backends, counts, masks, evidence);
+  const std::vector<std::int64_t> pruned =
+      select_exact(backends, spec, evidence.rank_bounds, bounds.ranges);
   clock.count_misses(evidence.total_misses());
-  return thresholds_after(backends.layers(), evidence.rank_bounds, counts.counts);
+  return thresholds_after(backends, evidence, pruned, masks);
 }
 
 std::vector<LayerThreshold> find_zeros(Backends& backends) {

@@ -127,5 +127,5 @@ def test_cost_of_hard_weights(kind: str, dtype: torch.dtype, ranking: _core.Rank
     for sparsity in (0.5, 0.9):
         wanted = _core.SelectionSpec(ranking, [round(sparsity * 4 * 256**2)])
         group = check(layers, cut(layers, 1, 3), wanted, 3)  # of two calls
-        assert group.collectives <= 2 * 16  # most take 14 at most
+        assert group.collectives <= 2 * 13  # masks and prune; a whole call has one more
         assert max(group.sent) <= 2 * len(layers) * 32 << 10

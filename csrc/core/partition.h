@@ -22,6 +22,9 @@ struct PartitionRequest {
   std::int64_t least_bins = 0;  // more bins than a small layer would have, to be merged with others
 };
 
+// Above all keys.
+constexpr std::uint64_t no_key = ~std::uint64_t{0};
+
 // The interval whose stored keys are wanted, and how many of them a partition has found there.
 struct KeyRequest {
   KeyInterval interval;
@@ -65,6 +68,12 @@ struct Sides {
   }
 };
 
+// What lies beside an interval of keys, and all keys inside it, in any order.
+struct KeysInside {
+  Sides sides;
+  std::vector<std::uint64_t> keys;
+};
+
 // What one read of a layer finds.
 struct Partition {
   Sides sides;
@@ -88,6 +97,14 @@ struct Partition {
     std::int64_t count = 0;
     for (const Bin& bin : bins) count += bin.count;
     return count;
+  }
+
+  // The smallest key inside, or no_key; its bin must be tracked.
+  std::uint64_t smallest() const {
+    for (std::size_t b = 0; b < bins.size(); ++b) {
+      if (bins[b].count > 0) return sides.interval.low + (b << bin_bits) + bins[b].first;
+    }
+    return no_key;
   }
 };
 

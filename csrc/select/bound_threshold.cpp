@@ -130,6 +130,22 @@ class Search {
   const ScoreInterval& scores() const { return scores_; }
   const std::vector<RankRange>& ranges() const { return ranges_; }
 
+  // The scores at which bounds on ranks change, of which step(interval) is one, inside the interval
+  // of scores and in ascending order.
+  template <class Step>
+  std::vector<double> steps(Step&& step) const {
+    std::vector<double> steps;
+    for (const std::size_t i : active_) {
+      const ScoredInterval* const last = (*rank_bounds_)[i].at_rank(ranges_[i].last());
+      for (const auto* each = (*rank_bounds_)[i].at_rank(ranges_[i].begin); each <= last; ++each) {
+        const double at = step(*each);
+        if (at > scores_.low && at < scores_.high) steps.push_back(at);
+      }
+    }
+    std::sort(steps.begin(), steps.end());
+    return steps;
+  }
+
  private:
   // Drops the layers with an empty range: their ranks are the same at all scores of the interval.
   void drop_settled() {
@@ -194,6 +210,21 @@ double narrow_both(const std::vector<RankBounds>& rank_bounds, std::int64_t coun
   return open;
 }
 
+// Divides an interval of scores at the middle one of the steps inside.
+class AtSteps {
+ public:
+  explicit AtSteps(std::vector<double> steps) : steps_(std::move(steps)) {}
+
+  double operator()(const ScoreInterval& within) const {
+    const auto begin = std::upper_bound(steps_.begin(), steps_.end(), within.low);
+    const auto end = std::lower_bound(begin, steps_.end(), within.high);
+    return begin == end ? within.high : *(begin + (end - begin) / 2);
+  }
+
+ private:
+  std::vector<double> steps_;
+};
+
 // Narrows each end by a search of its own, starting from a score at which the rank bounds do not
 // decide.
 void narrow_each(const std::vector<RankBounds>& rank_bounds, std::int64_t count, double open,
@@ -209,16 +240,28 @@ void narrow_each(const std::vector<RankBounds>& rank_bounds, std::int64_t count,
   const auto downwards = [open, close = bounds.close_enough](const ScoreInterval& within) {
     return open * (1.0 - next_distance(1.0 - within.high / open, 1.0 - within.low / open, close));
   };
-  low_end.narrow(downwards, [count](std::int64_t, std::int64_t most) {
+  const auto is_low = [count](std::int64_t, std::int64_t most) {
     return most < count ? Verdict::too_low : Verdict::too_high;
-  });
+  };
+  low_end.narrow(downwards, is_low);
+  if (bounds.is_thorough) {
+    const auto before = [](const ScoredInterval& each) {
+      return std::nextafter(each.least_score, 0.0);
+    };
+    low_end.narrow(AtSteps(low_end.steps(before)), is_low);
+  }
   Search high_end(rank_bounds, {open, bounds.scores.high}, std::move(above));
   const auto upwards = [open, close = bounds.close_enough](const ScoreInterval& within) {
     return open * (1.0 + next_distance(within.low / open - 1.0, within.high / open - 1.0, close));
   };
-  high_end.narrow(upwards, [count](std::int64_t least, std::int64_t) {
+  const auto is_high = [count](std::int64_t least, std::int64_t) {
     return least >= count ? Verdict::too_high : Verdict::too_low;
-  });
+  };
+  high_end.narrow(upwards, is_high);
+  if (bounds.is_thorough) {
+    const auto at_end = [](const ScoredInterval& each) { return each.most_score; };
+    high_end.narrow(AtSteps(high_end.steps(at_end)), is_high);
+  }
   bounds.scores.low = low_end.scores().low;
   bounds.scores.high = high_end.scores().high;
   for (std::size_t i = 0; i < rank_bounds.size(); ++i) {
@@ -228,7 +271,9 @@ void narrow_each(const std::vector<RankBounds>& rank_bounds, std::int64_t count,
 
 }  // namespace
 
-ThresholdBounds::ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec) {
+ThresholdBounds::ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec,
+                                 bool thorough)
+    : is_thorough(thorough) {
   // So few elements have scores as close as by default that select_exact.h can tell them apart; but
   // all magnitudes of a float64 layer may be closer.
   if (spec.ranking == Ranking::magnitude) {
@@ -253,6 +298,10 @@ ThresholdBounds bound_threshold(const std::vector<RankBounds>& rank_bounds,
   bounds.likely_score = between(likely.low, likely.high);
   const double open = narrow_both(rank_bounds, count, likely, bounds);
   if (open != bounds.scores.high) narrow_each(rank_bounds, count, open, bounds);
+  if (bounds.is_thorough) {
+    const ScoreInterval now = likely_scores(rank_bounds, bounds, count);
+    bounds.likely_score = between(now.low, now.high);
+  }
   return bounds;
 }
 

@@ -30,9 +30,11 @@ struct ThresholdBounds {
   std::vector<RankRange> ranges;  // one for each layer
   double likely_score = 0.0;      // its probable value
   double close_enough = 0x1p-22;  // the relative width of `scores` at which searches end
+  // Whether both ends are searched for to the last bit, which takes longer, and may spare reads.
+  bool is_thorough;
 
   // What is known before anything has been read.
-  ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec);
+  ThresholdBounds(const std::vector<Layer>& layers, const SelectionSpec& spec, bool thorough);
 };
 
 // Narrows the bounds as far as the rank bounds allow; they never grow.

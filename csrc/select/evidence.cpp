@@ -67,18 +67,32 @@ void Reader::read(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
     evidence_.stored[reads.ids[r]] = results[r].is_stored ? reads.intervals[r] : KeyInterval{0, 0};
     evidence_.is_sorted[reads.ids[r]] = limit == StoreLimit::none;
   }
+  const std::int64_t few = backends_.is_sharded() ? -1 : most_sorted(backends_);  // none is
   learn(reads.ids, found,
-        limit == StoreLimit::budget ? few(found) : std::numeric_limits<std::int64_t>::max());
+        limit == StoreLimit::budget ? few : std::numeric_limits<std::int64_t>::max());
 }
 
-// Ranks wait until all layers that are open have few candidates, and gather their keys at once.
-std::int64_t Reader::few(const std::vector<const Partition*>& found) const {
-  const std::int64_t most = most_sorted(backends_);
-  const bool waits =
-      backends_.is_sharded() && std::any_of(found.begin(), found.end(), [&](const Partition* each) {
-        return each->bin_bits > 0 && each->inside() > most;
-      });
-  return waits ? 0 : most;
+void Reader::gather(const Reads& reads, const MaskSink& masks) {
+  const std::vector<PartitionRequest> asked = requests(reads, StoreLimit::budget);
+  std::vector<std::int64_t> counts;
+  for (std::size_t r = 0; r < reads.ids.size(); ++r) {
+    counts.push_back(evidence_.rank_bounds[reads.ids[r]].count_inside(reads.intervals[r]));
+  }
+  std::vector<KeysInside> found = backends_.keys_inside(reads.ids, asked, counts, masks);
+  for (std::size_t r = 0; r < reads.ids.size(); ++r) {
+    const std::size_t id = reads.ids[r];
+    check_sides(id, found[r].sides, static_cast<std::int64_t>(found[r].keys.size()));
+    evidence_.sides[id] = found[r].sides;
+    evidence_.is_sorted[id] = true;
+    if (!asked[r].of_candidates) evidence_.stored[id] = reads.intervals[r];
+    learn_from_keys(id, std::move(found[r].keys));
+  }
+}
+
+void Reader::check_sides(std::size_t id, const Sides& sides, std::int64_t inside) const {
+  if (!std::isfinite(sides.above_sum.value())) throw NotFinite();
+  // Ranks are positions in a layer's order, so none may be missing.
+  if (sides.beside() + inside != backends_.layers()[id].size) throw WeightsChanged();
 }
 
 std::vector<PartitionRequest> Reader::requests(const Reads& reads, StoreLimit limit) const {
@@ -103,9 +117,7 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
     const std::size_t id = ids[r];
     const KeyInterval& interval = found[r]->sides.interval;
     const std::int64_t inside = found[r]->inside();
-    if (!std::isfinite(found[r]->sides.above_sum.value())) throw NotFinite();
-    // Ranks are positions in a layer's order, so none may be missing.
-    if (found[r]->sides.beside() + inside != backends_.layers()[id].size) throw WeightsChanged();
+    check_sides(id, found[r]->sides, inside);
     evidence_.sides[id] = found[r]->sides;
     // Bins of one key each say all that sorted keys would.
     const bool is_by_key = found[r]->bin_bits == 0;
@@ -117,29 +129,29 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
       bins.push_back(found[r]);
     }
   }
-  learn_from_keys(sorted, keys);
+  collect(sorted, keys);
   learn_from_bins(binned, bins);
 }
 
 // Where each layer's count is given, only the interval of the first kept element matters.
 void Reader::learn_bounds(std::size_t id, RankBounds&& bounds) {
-  if (spec_.ranking == Ranking::per_layer) {
-    bounds.separate_only(spec_.counts[id], evidence_.sides[id]);
-  }
+  bounds.add_known(evidence_.rank_bounds[id]);
+  bounds.merge_outside(scores_);
+  if (spec_.ranking == Ranking::per_layer) bounds.separate_only(spec_.counts[id]);
   evidence_.rank_bounds[id] = std::move(bounds);
 }
 
-void Reader::learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests) {
-  const auto learn_keys = [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
+void Reader::collect(const LayerIds& ids, const std::vector<KeyRequest>& requests) {
+  backends_.collect(ids, requests, [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
     // Where candidates cannot be stored, their keys come from the weights, which are read again.
-    const std::int64_t beside = evidence_.sides[id].beside();
-    if (beside + static_cast<std::int64_t>(keys.size()) != backends_.layers()[id].size) {
-      throw WeightsChanged();
-    }
-    learn_bounds(id, {backends_.layers()[id].dtype, spec_.ranking, evidence_.scales[id],
-                      evidence_.sides[id], count_keys(std::move(keys)), scores_});
-  };
-  backends_.collect(ids, requests, learn_keys);
+    check_sides(id, evidence_.sides[id], static_cast<std::int64_t>(keys.size()));
+    learn_from_keys(id, std::move(keys));
+  });
+}
+
+void Reader::learn_from_keys(std::size_t id, std::vector<std::uint64_t>&& keys) {
+  learn_bounds(id, {backends_.layers()[id].dtype, spec_.ranking, evidence_.scales[id],
+                    evidence_.sides[id], count_keys(std::move(keys))});
 }
 
 void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found) {
@@ -147,13 +159,13 @@ void Reader::learn_from_bins(const LayerIds& ids, const std::vector<const Partit
   std::int64_t bins = 0;
   for (const Partition* partition : found)
     bins += static_cast<std::int64_t>(partition->bins.size());
-  backends_.pool().for_each(static_cast<std::int64_t>(ids.size()), bins * weights_per_bin,
-                            [&](std::int64_t task, int) {
-                              const auto r = static_cast<std::size_t>(task);
-                              const std::size_t id = ids[r];
-                              learn_bounds(id, {backends_.layers()[id].dtype, spec_.ranking,
-                                                evidence_.scales[id], *found[r], scores_});
-                            });
+  backends_.pool().for_each(
+      static_cast<std::int64_t>(ids.size()), bins * weights_per_bin, [&](std::int64_t task, int) {
+        const auto r = static_cast<std::size_t>(task);
+        const std::size_t id = ids[r];
+        learn_bounds(
+            id, {backends_.layers()[id].dtype, spec_.ranking, evidence_.scales[id], *found[r]});
+      });
 }
 
 Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate& estimate,

@@ -73,15 +73,18 @@ class Reader {
   // that takes. Throws WeightsChanged, and NotFinite, as another thread may have made a candidate
   // so before it was stored.
   void read(const Reads& reads, StoreLimit limit, const MaskSink& masks);
+  // Of sharded layers: gathers all keys inside the intervals.
+  void gather(const Reads& reads, const MaskSink& masks);
 
  private:
   std::vector<PartitionRequest> requests(const Reads& reads, StoreLimit limit) const;
-  std::int64_t few(const std::vector<const Partition*>& found) const;
   void learn(const LayerIds& ids, const std::vector<const Partition*>& found,
              std::int64_t most_sorted);
   void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);
   void learn_bounds(std::size_t id, RankBounds&& bounds);
-  void learn_from_keys(const LayerIds& ids, const std::vector<KeyRequest>& requests);
+  void check_sides(std::size_t id, const Sides& sides, std::int64_t inside) const;
+  void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests);
+  void learn_from_keys(std::size_t id, std::vector<std::uint64_t>&& keys);
 
   Backends& backends_;
   const SelectionSpec& spec_;

@@ -2,7 +2,9 @@
 #include "select/narrow.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "core/key_format.h"
@@ -17,7 +19,6 @@ class NextReads {
             Evidence& evidence)
       : layers_(backends.layers()),
         most_sorted_(most_sorted(backends)),
-        is_sharded_(backends.is_sharded()),
         ranking_(ranking),
         bounds_(bounds),
         evidence_(evidence) {}
@@ -29,50 +30,81 @@ class NextReads {
   // although the smallest and largest keys of its bins are known, so that reading it once more
   // would tell nothing new.
   Reads sorted;
-  LayerIds tracked;  // of which the bins' smallest keys are wanted, in ascending order
 
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
   // layers are read first, by themselves.
-  void plan(std::vector<OpenLayer> open) {
-    const auto is_settled = [&](const OpenLayer& layer) {
-      return bounds_.ranges[layer.id].is_empty();
-    };
-    if (is_sharded_ && std::all_of(open.begin(), open.end(), is_settled)) find_first_kept(open);
+  void plan(const std::vector<OpenLayer>& open) {
     std::vector<OpenLayer> missed;
-    for (OpenLayer& layer : open) {
-      if (is_sharded_ && is_settled(layer)) continue;
+    for (const OpenLayer& layer : open) {
       const ScoredInterval& likely = likely_interval(layer.id);
-      if (is_missed(layer, likely)) {
-        missed.push_back({layer.id, retry_interval(layer, likely)});
-      } else if (is_sharded_ && is_crowded(layer, likely)) {
-        ++evidence_.crowded[layer.id];
-        layer.needed = {std::max<std::uint64_t>(likely.first, 1), likely.last + 1};
-      }
+      if (is_missed(layer, likely)) missed.push_back({layer.id, retry_interval(layer, likely)});
     }
     for (const OpenLayer& layer : missed.empty() ? open : missed) add(layer);
   }
 
- private:
-  // Where a layer's first kept element is the smallest one of an interval, a read that tracks the
-  // smallest keys finds its key, and the next one reads nothing else.
-  void find_first_kept(std::vector<OpenLayer>& open) {
-    for (OpenLayer& layer : open) {
-      const std::int64_t rank = bounds_.ranges[layer.id].begin;
-      if (evidence_.rank_bounds[layer.id].at_rank(rank)->before != rank) continue;
-      const bool is_known = evidence_.tracks_min_max[layer.id] &&
-                            evidence_.sides[layer.id].interval.contains(layer.needed);
-      if (is_known) layer.needed.high = layer.needed.low + 1;
-      tracked.push_back(layer.id);
+  // Between ranks it is exchanges that should be spared. Every layer is read in every turn, until
+  // so few elements are left, for the layers of the call, that their keys can be gathered at once.
+  void plan_shared(const std::vector<OpenLayer>& open) {
+    std::int64_t total = 0;
+    for (const OpenLayer& layer : open) total += needed_count(layer);
+    const bool are_few = total <= most_sorted_ * static_cast<std::int64_t>(layers_.size());
+    for (const OpenLayer& layer : open) {
+      if (are_few || needed_count(layer) <= most_sorted_) continue;
+      const KeyInterval interval = shared_interval(layer);
+      if (!is_known(layer.id, interval)) weights.add(layer.id, interval);
     }
+    if (!weights.empty()) return;
+    for (const OpenLayer& layer : open) sorted.add(layer.id, layer.needed);
+  }
+
+ private:
+  KeyInterval shared_interval(const OpenLayer& layer) {
+    if (bounds_.ranges[layer.id].is_empty()) return layer.needed;
+    const ScoredInterval& likely = likely_interval(layer.id);
+    if (is_missed(layer, likely)) return retry_interval(layer, likely);
+    if (!is_crowded(layer, likely)) return scoring_part(layer);
+    ++evidence_.crowded[layer.id];
+    return {std::max<std::uint64_t>(likely.first, 1), likely.last + 1};
+  }
+
+  // The part of what a layer needs in which keys can have the score that is sought: an element of
+  // square q, behind which squares add up to `after`, scores at most q / after, and at least q /
+  // (the sum from the first element of its interval on).
+  KeyInterval scoring_part(const OpenLayer& layer) const {
+    const Dtype dtype = layers_[layer.id].dtype;
+    const RankBounds& rank_bounds = evidence_.rank_bounds[layer.id];
+    const RankRange& range = bounds_.ranges[layer.id];
+    const ScoredInterval* from = rank_bounds.at_rank(range.begin);
+    const ScoredInterval* to = rank_bounds.at_rank(range.last());
+    double low = bounds_.scores.low;
+    double high = bounds_.scores.high;
+    if (ranking_ != Ranking::magnitude) {
+      const double scale = evidence_.scales[layer.id];
+      low = std::sqrt(low * from->after) / scale;
+      high = to->before == 0 ? std::numeric_limits<double>::infinity()
+                             : std::sqrt(high * (to - 1)->after) / scale;
+    }
+    constexpr double slack = 0x1p-20;
+    const std::uint64_t first = std::max(layer.needed.low, nearest_key(dtype, low * (1.0 - slack)));
+    const std::uint64_t last = nearest_key(dtype, high * (1.0 + slack));
+    const std::uint64_t end =
+        last < to->last ? std::min(last + 1, layer.needed.high) : layer.needed.high;
+    return first < end ? KeyInterval{first, end} : layer.needed;
+  }
+
+  std::int64_t needed_count(const OpenLayer& layer) const {
+    return evidence_.rank_bounds[layer.id].count_inside(layer.needed);
+  }
+
+  // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for the
+  // bins' smallest and largest keys, so that we can tell.
+  bool is_known(std::size_t id, const KeyInterval& interval) const {
+    return evidence_.sides[id].interval == interval && evidence_.tracks_min_max[id];
   }
 
   void add(const OpenLayer& layer) {
-    // A bin that holds one key is still 2^b keys wide. A read of the same interval again asks for
-    // the bins' smallest and largest keys, so that we can tell.
-    const bool is_same = evidence_.sides[layer.id].interval == layer.needed;
-    const bool is_unresolved = is_same && evidence_.tracks_min_max[layer.id];
     const bool is_stored = evidence_.stored[layer.id].contains(layer.needed);
-    if (is_unresolved) {
+    if (is_known(layer.id, layer.needed)) {
       sorted.add(layer.id, layer.needed);
     } else if (is_stored) {
       candidates.add(layer.id, layer.needed);
@@ -114,10 +146,10 @@ class NextReads {
   // that interval.
   bool is_crowded(const OpenLayer& layer, const ScoredInterval& likely) const {
     constexpr int most_crowded = 4;  // reads of a layer
-    const KeyInterval& read = evidence_.sides[layer.id].interval;
-    return !read.contains(layer.needed) && !likely.is_one_key() &&
-           likely.count > inside_last_read(layer.id) / 4 &&
-           evidence_.crowded[layer.id] < most_crowded;
+    constexpr std::uint64_t narrow = 16;
+    const std::uint64_t width = layer.needed.high - layer.needed.low;
+    return !likely.is_one_key() && (likely.last - likely.first) < width / narrow &&
+           likely.count > needed_count(layer) / 4 && evidence_.crowded[layer.id] < most_crowded;
   }
 
   // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
@@ -142,9 +174,10 @@ class NextReads {
     const double score =
         by_magnitude ? at : scaled_square_of(dtype, end, evidence_.scales[layer.id]) / sum_from;
     constexpr double least_ratio = 1.0 + 0x1p-7;
+    constexpr double most_reach = 0x1p16;
     const double likely_score = bounds_.likely_score;
     const double ratio = std::max(is_above ? likely_score / score : score / likely_score, 1.0);
-    const double reach = (by_magnitude ? ratio * ratio : ratio) * least_ratio;
+    const double reach = std::min((by_magnitude ? ratio * ratio : ratio) * least_ratio, most_reach);
     const KeyInterval part{
         std::max(is_above ? end : nearest_key(dtype, at / reach), layer.needed.low),
         std::min(is_above ? nearest_key(dtype, at * reach) + 1 : end, layer.needed.high)};
@@ -153,7 +186,6 @@ class NextReads {
 
   const std::vector<Layer>& layers_;
   const std::int64_t most_sorted_;
-  const bool is_sharded_;
   Ranking ranking_;
   const ThresholdBounds& bounds_;
   Evidence& evidence_;
@@ -162,14 +194,11 @@ class NextReads {
 // Which bins are to track their smallest and largest keys: reading the same interval once more only
 // tells more if they do. Ranks have more bins, which tell more, where they need not tell that as
 // well.
-void track_min_max(const Reads& reads, const LayerIds& wanted, bool is_sharded,
-                   Evidence& evidence) {
+void track_min_max(const Reads& reads, bool is_sharded, Evidence& evidence) {
   for (std::size_t r = 0; r < reads.ids.size(); ++r) {
     const std::size_t id = reads.ids[r];
     const bool is_same = evidence.sides[id].interval == reads.intervals[r];
-    const bool is_wanted = std::binary_search(wanted.begin(), wanted.end(), id);
-    evidence.tracks_min_max[id] =
-        is_same || is_wanted || (!is_sharded && evidence.tracks_min_max[id]);
+    evidence.tracks_min_max[id] = is_same || (!is_sharded && evidence.tracks_min_max[id]);
   }
 }
 
@@ -211,14 +240,17 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
     if (range.begin == layers[i].size) continue;  // all elements are pruned, or there are none
     const ScoredInterval* from = rank_bounds[i].at_rank(range.begin);
     const ScoredInterval* to = rank_bounds[i].at_rank(range.last());
+    // The first element of an interval is found in the end, if it is the first kept one
+    // (first_kept.h).
+    if (range.is_empty() && from->before == range.begin) continue;
+    const auto is_one_key = [](const ScoredInterval& interval) { return interval.is_one_key(); };
+    if (std::all_of(from, to + 1, is_one_key)) continue;
     // The first kept element, if it is close enough to be found on the way.
     if (range.end < layers[i].size) {
       const ScoredInterval* kept = rank_bounds[i].at_rank(range.end);
       constexpr std::uint64_t close = 16;
       if (kept->last - from->first <= close * (to->last - from->first + 1)) to = kept;
     }
-    const auto is_one_key = [](const ScoredInterval& interval) { return interval.is_one_key(); };
-    if (std::all_of(from, to + 1, is_one_key)) continue;
     open.push_back({i, {std::max<std::uint64_t>(from->first, 1), to->last + 1}});
   }
   return open;
@@ -228,17 +260,16 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
   check_not_sorted(open, evidence);
   NextReads next(backends, spec.ranking, bounds, evidence);
-  next.plan(open);
+  backends.is_sharded() ? next.plan_shared(open) : next.plan(open);
   Reader reader(backends, spec, bounds.scores, evidence);
   // Stored candidates are read first: what they tell may spare a read of the weights, of which an
-  // interval needs all that lies below it if its threshold may be just beyond its end. Between
-  // ranks, an exchange is what should be spared.
-  if (backends.is_sharded()) next.weights.add(next.candidates);
-  const Reads& reads =
-      next.candidates.empty() || backends.is_sharded() ? next.weights : next.candidates;
+  // interval needs all that lies below it if its threshold may be just beyond its end.
+  const Reads& reads = next.candidates.empty() ? next.weights : next.candidates;
   if (!reads.empty()) {
-    track_min_max(reads, next.tracked, backends.is_sharded(), evidence);
+    track_min_max(reads, backends.is_sharded(), evidence);
     reader.read(reads, StoreLimit::budget, masks);
+  } else if (backends.is_sharded()) {
+    reader.gather(next.sorted, masks);
   } else {
     // They are few, or their scores too close or too small for the bounds to tell apart.
     reader.read(next.sorted, StoreLimit::none, masks);
@@ -252,7 +283,12 @@ Evidence sort_open(Backends& backends, const SelectionSpec& spec, const Threshol
   check_not_sorted(open, evidence);
   Reads reads;
   for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
-  Reader(backends, spec, bounds.scores, evidence).read(reads, StoreLimit::none, masks);
+  Reader reader(backends, spec, bounds.scores, evidence);
+  if (backends.is_sharded()) {
+    reader.gather(reads, masks);
+  } else {
+    reader.read(reads, StoreLimit::none, masks);
+  }
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <utility>
 
 #include "core/error_bounds.h"
 #include "core/key_format.h"
@@ -99,11 +100,11 @@ class RankBounds::Builder {
   CompensatedSum sum_;  // of the intervals so far
 };
 
-RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Partition& partition,
-                       const ScoreInterval& scores)
+RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Partition& partition)
     : dtype_(dtype),
       ranking_(ranking),
       scale_(scale),
+      read_(partition.sides.interval),
       margin_(partition.bin_bits == 0 ? error_bounds::score_from_counts
                                       : error_bounds::score_from_bins +
                                             error_bounds::score_margin(partition.counted_error)) {
@@ -119,54 +120,124 @@ RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Partiti
   }
   builder.push_below(partition.sides);
   builder.finish();
-  drop_irrelevant(partition.sides, scores);
 }
 
 RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& sides,
-                       const std::vector<KeyCount>& counts, const ScoreInterval& scores)
-    : dtype_(dtype), ranking_(ranking), scale_(scale), margin_(error_bounds::score_from_counts) {
+                       const std::vector<KeyCount>& counts)
+    : dtype_(dtype),
+      ranking_(ranking),
+      scale_(scale),
+      read_(sides.interval),
+      margin_(error_bounds::score_from_counts) {
   Builder builder(*this, counts.size() + 2);
   builder.push_above(sides);
   for (std::size_t i = counts.size(); i-- > 0;) builder.push_key(counts[i].key, counts[i].count);
   builder.push_below(sides);
   builder.finish();
-  drop_irrelevant(sides, scores);
 }
 
-// Merges the intervals whose elements all certainly score above those that matter, and those whose
-// elements all certainly score below. What lies outside the partition's interval of keys stays
-// separate: only a read of the weights, not of the candidates, tells more about it.
-void RankBounds::drop_irrelevant(const Sides& sides, const ScoreInterval& scores) {
-  const std::size_t first_inside = sides.below > 0 ? 1 : 0;
-  const auto end_inside = [&] { return intervals_.size() - (sides.above > 0 ? 1 : 0); };
+// An interval that reaches into the one of the last read is cut off there: how many of its elements
+// are left follows from the counts beside that.
+void RankBounds::add_known(const RankBounds& known) {
+  if (known.intervals_.empty() || intervals_.empty()) return;
+  const std::int64_t size = intervals_.back().end();
+  const bool has_below = intervals_.front().last < read_.low;
+  const bool has_above = intervals_.back().first >= read_.high;
+  const ScoredInterval& below = intervals_.front();
+  const ScoredInterval& above = intervals_.back();
+  const std::int64_t end_below = has_below ? below.end() : 0;
+  const std::int64_t begin_above = has_above ? above.before : size;
+  RankBounds all;
+  std::vector<ScoredInterval>& parts = all.intervals_;
+  for (const ScoredInterval& each : known.intervals_) {
+    if (each.last < read_.low) {
+      parts.push_back(each);
+    } else if (each.first < read_.low && each.before < end_below) {
+      parts.push_back({each.first, read_.low - 1, each.before, end_below - each.before, below.after,
+                       each.least_score, std::fmin(each.most_score, below.most_score)});
+    }
+  }
+  parts.insert(parts.end(), intervals_.begin() + (has_below ? 1 : 0),
+               intervals_.end() - (has_above ? 1 : 0));
+  for (const ScoredInterval& each : known.intervals_) {
+    if (each.first >= read_.high) {
+      parts.push_back(each);
+    } else if (each.last >= read_.high && each.end() > begin_above) {
+      parts.push_back({read_.high, each.last, begin_above, each.end() - begin_above, each.after,
+                       std::fmax(each.least_score, above.least_score), each.most_score});
+    }
+  }
+  if (!all.is_whole(size)) return;
+  intervals_ = std::move(parts);
+  margin_outside_ = std::max(known.margin_, known.margin_outside_);
+  order_bounds();
+}
+
+// Whether the intervals hold every position of the layer's order once.
+bool RankBounds::is_whole(std::int64_t size) const {
+  std::int64_t end = 0;
+  for (const ScoredInterval& each : intervals_) {
+    if (each.before != end || each.count <= 0) return false;
+    end = each.end();
+  }
+  return end == size;
+}
+
+// What was known before may have wider bounds. No element scores more than what comes later.
+void RankBounds::order_bounds() {
+  for (std::size_t i = 1; i < intervals_.size(); ++i) {
+    double& least = intervals_[i].least_score;
+    least = std::fmax(least, intervals_[i - 1].least_score);
+  }
+  for (std::size_t i = intervals_.size(); i-- > 1;) {
+    double& most = intervals_[i - 1].most_score;
+    most = std::fmin(most, intervals_[i].most_score);
+  }
+}
+
+void RankBounds::merge_outside(const ScoreInterval& scores) {
   const auto position = [&](auto found) {
     return static_cast<std::size_t>(found - intervals_.begin());
   };
   const auto end_of_high = std::partition_point(
       intervals_.begin(), intervals_.end(),
       [&](const ScoredInterval& interval) { return interval.least_score <= scores.high; });
-  merge(std::max(first_inside, position(end_of_high) + 1), end_inside());
+  merge_apart(position(end_of_high) + 1, intervals_.size());
   if (scores.has_low()) {
     const auto end_of_low = std::partition_point(
         intervals_.begin(), intervals_.end(),
         [&](const ScoredInterval& interval) { return interval.most_score <= scores.low; });
-    merge(first_inside, std::min(end_inside(), position(end_of_low)));
+    merge_apart(0, position(end_of_low));
   }
   intervals_.shrink_to_fit();
 }
 
-void RankBounds::separate_only(std::int64_t position, const Sides& sides) {
-  const std::size_t first_inside = sides.below > 0 ? 1 : 0;
-  const std::size_t end_inside = intervals_.size() - (sides.above > 0 ? 1 : 0);
+void RankBounds::separate_only(std::int64_t position) {
   const auto found =
       static_cast<std::size_t>(std::partition_point(intervals_.begin(), intervals_.end(),
                                                     [&](const ScoredInterval& interval) {
                                                       return interval.end() <= position;
                                                     }) -
                                intervals_.begin());
-  merge(std::max(first_inside, found + 1), end_inside);
-  merge(first_inside, std::min(end_inside, found));
+  merge_apart(found + 1, intervals_.size());
+  merge_apart(0, found);
   intervals_.shrink_to_fit();
+}
+
+// Merges the intervals [begin, end), but not what is inside the interval of the last read with what
+// lies outside: only a read of the weights, not of the candidates, tells more about that.
+void RankBounds::merge_apart(std::size_t begin, std::size_t end) {
+  const auto first_from = [&](std::uint64_t key) {
+    const auto found =
+        std::partition_point(intervals_.begin(), intervals_.end(),
+                             [&](const ScoredInterval& interval) { return interval.first < key; });
+    return static_cast<std::size_t>(found - intervals_.begin());
+  };
+  const std::size_t inside = first_from(read_.low);
+  const std::size_t above = first_from(read_.high);
+  merge(std::max(begin, above), end);
+  merge(std::max(begin, inside), std::min(end, above));
+  merge(begin, std::min(end, inside));
 }
 
 // Makes one interval of the intervals [begin, end).
@@ -201,7 +272,8 @@ std::int64_t RankBounds::rank_lower_bound(double t) const {
   if (next == intervals_.end()) return intervals_.empty() ? 0 : intervals_.back().end();
   if (!is_divided(*next)) return next->before;
   const double ratio = next->after / square(next->first);
-  return next->before + count_at_most(*next, (1.0 + margin_) / t, ratio * (1.0 - margin_));
+  const double wider = margin(*next);
+  return next->before + count_at_most(*next, (1.0 + wider) / t, ratio * (1.0 - wider));
 }
 
 std::int64_t RankBounds::rank_upper_bound(double t) const {
@@ -212,7 +284,8 @@ std::int64_t RankBounds::rank_upper_bound(double t) const {
   const ScoredInterval& interval = *(next - 1);
   if (!is_divided(interval)) return interval.end();
   const double ratio = interval.after / square(interval.first);
-  return interval.before + count_at_most(interval, (1.0 - margin_) / t, ratio * (1.0 + margin_));
+  const double wider = margin(interval);
+  return interval.before + count_at_most(interval, (1.0 - wider) / t, ratio * (1.0 + wider));
 }
 
 const ScoredInterval* RankBounds::at_rank(std::int64_t position) const {
@@ -220,6 +293,14 @@ const ScoredInterval* RankBounds::at_rank(std::int64_t position) const {
       intervals_.begin(), intervals_.end(),
       [&](const ScoredInterval& interval) { return interval.end() <= position; });
   return &*next;
+}
+
+std::int64_t RankBounds::count_inside(const KeyInterval& keys) const {
+  std::int64_t count = 0;
+  for (const ScoredInterval& each : intervals_) {
+    if (each.first < keys.high && each.last >= keys.low) count += each.count;
+  }
+  return count;
 }
 
 const ScoredInterval* RankBounds::reaching(double t) const {

@@ -38,15 +38,19 @@ class RankBounds {
   RankBounds() = default;
 
   // From the bins of a partition or, where the candidates have been sorted, from the counts of
-  // their keys. Of all that scores above `scores`, only the next interval stays separate.
-  RankBounds(Dtype dtype, Ranking ranking, double scale, const Partition& partition,
-             const ScoreInterval& scores);
+  // their keys.
+  RankBounds(Dtype dtype, Ranking ranking, double scale, const Partition& partition);
   RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& sides,
-             const std::vector<KeyCount>& counts, const ScoreInterval& scores);
+             const std::vector<KeyCount>& counts);
 
-  // Merges all intervals inside the partition's interval but the one with the element at a position
-  // of the layer's order.
-  void separate_only(std::int64_t position, const Sides& sides);
+  // Adds what was known before of the keys outside the interval of the last read. If it does not
+  // fit, as weights have changed, nothing is added.
+  void add_known(const RankBounds& known);
+
+  // Merges intervals that do not matter: of all that scores above `scores`, only the next one stays
+  // separate; or all but the one with the element at a position of the layer's order.
+  void merge_outside(const ScoreInterval& scores);
+  void separate_only(std::int64_t position);
 
   // Bounds on how many elements score at most t (they are the first in the layer's order). t must
   // be at least error_bounds::least_score unless magnitudes rank the elements.
@@ -57,6 +61,9 @@ class RankBounds {
   // the layer's size.
   const ScoredInterval* at_rank(std::int64_t position) const;
 
+  // How many elements the intervals that meet these keys have.
+  std::int64_t count_inside(const KeyInterval& keys) const;
+
   // The first interval that may have elements that score at least t, else the last one. There must
   // be an interval.
   const ScoredInterval* reaching(double t) const;
@@ -64,20 +71,27 @@ class RankBounds {
   const std::vector<ScoredInterval>& intervals() const { return intervals_; }
   double square(std::uint64_t key) const;  // scaled, as the sums are
   double magnitude(std::uint64_t key) const;
-  // The relative margin for comparing two scores that follow from the intervals' sums.
-  double margin() const { return margin_; }
+  // The relative margin for comparing a score that follows from the sums behind an interval.
+  double margin(const ScoredInterval& interval) const {
+    const bool is_inside = interval.first >= read_.low && interval.last < read_.high;
+    return is_inside ? margin_ : margin_outside_;
+  }
 
  private:
   class Builder;
 
-  void drop_irrelevant(const Sides& sides, const ScoreInterval& scores);
+  bool is_whole(std::int64_t size) const;
+  void order_bounds();
+  void merge_apart(std::size_t begin, std::size_t end);
   void merge(std::size_t begin, std::size_t end);
   bool is_divided(const ScoredInterval& interval) const;
 
   Dtype dtype_{};
   Ranking ranking_{};
   double scale_ = 1.0;
+  KeyInterval read_{};  // the interval of the last read
   double margin_ = 0.0;
+  double margin_outside_ = 0.0;  // of what was known before
   std::vector<ScoredInterval> intervals_;
 };
 

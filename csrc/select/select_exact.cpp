@@ -198,8 +198,8 @@ class OpenRanks {
     if (x.key == 0 || y.key == 0) return (x.key != 0) - (y.key != 0);
     const double left = x.square * y.sum_from;
     const double right = y.square * x.sum_from;
-    const double margin =
-        std::max(a.elements.rank_bounds().margin(), b.elements.rank_bounds().margin());
+    const double margin = std::max(a.elements.rank_bounds().margin(*x.interval),
+                                   b.elements.rank_bounds().margin(*y.interval));
     const double smallest = std::min({x.square, y.square, left, right});
     if (std::abs(left - right) > margin * std::max(left, right) &&
         smallest > error_bounds::least_product) {
@@ -238,19 +238,6 @@ class OpenRanks {
   std::int64_t pivot_position_ = 0;
 };
 
-// The threshold of a layer whose first `pruned` elements are pruned.
-LayerThreshold threshold_after(const Layer& layer, const RankBounds& rank_bounds,
-                               std::int64_t pruned) {
-  LayerThreshold threshold{not_finite_key(layer.dtype), 0, pruned, 0.0};
-  if (pruned < layer.size) {
-    const ScoredInterval* kept = rank_bounds.at_rank(pruned);
-    threshold.key = kept->first;
-    threshold.ties = pruned - kept->before;
-  }
-  threshold.magnitude = magnitude_of(layer.dtype, threshold.key);
-  return threshold;
-}
-
 }  // namespace
 
 std::vector<std::int64_t> select_exact(Backends& backends, const SelectionSpec& spec,
@@ -264,17 +251,6 @@ std::vector<std::int64_t> select_exact(Backends& backends, const SelectionSpec& 
   pruned.reserve(open.size());
   for (const RankRange& range : open) pruned.push_back(range.begin);
   return pruned;
-}
-
-std::vector<LayerThreshold> thresholds_after(const std::vector<Layer>& layers,
-                                             const std::vector<RankBounds>& rank_bounds,
-                                             const std::vector<std::int64_t>& pruned) {
-  std::vector<LayerThreshold> thresholds;
-  thresholds.reserve(layers.size());
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    thresholds.push_back(threshold_after(layers[i], rank_bounds[i], pruned[i]));
-  }
-  return thresholds;
 }
 
 }  // namespace lampfast

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "backends.h"
-#include "core/layer_threshold.h"
 #include "core/selection_spec.h"
 #include "select/bound_threshold.h"
 #include "select/rank_bounds.h"
@@ -18,11 +17,5 @@ namespace lampfast {
 std::vector<std::int64_t> select_exact(Backends& backends, const SelectionSpec& spec,
                                        const std::vector<RankBounds>& rank_bounds,
                                        const std::vector<RankRange>& ranges);
-
-// The thresholds that prune so many elements of each layer. The interval that holds the first kept
-// element must be of one key.
-std::vector<LayerThreshold> thresholds_after(const std::vector<Layer>& layers,
-                                             const std::vector<RankBounds>& rank_bounds,
-                                             const std::vector<std::int64_t>& pruned);
 
 }  // namespace lampfast
