@@ -102,6 +102,9 @@ class Backend {
   // Passes the keys of the stored candidates inside the requested intervals to the sink.
   virtual void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests,
                        const KeySink& sink) = 0;
+  // How many candidates a layer's last read may have found for them to be collected and sorted now,
+  // rather than be narrowed further.
+  virtual std::int64_t most_sorted(std::size_t id) const = 0;
 
   // --- select ---
 

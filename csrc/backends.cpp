@@ -259,12 +259,9 @@ std::vector<GroupTallies> Backends::tally(const LayerIds& ids,
 
 std::vector<Tally> Backends::probe(const LayerIds& ids, const std::vector<TallyRequest>& requests) {
   for (const std::size_t id : ids) counts_.read += layers_[id].size;
-  const auto ask = [&](const LayerIds& pieces, const std::vector<TallyRequest>& asked) {
-    return gather<Tally>(pieces, [&](const Share& share) {
-      return share.backend->probe(share.ids, pick(asked, share.positions));
-    });
-  };
-  return exchange_ ? exchange_->probe(ids, requests, ask) : ask(ids, requests);
+  return gather<Tally>(ids, [&](const Share& share) {
+    return share.backend->probe(share.ids, pick(requests, share.positions));
+  });
 }
 
 std::vector<PartitionResult> Backends::partition(const LayerIds& ids,

@@ -61,6 +61,7 @@ class Backends {
   std::vector<std::uint64_t> largest_keys(const LayerIds& ids);
   std::vector<LogHistogram> draw(const LayerIds& ids);
   std::vector<GroupTallies> tally(const LayerIds& ids, const std::vector<TallyRequest>& requests);
+  // Of layers that are not sharded.
   std::vector<Tally> probe(const LayerIds& ids, const std::vector<TallyRequest>& requests);
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
@@ -76,6 +77,10 @@ class Backends {
   std::vector<std::uint64_t> smallest_keys(const LayerIds& ids,
                                            const std::vector<PartitionRequest>& requests,
                                            const MaskSink& masks);
+  // Backend::most_sorted, of a layer that is not sharded.
+  std::int64_t most_sorted(std::size_t id) const {
+    return homes_[home_of_[id]].backend->most_sorted(id);
+  }
   // Runs body(), which asks for what no exchange is of. If it fails on one rank, all throw.
   template <class Body>
   void together(Body&& body) {

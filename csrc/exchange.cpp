@@ -292,29 +292,6 @@ std::vector<GroupTallies> Exchange::tally(const LayerIds& ids,
   return merged;
 }
 
-std::vector<Tally> Exchange::probe(const LayerIds& ids, const std::vector<TallyRequest>& requests,
-                                   Ask<Tally, TallyRequest> ask) {
-  const FixedPoint format(-60, 68);
-  std::vector<Tally> merged(ids.size());
-  const Failure failure = attempt([&] {
-    const Counted here = counted(ids);
-    const std::vector<Tally> found = ask(here.pieces, pick(requests, here.positions));
-    for (std::size_t p = 0; p < found.size(); ++p) merged[here.positions[p]].add(found[p]);
-  });
-  Words words = message();
-  for (const Tally& tally : merged) {
-    words.push_back(static_cast<std::int64_t>(tally.below));
-    format.put(tally.above, words);
-  }
-  sum(words, failure, hash_of(ids, requests));
-  const std::int64_t* from = words.data() + header_size;
-  for (Tally& tally : merged) {
-    tally.below = static_cast<double>(*from++);
-    tally.above = format.get(from);
-  }
-  return merged;
-}
-
 std::vector<PartitionResult> Exchange::partition(const LayerIds& ids,
                                                  const std::vector<PartitionRequest>& requests,
                                                  Ask<PartitionResult, PartitionRequest> ask) {

@@ -54,8 +54,6 @@ class Exchange {
   std::vector<LogHistogram> draw(const LayerIds& ids, Ask<LogHistogram> ask);
   std::vector<GroupTallies> tally(const LayerIds& ids, const std::vector<TallyRequest>& requests,
                                   Ask<GroupTallies, TallyRequest> ask);
-  std::vector<Tally> probe(const LayerIds& ids, const std::vector<TallyRequest>& requests,
-                           Ask<Tally, TallyRequest> ask);
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          Ask<PartitionResult, PartitionRequest> ask);

@@ -62,7 +62,7 @@ ThresholdBounds resolve(Backends& backends, const SelectionSpec& spec, const Mas
   ThresholdBounds bounds(backends.layers(), spec, backends.is_sharded());
   for (int turn = 0;; ++turn) {
     bounds = bound_threshold(evidence.rank_bounds, spec, std::move(bounds));
-    const auto open = find_open(backends.layers(), evidence.rank_bounds, bounds.ranges);
+    const auto open = find_open(backends.layers(), evidence, bounds.ranges);
     if (open.empty()) return bounds;
     evidence = (turn < most_turns ? narrow : sort_open)(backends, spec, bounds, open, masks,
                                                         std::move(evidence));

@@ -4,7 +4,7 @@ Its kernels run on the CPU (tests/emulator), so every address is good for them.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from unittest import mock
@@ -53,3 +53,19 @@ def take_costs() -> Costs:
     costs = (ctypes.c_longlong * len(Costs._fields))()
     ctypes.CDLL(_core.__file__).lampfast_emulator_costs(costs)
     return Costs(*costs)
+
+
+@contextmanager
+def played_again() -> Iterator[Callable[[], None]]:
+    """Record what the first call receives of GPUs, and play it again without kernels and copies.
+
+    Yields:
+        A function that starts each of the calls to play, which must be the same as the first.
+    """
+    tape = ctypes.CDLL(_core.__file__).lampfast_emulator_tape
+    off, records, plays = range(3)
+    tape(records)
+    try:
+        yield lambda: tape(plays)
+    finally:
+        tape(off)

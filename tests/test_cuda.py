@@ -14,7 +14,7 @@ import pytest
 import strategies
 import torch
 from compare import assert_one_ulp, assert_same_masks, assert_same_memory, pruned_copy
-from emulation import take_costs
+from emulation import played_again, take_costs
 from hypothesis import given
 from hypothesis import strategies as st
 from refusal import refused
@@ -204,12 +204,12 @@ HAS_TEST_SIZES = hasattr(_core, "use_instruction_set")  # with which a few weigh
 @needs_emulation
 @pytest.mark.parametrize(
     ("dtype", "most"),
-    [(torch.float32, 6 if HAS_TEST_SIZES else 5), (torch.bfloat16, 6 if HAS_TEST_SIZES else 3)],
+    [(torch.float32, 6 if HAS_TEST_SIZES else 4), (torch.bfloat16, 6 if HAS_TEST_SIZES else 3)],
     ids=["float32", "bfloat16"],
 )
 @pytest.mark.parametrize("s", [0.5, 0.9])
 def test_a_call_waits_for_the_gpu_a_few_times(dtype: torch.dtype, most: int, s: float) -> None:
-    """For the draw, the tally, the partition, and of float32 once or twice for candidates."""
+    """For the draw, the tally, the partition, and of float32 once for candidates."""
     torch.manual_seed(0)
     layers, size = (4, 30) if HAS_TEST_SIZES else (6, 100_000)
     model = {str(i): torch.randn(size).mul(i + 1).to(dtype) for i in range(layers)}
@@ -219,6 +219,33 @@ def test_a_call_waits_for_the_gpu_a_few_times(dtype: torch.dtype, most: int, s: 
         costs = take_costs()
         assert 0 < costs.waits <= most
         assert costs.launches <= 12
+
+
+@needs_emulation
+@pytest.mark.skipif(HAS_TEST_SIZES, reason="has too little room for the keys of so many layers")
+def test_many_small_layers_wait_three_times() -> None:
+    """They are drawn as a whole, so that there is nothing to tally."""
+    torch.manual_seed(0)
+    model = {str(i): torch.randn(1_000) for i in range(100)}
+    take_costs()
+    lampfast.masks(model, 0.9)
+    assert take_costs().waits <= 3
+
+
+@needs_emulation
+def test_a_call_is_played_again_without_its_kernels() -> None:
+    torch.manual_seed(0)
+    model = {str(i): torch.randn(500) for i in range(3)}
+    with played_again() as play:
+        take_costs()
+        lampfast.masks(model, 0.5)
+        costs = take_costs()
+        play()
+        lampfast.prune(model, 0.5)
+        again = take_costs()
+    assert all(torch.all(weights != 0) for weights in model.values())  # no kernel has run
+    assert again.waits == costs.waits
+    assert again.bytes_to_host == costs.bytes_to_host
 
 
 @needs_emulation

@@ -39,6 +39,7 @@ class HostBackend : public Backend {
 
   // partition.cpp
   std::int64_t most_bins() const override;
+  std::int64_t most_sorted(std::size_t) const override { return test_sizes ? 4 : 128; }
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          const MaskSink& masks, StoreLimit limit) override;

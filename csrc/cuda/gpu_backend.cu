@@ -1,6 +1,8 @@
 // The GPU backend: what the stages ask for becomes launches on one stream, and the host waits only
 // where a stage needs the results to go on.
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 #include <tuple>
 #include <utility>
@@ -105,6 +107,7 @@ class GpuBackend : public Backend {
   }
 
   std::int64_t most_bins() const override { return Row::bins; }
+  std::int64_t most_sorted(std::size_t id) const override { return reads_[id].most_sorted; }
 
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
@@ -114,15 +117,13 @@ class GpuBackend : public Backend {
     const bool writes_masks = is_limited && masks.wants_masks();
     for (const std::size_t id : ids) reads_[id] = {};
     forget_unused_candidates();
-    const Rooms rooms = rooms_for_weights(ids, requests);
-    std::vector<Partition> found = send_requests(ids, requests, is_limited, rooms);
+    std::vector<Partition> found = send_requests(ids, requests, is_limited, Rooms(ids.size()));
     transfer_.clear(workspace_.store.taken, works_.size());
     transfer_.clear(workspace_.store.incomplete, works_.size());
     for (const Launch& launch : launches_) {
       partition_weights(launch, writes_masks, workspace_.store, workspace_.rows);
     }
     receive_rows();
-    if (rooms.total > 0) receive_keys(rooms);
     transfer_.receive(workspace_.results + part_count_ * sizeof(Row), workspace_.store.incomplete,
                       works_.size());
     transfer_.wait();
@@ -133,7 +134,6 @@ class GpuBackend : public Backend {
       const std::size_t position = works_[w].position;
       add_rows(w, layers_[id].size, found[position]);
       reads_[id].stored.is_complete = stores_candidates(layers_[id].dtype) && incomplete[w] == 0;
-      if (reads_[id].stored.is_complete) keep_keys(w, found[position].inside(), rooms);
     }
     std::vector<PartitionResult> results;
     for (std::size_t p = 0; p < ids.size(); ++p) {
@@ -253,22 +253,27 @@ class GpuBackend : public Backend {
                           read.stored.decides(thresholds[id], layers_[id].size);
       if (wants_masks_ || thresholds[id].pruned > 0) changed.push_back(id);
     }
-    bool has_ties = false;
-    bool counts_ties = false;
+    std::array<bool, 4> uses{};  // by TieCounts
     send(changed, [&](Work& work, std::size_t position) {
       const std::size_t id = changed[position];
       const LayerThreshold& threshold = thresholds[id];
       work.low = threshold.key;
       work.ties = threshold.ties;
       work.tie_bin = tie_bin(id, threshold.key);
+      work.tie_counts = threshold.ties > 0 ? tie_counts(id, threshold.key) : TieCounts::none;
       const bool has_indices = threshold.ties == 0 || work.by_memory.count == 0;
       work.is_plain = work.aligned && has_indices && (wants_masks_ || work.own_target);
-      has_ties = has_ties || threshold.ties > 0;
-      counts_ties = counts_ties || (threshold.ties > 0 && work.tie_bin < 0);
+      uses[static_cast<std::size_t>(work.tie_counts)] = true;
     });
     transfer_.mark_last_copy();
+    const auto has = [&](TieCounts counts) { return uses[static_cast<std::size_t>(counts)]; };
+    const bool has_ties =
+        has(TieCounts::in_rows) || has(TieCounts::of_candidates) || has(TieCounts::of_weights);
     for (const Launch& launch : launches_) {
-      if (counts_ties) cuda::count_ties(launch, workspace_.tie_counts);
+      if (has(TieCounts::of_weights)) cuda::count_ties(launch, workspace_.tie_counts);
+      if (has(TieCounts::of_candidates)) {
+        count_stored_ties(launch, workspace_.store, workspace_.tie_counts);
+      }
       if (has_ties) {
         find_ties(launch, workspace_.tie_counts, workspace_.rows, workspace_.first_kept);
       }
@@ -363,6 +368,9 @@ class GpuBackend : public Backend {
 
  private:
   static constexpr unsigned long long no_index = std::numeric_limits<unsigned long long>::max();
+  // So few candidates of a layer are sorted, or expected ones sent along with bins, at once.
+  static constexpr std::int64_t most_few = test_sizes ? 4 : 16;
+  static constexpr double most_expected = 8.0 * most_few;
 
   std::vector<GroupBox> boxes(const LayerIds& ids,
                               const std::vector<GroupPattern>& patterns) const {
@@ -384,8 +392,9 @@ class GpuBackend : public Backend {
     bool has_rows = false;
     KeyInterval row_interval{};
     int row_bin_bits = 0;
-    std::int64_t inside = 0;  // how many elements this interval has
-    Keys keys;                // all of these, if keep_keys has got them
+    std::int64_t inside = 0;       // how many elements this interval has
+    std::int64_t most_sorted = 0;  // Backend::most_sorted
+    Keys keys;                     // all of these, if keep_keys has got them
 
     // The keys that are asked for, or null if they are not here.
     const Keys* keys_in(const KeyRequest& request) const {
@@ -396,47 +405,31 @@ class GpuBackend : public Backend {
   };
 
   // How many of the keys inside each requested interval are asked for together with its bins, so
-  // that a collect right after need not wait for the GPU again.
+  // that a collect right after need not wait for the GPU again. There are none at first.
   struct Rooms {
+    explicit Rooms(std::size_t count) : of(count, 0), first(count, 0) {}
+
     std::vector<std::int64_t> of;  // by position
     std::vector<std::int64_t> first;
     std::int64_t total = 0;
-
-    void add(std::int64_t room) {
-      if (total + room > Workspace::most_collected) room = 0;
-      of.push_back(room);
-      first.push_back(total);
-      total += room;
-    }
   };
 
-  // Those for a partition: small layers have few candidates.
-  Rooms rooms_for_weights(const LayerIds& ids,
-                          const std::vector<PartitionRequest>& requests) const {
-    constexpr std::int64_t small_layer = 1 << 14;
-    constexpr std::int64_t few = 256;
-    Rooms rooms;
-    for (std::size_t p = 0; p < ids.size(); ++p) {
-      const Layer& layer = layers_[ids[p]];
-      const bool has_few = layer.size <= small_layer && stores_candidates(layer.dtype) &&
-                           requests[p].interval.low < requests[p].interval.high;
-      rooms.add(has_few ? std::min(layer.size, few) : 0);
-    }
-    return rooms;
-  }
-
-  // Those for narrowing: about twice as many keys as there should be, if these are few.
+  // A few more than there should be, where these are few.
   Rooms rooms_for_candidates(const LayerIds& ids,
                              const std::vector<PartitionRequest>& requests) const {
-    constexpr double few = 512.0;
-    Rooms rooms;
+    const auto width = [](const KeyInterval& i) { return static_cast<double>(i.high - i.low); };
+    Rooms rooms(ids.size());
     for (std::size_t p = 0; p < ids.size(); ++p) {
       const Read& read = reads_[ids[p]];
-      const auto width = [](const KeyInterval& i) { return static_cast<double>(i.high - i.low); };
       const double share = width(requests[p].interval) / std::max(width(read.row_interval), 1.0);
       const double expected = static_cast<double>(read.inside) * std::min(share, 1.0);
-      const bool has_few = expected <= few;
-      rooms.add(has_few ? std::min(read.inside, 2 * static_cast<std::int64_t>(expected) + 32) : 0);
+      if (expected > most_expected) continue;
+      const double more = 4.0 * std::sqrt(expected) + most_few;
+      const std::int64_t room = std::min(read.inside, static_cast<std::int64_t>(expected + more));
+      if (rooms.total + room > Workspace::most_collected) continue;
+      rooms.of[p] = room;
+      rooms.first[p] = rooms.total;
+      rooms.total += room;
     }
     return rooms;
   }
@@ -514,14 +507,23 @@ class GpuBackend : public Backend {
     return count;
   }
 
+  // As many bins as it pays for the host to look at: few where keys come along, and where stored
+  // candidates can be narrowed without reading the weights again.
+  static std::int64_t bins_for(Dtype dtype, bool has_room) {
+    if (has_room) return Row::bins / 8;
+    return stores_candidates(dtype) ? Row::bins / 2 : Row::bins;
+  }
+
   // Sends the requests. Returns partitions with nothing in them yet, for the results.
   std::vector<Partition> send_requests(const LayerIds& ids,
                                        const std::vector<PartitionRequest>& requests,
                                        bool is_limited, const Rooms& rooms) {
     std::vector<Partition> found;
     found.reserve(ids.size());
-    for (const PartitionRequest& request : requests)
-      found.emplace_back(request.interval, Row::bins);
+    for (std::size_t p = 0; p < ids.size(); ++p) {
+      const std::int64_t bins = bins_for(layers_[ids[p]].dtype, rooms.of[p] > 0);
+      found.emplace_back(requests[p].interval, std::max(bins, requests[p].least_bins));
+    }
     send(ids, [&](Work& work, std::size_t position) {
       const PartitionRequest& request = requests[position];
       work.low = request.interval.low;
@@ -536,17 +538,29 @@ class GpuBackend : public Backend {
       read.has_rows = true;
       read.row_interval = request.interval;
       read.row_bin_bits = work.bin_bits;
+      read.most_sorted = 0;
       read.keys.clear();
     });
     return found;
+  }
+
+  // Whether positions are row-major indices.
+  bool is_in_order(std::size_t id) const { return layout_.works[id].by_index.count == 0; }
+
+  // Where the elements with a key are best counted in row-major order.
+  TieCounts tie_counts(std::size_t id, std::uint64_t key) const {
+    if (tie_bin(id, key) >= 0) return TieCounts::in_rows;
+    const Stored& stored = reads_[id].stored;
+    const KeyInterval& interval = stored.sides.interval;
+    const bool are_stored = stored.is_complete && key >= interval.low && key < interval.high;
+    return are_stored && is_in_order(id) ? TieCounts::of_candidates : TieCounts::of_weights;
   }
 
   // The bin in which a layer's rows count the elements with a key, span by span in row-major order;
   // -1 if there is none.
   int tie_bin(std::size_t id, std::uint64_t key) const {
     const Read& read = reads_[id];
-    const bool in_order = layout_.works[id].by_index.count == 0;
-    if (!read.has_rows || read.row_bin_bits > 0 || !in_order) return -1;
+    if (!read.has_rows || read.row_bin_bits > 0 || !is_in_order(id)) return -1;
     if (key < read.row_interval.low || key >= read.row_interval.high) return -1;
     return static_cast<int>(key - read.row_interval.low);
   }
@@ -676,7 +690,9 @@ class GpuBackend : public Backend {
     Read& read = reads_[works_[w].id];
     const std::size_t position = works_[w].position;
     read.inside = inside;
+    read.most_sorted = most_few;
     if (inside > rooms.of[position]) return;
+    read.most_sorted = inside;
     const auto* keys = reinterpret_cast<const std::uint64_t*>(received_keys_);
     read.keys.assign(keys + rooms.first[position], keys + rooms.first[position] + inside);
   }

@@ -64,9 +64,10 @@ void collect_candidates(const Launch& launch, const Store& store, unsigned long 
 void draw_histograms(const Launch& launch, DeviceHistogram* histograms);
 void tally_draws(const Launch& launch, DeviceTallies* tallies);
 
-// Counts the elements that equal the thresholds' keys, in spans of the row-major order, one span
-// per block.
+// Counts the elements that equal the thresholds' keys (Work::tie_counts), in spans of the row-major
+// order, one span per block.
 void count_ties(const Launch& launch, std::uint32_t* tie_counts);
+void count_stored_ties(const Launch& launch, const Store& store, std::uint32_t* tie_counts);
 // Finds the row-major index of the first tie that is kept, by tie_counts or by the rows; one layer
 // per block.
 void find_ties(const Launch& launch, const std::uint32_t* tie_counts, const Row* rows,

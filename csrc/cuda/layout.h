@@ -32,13 +32,16 @@ struct Layout {
       work.scale = 1.0;
       work.own_target = target.data == layer.data && target.strides == layer.strides;
       work.target_size = static_cast<int>(item_size(target.dtype));
-      work.dense = same_memory_order(layer, target);
+      const bool is_simple =
+          is_row_major(layer.shape, layer.strides) && is_row_major(target.shape, target.strides);
+      work.dense = is_simple || same_memory_order(layer, target);
       work.aligned = work.dense && is_aligned(work.data, vector_bytes) &&
                      is_aligned(work.target, work.own_target ? vector_bytes : 4);
       work.is_plain = work.aligned;
+      spans += spans_of(layer);
+      if (is_simple) continue;  // the orders are the same and have no axes
       work.by_memory = visit_order(layer, target, Order::memory, device_axes);
       work.by_index = visit_order(layer, target, Order::row_major, device_axes);
-      spans += spans_of(layer);
     }
   }
 

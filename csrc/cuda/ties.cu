@@ -20,11 +20,32 @@ __global__ __launch_bounds__(block_threads) void count_in_span(const Work* __res
   using Key = typename Format::Storage;
   __shared__ typename ReduceCount::TempStorage reduce;
   const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  if (work.tie_counts != TieCounts::of_weights) return;
   const Span span = Span::of_block<Key>(work);
   std::uint32_t count = 0;
   for_each_element<Format>(work, span, work.by_index, [&](Key key, const ElementOffsets&) {
     if (key == work.low) ++count;
   });
+  count = ReduceCount(reduce).Sum(count);
+  if (threadIdx.x == 0) tie_counts[span.number] = count;
+}
+
+template <class Key>
+__global__ __launch_bounds__(block_threads) void count_stored(const Work* __restrict__ works,
+                                                              int work_count, Store store,
+                                                              std::uint32_t* tie_counts) {
+  __shared__ typename ReduceCount::TempStorage reduce;
+  const Work& work = owner(works, work_count, blockIdx.x, &Work::first_block);
+  if (work.tie_counts != TieCounts::of_candidates) return;
+  const Span span = Span::of_block<Key>(work);
+  std::uint32_t count = 0;
+  for (std::uint32_t s = store.chains[span.number]; s != no_segment; s = store.segments[s].next) {
+    const Segment segment = store.segments[s];
+    const Key* keys = store.keys_at<Key>(segment.offset);
+    for (std::uint32_t i = threadIdx.x; i < segment.count; i += block_threads) {
+      if (keys[i] == work.low) ++count;
+    }
+  }
   count = ReduceCount(reduce).Sum(count);
   if (threadIdx.x == 0) tie_counts[span.number] = count;
 }
@@ -70,7 +91,8 @@ __global__ __launch_bounds__(block_threads) void find_tie(const Work* __restrict
     std::uint32_t count = 0;
     if (own < spans) {
       const std::int64_t number = work.first_span + own;
-      count = work.tie_bin < 0 ? tie_counts[number] : rows[number].counts[work.tie_bin];
+      const bool is_in_rows = work.tie_counts == TieCounts::in_rows;
+      count = is_in_rows ? rows[number].counts[work.tie_bin] : tie_counts[number];
     }
     std::uint32_t before = 0;
     std::uint32_t all = 0;
@@ -109,6 +131,13 @@ void count_ties(const Launch& with, std::uint32_t* tie_counts) {
   with_format(with.dtype, [&](auto format) {
     launch("count_ties", count_in_span<decltype(format)>, with.blocks, with.stream, with.works,
            with.count, tie_counts);
+  });
+}
+
+void count_stored_ties(const Launch& with, const Store& store, std::uint32_t* tie_counts) {
+  with_stored_format(with.dtype, [&](auto format) {
+    launch("count_stored_ties", count_stored<typename decltype(format)::Storage>, with.blocks,
+           with.stream, with.works, with.count, store, tie_counts);
   });
 }
 

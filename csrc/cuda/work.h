@@ -80,6 +80,10 @@ struct VisitOrder {
   }
 };
 
+// Where the ties of each span are counted, if only some of a layer's are pruned: in a bin of its
+// row, or in tie_counts by count_stored_ties or count_ties.
+enum class TieCounts : std::uint8_t { none, in_rows, of_candidates, of_weights };
+
 // A layer's part in a launch.
 struct Work {
   const std::byte* data;
@@ -96,7 +100,8 @@ struct Work {
   std::int64_t out;    // where its results begin in an output array, in elements
   double scale;
   int bin_bits;
-  int tie_bin;           // which bin of a row counts the ties, or -1 if tie_counts does
+  TieCounts tie_counts;
+  int tie_bin;           // which bin of a row counts the ties, if rows do
   int target_size;       // bytes of an element
   bool dense;            // positions are offsets in its memory and in the target's
   bool aligned;          // and vectors can be loaded and stored

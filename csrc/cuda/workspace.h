@@ -113,7 +113,8 @@ struct Workspace {
     digits = reinterpret_cast<unsigned long long*>(collected);  // never at the same time
 
     constexpr std::int64_t least_bytes = test_sizes ? 1 << 10 : 1 << 17;
-    store.bytes = static_cast<std::uint64_t>(least_bytes + candidate_bytes(bytes));
+    // Candidates have their places beside them.
+    store.bytes = static_cast<std::uint64_t>(least_bytes + candidate_bytes(bytes) / 4 * 5);
     store.segment_limit = static_cast<std::uint32_t>(
         spans + static_cast<std::int64_t>(store.bytes) / (tile_bytes / 4));
     store.keys = arena.take<std::byte>(static_cast<std::int64_t>(store.bytes));

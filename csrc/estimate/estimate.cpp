@@ -28,7 +28,7 @@ constexpr double most_inside = 1.0 / 24.0;
 // A probe also pays where the error is so large that it tells little of itself.
 constexpr double most_reach = 0.5;
 constexpr int most_probes = 3;
-// Between ranks a probe is two exchanges, and what it spares are candidates and at most a read.
+// Between ranks a probe would be two exchanges, and spare candidates and at most a read.
 constexpr int most_shared_probes = 0;
 
 // Layers [begin, end) of which the elements with the least scores are pruned, `wanted` in all.

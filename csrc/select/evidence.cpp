@@ -5,17 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <limits>
 #include <utility>
 
 #include "core/key_format.h"
 #include "core/not_finite.h"
-#include "core/test_sizes.h"
 
 namespace lampfast {
 namespace {
-
-constexpr std::int64_t most_sorted_here = test_sizes ? 4 : 128;
 
 std::vector<KeyCount> count_keys(std::vector<std::uint64_t>&& keys) {
   std::sort(keys.begin(), keys.end());
@@ -42,10 +38,6 @@ Reads first_reads(const std::vector<Layer>& layers, const Estimate& estimate) {
 
 }  // namespace
 
-std::int64_t most_sorted(const Backends& backends) {
-  return backends.is_sharded() ? most_gathered : most_sorted_here;
-}
-
 Evidence::Evidence(std::vector<double> layer_scales)
     : scales(std::move(layer_scales)),
       rank_bounds(scales.size()),
@@ -53,7 +45,7 @@ Evidence::Evidence(std::vector<double> layer_scales)
       stored(scales.size(), KeyInterval{0, 0}),
       tracks_min_max(scales.size(), false),
       misses(scales.size(), 0),
-      crowded(scales.size(), 0),
+      parts(scales.size(), 0),
       is_sorted(scales.size(), false) {}
 
 void Reader::read(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
@@ -67,9 +59,7 @@ void Reader::read(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
     evidence_.stored[reads.ids[r]] = results[r].is_stored ? reads.intervals[r] : KeyInterval{0, 0};
     evidence_.is_sorted[reads.ids[r]] = limit == StoreLimit::none;
   }
-  const std::int64_t few = backends_.is_sharded() ? -1 : most_sorted(backends_);  // none is
-  learn(reads.ids, found,
-        limit == StoreLimit::budget ? few : std::numeric_limits<std::int64_t>::max());
+  learn(reads.ids, found, limit);
 }
 
 void Reader::gather(const Reads& reads, const MaskSink& masks) {
@@ -108,7 +98,12 @@ std::vector<PartitionRequest> Reader::requests(const Reads& reads, StoreLimit li
 }
 
 void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& found,
-                   std::int64_t most_sorted) {
+                   StoreLimit limit) {
+  // Ranks gather the last keys of all layers at once.
+  const auto is_few = [&](std::size_t id, std::int64_t inside) {
+    return limit == StoreLimit::none ||
+           (!backends_.is_sharded() && inside <= backends_.most_sorted(id));
+  };
   LayerIds sorted;
   std::vector<KeyRequest> keys;
   LayerIds binned;
@@ -121,7 +116,7 @@ void Reader::learn(const LayerIds& ids, const std::vector<const Partition*>& fou
     evidence_.sides[id] = found[r]->sides;
     // Bins of one key each say all that sorted keys would.
     const bool is_by_key = found[r]->bin_bits == 0;
-    if (!is_by_key && evidence_.stored[id].contains(interval) && inside <= most_sorted) {
+    if (!is_by_key && evidence_.stored[id].contains(interval) && is_few(id, inside)) {
       sorted.push_back(id);
       keys.push_back({interval, inside});
     } else {

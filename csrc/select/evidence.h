@@ -32,7 +32,7 @@ struct Evidence {
   std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
   std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
   std::vector<int> misses;              // how often an interval did not hold the threshold
-  std::vector<int> crowded;             // how often only where its elements crowd was read
+  std::vector<int> parts;               // how often only a part of what it needed was read
   std::vector<bool> is_sorted;          // whether all keys inside its interval have been sorted
 
   explicit Evidence(std::vector<double> scales);
@@ -58,9 +58,6 @@ struct Reads {
   }
 };
 
-// A layer with at most this many candidates has them sorted rather than narrowed further.
-std::int64_t most_sorted(const Backends& backends);
-
 // Reads layers and adds what it learns to the evidence: details only of the scores that matter.
 class Reader {
  public:
@@ -78,8 +75,7 @@ class Reader {
 
  private:
   std::vector<PartitionRequest> requests(const Reads& reads, StoreLimit limit) const;
-  void learn(const LayerIds& ids, const std::vector<const Partition*>& found,
-             std::int64_t most_sorted);
+  void learn(const LayerIds& ids, const std::vector<const Partition*>& found, StoreLimit limit);
   void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);
   void learn_bounds(std::size_t id, RankBounds&& bounds);
   void check_sides(std::size_t id, const Sides& sides, std::int64_t inside) const;

@@ -5,9 +5,12 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "core/key_format.h"
+#include "core/test_sizes.h"
+#include "select/likely.h"
 
 namespace lampfast {
 namespace {
@@ -15,11 +18,12 @@ namespace {
 // Plans the next reads.
 class NextReads {
  public:
-  NextReads(const Backends& backends, Ranking ranking, const ThresholdBounds& bounds,
+  NextReads(const Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
             Evidence& evidence)
-      : layers_(backends.layers()),
-        most_sorted_(most_sorted(backends)),
-        ranking_(ranking),
+      : backends_(backends),
+        layers_(backends.layers()),
+        spec_(spec),
+        ranking_(spec.ranking),
         bounds_(bounds),
         evidence_(evidence) {}
 
@@ -33,12 +37,15 @@ class NextReads {
 
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
   // layers are read first, by themselves.
-  void plan(const std::vector<OpenLayer>& open) {
+  void plan(std::vector<OpenLayer> open) {
     std::vector<OpenLayer> missed;
     for (const OpenLayer& layer : open) {
       const ScoredInterval& likely = likely_interval(layer.id);
-      if (is_missed(layer, likely)) missed.push_back({layer.id, retry_interval(layer, likely)});
+      if (is_missed(layer, likely)) {
+        missed.push_back({layer.id, retry_interval(layer, likely), layer.count});
+      }
     }
+    if (missed.empty()) focus(open);
     for (const OpenLayer& layer : missed.empty() ? open : missed) add(layer);
   }
 
@@ -47,9 +54,9 @@ class NextReads {
   void plan_shared(const std::vector<OpenLayer>& open) {
     std::int64_t total = 0;
     for (const OpenLayer& layer : open) total += needed_count(layer);
-    const bool are_few = total <= most_sorted_ * static_cast<std::int64_t>(layers_.size());
+    const bool are_few = total <= most_gathered * static_cast<std::int64_t>(layers_.size());
     for (const OpenLayer& layer : open) {
-      if (are_few || needed_count(layer) <= most_sorted_) continue;
+      if (are_few || needed_count(layer) <= most_gathered) continue;
       const KeyInterval interval = shared_interval(layer);
       if (!is_known(layer.id, interval)) weights.add(layer.id, interval);
     }
@@ -62,9 +69,15 @@ class NextReads {
     if (bounds_.ranges[layer.id].is_empty()) return layer.needed;
     const ScoredInterval& likely = likely_interval(layer.id);
     if (is_missed(layer, likely)) return retry_interval(layer, likely);
-    if (!is_crowded(layer, likely)) return scoring_part(layer);
-    ++evidence_.crowded[layer.id];
-    return {std::max<std::uint64_t>(likely.first, 1), likely.last + 1};
+    // Where parts have told little, all that the layer needs is read.
+    constexpr int most_parts = 4;
+    if (evidence_.parts[layer.id] == most_parts) return layer.needed;
+    const KeyInterval part =
+        is_crowded(layer, likely)
+            ? KeyInterval{std::max<std::uint64_t>(likely.first, 1), likely.last + 1}
+            : scoring_part(layer);
+    if (!(part == layer.needed)) ++evidence_.parts[layer.id];
+    return part;
   }
 
   // The part of what a layer needs in which keys can have the score that is sought: an element of
@@ -102,6 +115,34 @@ class NextReads {
     return evidence_.sides[id].interval == interval && evidence_.tracks_min_max[id];
   }
 
+  // Leaves, of the layers of which it is not known at which key their pruned elements probably end,
+  // the few candidates among which they do. The other layers wait: what these tell may settle them.
+  void focus(std::vector<OpenLayer>& open) const {
+    constexpr double most_ratio = 2.0;
+    const ScoreInterval& scores = bounds_.scores;
+    if (ranking_ != Ranking::per_layer && scores.high > most_ratio * scores.low) return;
+    constexpr std::int64_t few = test_sizes ? 2 : 16;
+    const LikelyThreshold likely(evidence_.rank_bounds, spec_, bounds_);
+    std::vector<OpenLayer> focused;
+    bool has_parts = false;
+    for (const OpenLayer& layer : open) {
+      if (likely.interval(layer.id).is_one_key() && layer.count > few) continue;
+      const KeyInterval part = likely_candidates(layer, likely);
+      has_parts = has_parts || !(part == layer.needed);
+      focused.push_back({layer.id, part, layer.count});
+    }
+    if (has_parts) open = std::move(focused);
+  }
+
+  KeyInterval likely_candidates(const OpenLayer& layer, const LikelyThreshold& likely) const {
+    constexpr int most_misses = 1;
+    const KeyInterval& stored = evidence_.stored[layer.id];
+    const std::optional<KeyInterval> keys = likely.keys(layer.id, layer.count);
+    if (!keys || evidence_.misses[layer.id] > most_misses) return layer.needed;
+    const KeyInterval part{std::max(keys->low, stored.low), std::min(keys->high, stored.high)};
+    return part.low < part.high ? part : layer.needed;
+  }
+
   void add(const OpenLayer& layer) {
     const bool is_stored = evidence_.stored[layer.id].contains(layer.needed);
     if (is_known(layer.id, layer.needed)) {
@@ -123,7 +164,8 @@ class NextReads {
 
   bool has_few(const OpenLayer& layer) const {
     const KeyInterval& read = evidence_.sides[layer.id].interval;
-    return read.contains(layer.needed) && inside_last_read(layer.id) <= most_sorted_;
+    return read.contains(layer.needed) &&
+           inside_last_read(layer.id) <= backends_.most_sorted(layer.id);
   }
 
   // The part of a layer in which its pruned elements probably end.
@@ -145,11 +187,10 @@ class NextReads {
   // it is known how they lie there, the bounds are so wide that the layer seems to need more than
   // that interval.
   bool is_crowded(const OpenLayer& layer, const ScoredInterval& likely) const {
-    constexpr int most_crowded = 4;  // reads of a layer
     constexpr std::uint64_t narrow = 16;
     const std::uint64_t width = layer.needed.high - layer.needed.low;
     return !likely.is_one_key() && (likely.last - likely.first) < width / narrow &&
-           likely.count > needed_count(layer) / 4 && evidence_.crowded[layer.id] < most_crowded;
+           likely.count > needed_count(layer) / 4;
   }
 
   // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
@@ -184,8 +225,9 @@ class NextReads {
     return part.low < part.high ? part : layer.needed;
   }
 
+  const Backends& backends_;
   const std::vector<Layer>& layers_;
-  const std::int64_t most_sorted_;
+  const SelectionSpec& spec_;
   Ranking ranking_;
   const ThresholdBounds& bounds_;
   Evidence& evidence_;
@@ -231,15 +273,15 @@ void check_ranges(const std::vector<Layer>& layers, const std::vector<OpenLayer>
 
 }  // namespace
 
-std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
-                                 const std::vector<RankBounds>& rank_bounds,
+std::vector<OpenLayer> find_open(const std::vector<Layer>& layers, const Evidence& evidence,
                                  const std::vector<RankRange>& ranges) {
   std::vector<OpenLayer> open;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const RankRange& range = ranges[i];
     if (range.begin == layers[i].size) continue;  // all elements are pruned, or there are none
-    const ScoredInterval* from = rank_bounds[i].at_rank(range.begin);
-    const ScoredInterval* to = rank_bounds[i].at_rank(range.last());
+    const RankBounds& rank_bounds = evidence.rank_bounds[i];
+    const ScoredInterval* from = rank_bounds.at_rank(range.begin);
+    const ScoredInterval* to = rank_bounds.at_rank(range.last());
     // The first element of an interval is found in the end, if it is the first kept one
     // (first_kept.h).
     if (range.is_empty() && from->before == range.begin) continue;
@@ -247,11 +289,15 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
     if (std::all_of(from, to + 1, is_one_key)) continue;
     // The first kept element, if it is close enough to be found on the way.
     if (range.end < layers[i].size) {
-      const ScoredInterval* kept = rank_bounds[i].at_rank(range.end);
+      const ScoredInterval* kept = rank_bounds.at_rank(range.end);
       constexpr std::uint64_t close = 16;
-      if (kept->last - from->first <= close * (to->last - from->first + 1)) to = kept;
+      constexpr std::int64_t few = test_sizes ? 2 : 16;
+      const bool is_close = kept->last - from->first <= close * (to->last - from->first + 1);
+      const bool is_stored = evidence.stored[i].contains({kept->first, kept->last + 1});
+      if (is_close || (is_stored && kept->count <= few)) to = kept;
     }
-    open.push_back({i, {std::max<std::uint64_t>(from->first, 1), to->last + 1}});
+    const KeyInterval needed{std::max<std::uint64_t>(from->first, 1), to->last + 1};
+    open.push_back({i, needed, to->end() - from->before});
   }
   return open;
 }
@@ -259,7 +305,7 @@ std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
 Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBounds& bounds,
                 const std::vector<OpenLayer>& open, const MaskSink& masks, Evidence evidence) {
   check_not_sorted(open, evidence);
-  NextReads next(backends, spec.ranking, bounds, evidence);
+  NextReads next(backends, spec, bounds, evidence);
   backends.is_sharded() ? next.plan_shared(open) : next.plan(open);
   Reader reader(backends, spec, bounds.scores, evidence);
   // Stored candidates are read first: what they tell may spare a read of the weights, of which an

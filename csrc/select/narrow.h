@@ -17,10 +17,10 @@ namespace lampfast {
 struct OpenLayer {
   std::size_t id;
   KeyInterval needed;  // the keys of the open range, or of the first kept element, or of both
+  std::int64_t count;  // of elements that may have these keys
 };
 
-std::vector<OpenLayer> find_open(const std::vector<Layer>& layers,
-                                 const std::vector<RankBounds>& rank_bounds,
+std::vector<OpenLayer> find_open(const std::vector<Layer>& layers, const Evidence& evidence,
                                  const std::vector<RankRange>& ranges);
 
 // Reads some of the open layers again. `bounds` are those for which find_open found them. Throws
