@@ -57,7 +57,7 @@ std::vector<KeysInside> keys_in(Backend& backend, const LayerIds& ids,
     wanted.push_back({read.found.sides.interval, read.found.inside()});
   }
   backend.collect(ids, wanted, [&](std::size_t id, std::vector<std::uint64_t>&& keys) {
-    const auto position = std::find(ids.begin(), ids.end(), id) - ids.begin();
+    const auto position = std::lower_bound(ids.begin(), ids.end(), id) - ids.begin();
     results[static_cast<std::size_t>(position)].keys = std::move(keys);
   });
   return results;
@@ -274,10 +274,9 @@ std::vector<PartitionResult> Backends::partition(const LayerIds& ids,
   };
   std::vector<PartitionResult> results =
       exchange_ ? exchange_->partition(ids, requests, ask) : ask(ids, requests);
+  count_reads(ids, requests);
   for (std::size_t p = 0; p < ids.size(); ++p) {
-    if (requests[p].of_candidates) continue;
-    counts_.read += layers_[ids[p]].size;
-    counts_.candidates += results[p].found.inside();
+    if (!requests[p].of_candidates) counts_.candidates += results[p].found.inside();
   }
   return results;
 }
@@ -289,6 +288,12 @@ void Backends::collect(const LayerIds& ids, const std::vector<KeyRequest>& reque
   });
 }
 
+void Backends::count_reads(const LayerIds& ids, const std::vector<PartitionRequest>& requests) {
+  for (std::size_t p = 0; p < ids.size(); ++p) {
+    if (!requests[p].of_candidates) counts_.read += layers_[ids[p]].size;
+  }
+}
+
 std::vector<KeysInside> Backends::keys_inside(const LayerIds& ids,
                                               const std::vector<PartitionRequest>& requests,
                                               const std::vector<std::int64_t>& counts,
@@ -298,6 +303,7 @@ std::vector<KeysInside> Backends::keys_inside(const LayerIds& ids,
       return keys_in(*share.backend, share.ids, pick(asked, share.positions), masks);
     });
   };
+  count_reads(ids, requests);
   return exchange_->keys_inside(ids, requests, counts, ask);
 }
 
@@ -310,6 +316,7 @@ std::vector<std::uint64_t> Backends::smallest_keys(const LayerIds& ids,
       return smallest_in(*share.backend, share.ids, pick(asked, share.positions), masks);
     });
   };
+  count_reads(ids, requests);
   return exchange_ ? exchange_->smallest_keys(ids, requests, ask) : ask(ids, requests);
 }
 

@@ -68,7 +68,7 @@ class Backends {
                                          const MaskSink& masks, StoreLimit limit);
   void collect(const LayerIds& ids, const std::vector<KeyRequest>& requests, const KeySink& sink);
   // Of sharded layers: all keys inside intervals, whatever memory that takes, for ranks to tell
-  // each other at once. `counts` are about how many there are.
+  // each other at once. `counts` tells roughly how many keys each has.
   std::vector<KeysInside> keys_inside(const LayerIds& ids,
                                       const std::vector<PartitionRequest>& requests,
                                       const std::vector<std::int64_t>& counts,
@@ -125,6 +125,7 @@ class Backends {
   };
 
   std::vector<Share> divide(const LayerIds& ids) const;
+  void count_reads(const LayerIds& ids, const std::vector<PartitionRequest>& requests);
   template <class Body>
   void for_each(const LayerIds& ids, Body&& body);
   template <class Result, class Ask>

@@ -112,14 +112,15 @@ void get_counts(const std::int64_t*& from, std::vector<std::uint64_t>& keys) {
 
 // How many words of keys and counts a rank usually has: twice its share, as not all have the same,
 // but no more keys than an interval has.
-std::size_t usual_words(const std::vector<PartitionRequest>& requests,
+std::size_t usual_words(const std::vector<PartitionFormat>& formats,
                         const std::vector<std::int64_t>& counts, std::size_t ranks) {
-  std::size_t words = 1;
-  for (std::size_t p = 0; p < requests.size(); ++p) {
+  std::size_t words = 2;  // whether it has failed, and what it was asked
+  for (std::size_t p = 0; p < formats.size(); ++p) {
     const auto count = static_cast<std::uint64_t>(counts[p]);
-    const std::uint64_t width = requests[p].interval.high - requests[p].interval.low;
-    const std::uint64_t share = std::min({2 * (count / ranks) + 8, count, width});
-    words += most_words_of_sides + 1 + 2 * static_cast<std::size_t>(share);
+    const KeyInterval& interval = formats[p].blank().sides.interval;
+    const std::uint64_t share =
+        std::min({2 * (count / ranks) + 8, count, interval.high - interval.low});
+    words += formats[p].words_of_sides() + 1 + 2 * static_cast<std::size_t>(share);
   }
   return words;
 }
@@ -332,42 +333,54 @@ std::vector<KeysInside> Exchange::keys_inside(const LayerIds& ids,
                                               const std::vector<PartitionRequest>& requests,
                                               const std::vector<std::int64_t>& counts,
                                               Ask<KeysInside, PartitionRequest> ask) {
-  std::vector<KeysInside> own;
   std::vector<PartitionFormat> formats;
+  std::vector<KeysInside> own;
   for (std::size_t p = 0; p < ids.size(); ++p) {
     formats.emplace_back(sharding_.layers[ids[p]], requests[p], most_bins_);
     own.push_back({formats[p].blank().sides, {}});
   }
-  const Failure failure = attempt([&] {
-    const Counted here = counted(ids);
-    const std::vector<KeysInside> found = ask(here.pieces, pick(requests, here.positions));
-    for (std::size_t p = 0; p < found.size(); ++p) {
-      KeysInside& sum = own[here.positions[p]];
-      sum.sides.add(found[p].sides);
-      sum.keys.insert(sum.keys.end(), found[p].keys.begin(), found[p].keys.end());
-    }
-  });
-  Words words = {failure.error || failure.is_not_finite ? 1 : 0};
+  std::vector<KeysInside> all = own;
+  const Failure failure = attempt([&] { add_own_keys(ids, requests, ask, own); });
+  const std::uint64_t question = hash_of(ids, requests);
+  Words words = {failure.error || failure.is_not_finite ? 1 : 0,
+                 static_cast<std::int64_t>(question)};
   for (std::size_t p = 0; p < ids.size(); ++p) {
     formats[p].put_sides(own[p].sides, words);
     put_counts(own[p].keys, words);
   }
-  const std::size_t usual = usual_words(requests, counts, communicator_.size());
-  std::vector<KeysInside> all;
-  for (const PartitionFormat& format : formats) all.push_back({format.blank().sides, {}});
+  const std::size_t usual = usual_words(formats, counts, communicator_.size());
+  std::vector<Words> received;
   bool has_failed = false;
+  std::uint64_t asked = 0;
   for (const std::string& bytes :
        communicator_.gather(bytes_of(words), usual * sizeof(std::int64_t))) {
-    const Words received = words_of(bytes);
-    const std::int64_t* from = received.data();
-    has_failed = *from++ != 0 || has_failed;
+    received.push_back(words_of(bytes));
+    has_failed = received.back()[0] != 0 || has_failed;
+    asked += static_cast<std::uint64_t>(received.back()[1]);
+  }
+  if (has_failed) agree(failure);
+  check_question(static_cast<std::int64_t>(asked), question, communicator_.size());
+  for (const Words& each : received) {
+    const std::int64_t* from = each.data() + 2;
     for (std::size_t p = 0; p < ids.size(); ++p) {
       formats[p].get_sides(from, all[p].sides);
       get_counts(from, all[p].keys);
     }
   }
-  if (has_failed) agree(failure);
   return all;
+}
+
+void Exchange::add_own_keys(const LayerIds& ids, const std::vector<PartitionRequest>& requests,
+                            Ask<KeysInside, PartitionRequest> ask,
+                            std::vector<KeysInside>& own) const {
+  const Counted here = counted(ids);
+  const std::vector<KeysInside> found = ask(here.pieces, pick(requests, here.positions));
+  for (std::size_t p = 0; p < found.size(); ++p) {
+    if (!std::isfinite(found[p].sides.above_sum.value())) throw NotFinite();
+    KeysInside& sum = own[here.positions[p]];
+    sum.sides.add(found[p].sides);
+    sum.keys.insert(sum.keys.end(), found[p].keys.begin(), found[p].keys.end());
+  }
 }
 
 std::vector<std::uint64_t> Exchange::smallest_keys(const LayerIds& ids,

@@ -17,7 +17,7 @@ namespace lampfast {
 
 // A layer with at most this many candidates has their keys gathered rather than narrowed further.
 // An exchange takes longer than so many keys.
-constexpr std::int64_t most_gathered = test_sizes ? 16 : 1024;
+constexpr std::int64_t most_exchanged_keys = test_sizes ? 16 : 1024;
 
 // Why a rank could not do its part of a stage. It takes part in the stage's exchange nevertheless,
 // so that all ranks fail together.
@@ -57,7 +57,7 @@ class Exchange {
   std::vector<PartitionResult> partition(const LayerIds& ids,
                                          const std::vector<PartitionRequest>& requests,
                                          Ask<PartitionResult, PartitionRequest> ask);
-  // `counts` are about how many keys there are.
+  // `counts` tells roughly how many keys each has.
   std::vector<KeysInside> keys_inside(const LayerIds& ids,
                                       const std::vector<PartitionRequest>& requests,
                                       const std::vector<std::int64_t>& counts,
@@ -91,6 +91,9 @@ class Exchange {
   using Words = std::vector<std::int64_t>;
 
   Counted counted(const LayerIds& ids) const;
+  // Asks for the keys of this rank's pieces, and adds them up by layer.
+  void add_own_keys(const LayerIds& ids, const std::vector<PartitionRequest>& requests,
+                    Ask<KeysInside, PartitionRequest> ask, std::vector<KeysInside>& own) const;
   void sum(Words& words, const Failure& failure, std::uint64_t question);
   void max(Words& words, const Failure& failure);
   void min(std::vector<std::uint64_t>& keys, const Failure& failure);

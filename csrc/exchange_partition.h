@@ -23,9 +23,6 @@ namespace lampfast {
 constexpr std::int64_t bins_with_sums = test_sizes ? 8 : 256;
 constexpr std::int64_t bins_of_counts = test_sizes ? 8 : 512;
 
-// Two counts, and a sum in fixed point.
-constexpr std::size_t most_words_of_sides = 8;
-
 // What a partition of one layer sends, and in what units. The sum of a bin's squares is needed only
 // where its keys are so different that their count does not tell it.
 class PartitionFormat {
@@ -51,7 +48,7 @@ class PartitionFormat {
   std::int64_t most_uncrowded(std::int64_t inside) const {
     if (is_by_key()) return inside;
     if (tracks_min_max_) return 0;
-    if (inside <= most_gathered) return inside;  // their keys will be known anyway
+    if (inside <= most_exchanged_keys) return inside;  // their keys will be known anyway
     return has_sums_ ? inside - inside / 4 : inside / 16;
   }
 
@@ -72,6 +69,9 @@ class PartitionFormat {
       if (has_sums_) bin_format(b).put(found.bins[b].sum, words);
     }
   }
+
+  // Two counts, and a sum.
+  std::size_t words_of_sides() const { return 2 + above_format().words(); }
 
   void put_sides(const Sides& sides, Words& words) const {
     words.insert(words.end(), {sides.below, sides.above});

@@ -77,6 +77,8 @@ class FixedPoint {
     return value;
   }
 
+  std::size_t words() const { return static_cast<std::size_t>(digits_); }
+
  private:
   int least_;
   int digits_;

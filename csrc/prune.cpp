@@ -46,11 +46,11 @@ auto naming_not_finite(Backends& backends, Body&& body) {
 //
 // The loop ends, whether the weights hold still or not. A layer that is no longer open is not read
 // again, and its range only shrinks: it stays as it is. After most_turns, the layers that are still
-// open have all keys of their open ranges sorted, and, once no range is open, those of their first
-// kept elements. If the weights hold still, this closes them: each interval in a range is then of
-// one key. If a layer is open nevertheless, then somebody has changed its weights, which is an
-// error (sort_open and narrow throw WeightsChanged). So there are never more than most_turns + 2
-// reads of a layer, and which number most_turns is only matters for speed.
+// open have all keys of their open ranges sorted. If the weights hold still, this closes them: each
+// interval in a range is then of one key. If a layer is open nevertheless, then somebody has
+// changed its weights, which is an error (sort_open and narrow throw WeightsChanged). So this loop
+// never reads a layer more than most_turns + 1 times, and which number most_turns is only matters
+// for speed.
 //
 // Most calls take some 3 turns, and the worst that tests have found takes 73: float64 layers with
 // magnitudes of all exponents, in which a layer's interval misses again and again.

@@ -52,8 +52,8 @@ bool prepare_to_throw() noexcept {
   return is_prepared && abi::__cxa_get_globals() != nullptr;
 }
 
-// They outlive calls, as starting a thread takes longer than many calls do, and wait for the next
-// one asleep. Nobody waits for a helper that has not entered a round of work: where the system
+// Helpers outlive calls, since starting a thread takes longer than many calls do; between calls
+// they sleep. Nobody waits for a helper that has not entered a round of work: where the system
 // takes long to wake it, the others have done its part.
 class ThreadPool::Helpers {
  public:
@@ -89,13 +89,13 @@ class ThreadPool::Helpers {
     }
   }
 
-  // Calls work(worker) on those helpers that come in time and, as worker 0, here.
+  // Calls work(worker) on the helpers that wake in time and, as worker 0, on this thread.
   void run(FunctionRef<void(int)> work) {
     announce(&work);
     work(0);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      work_ = nullptr;  // who comes now comes too late
+      work_ = nullptr;  // a helper that comes now is too late
     }
     const auto idle = [this] { return busy_.load() == 0; };
     spin(idle);
@@ -227,6 +227,7 @@ void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
   };
   start_helpers(tasks, weights);
   if (wants_helpers(tasks, weights)) {
+    helpers_->expect_work(true);  // a call inside this one may have ended
     helpers_->run(work);
   } else {
     work(0);

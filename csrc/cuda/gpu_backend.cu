@@ -183,7 +183,8 @@ class GpuBackend : public Backend {
     std::vector<KeyRequest> batch_requests;
     std::int64_t count = 0;
     for (std::size_t p = 0; p < ids.size(); ++p) {
-      if (reads_[ids[p]].holds_all_weights) {
+      // Ranks may ask for more keys of a layer than can be collected at once.
+      if (reads_[ids[p]].holds_all_weights || requests[p].count > Workspace::most_collected) {
         sink(ids[p], keys_of_weights(ids[p], requests[p].interval));
         continue;
       }
@@ -405,7 +406,8 @@ class GpuBackend : public Backend {
   };
 
   // How many of the keys inside each requested interval are asked for together with its bins, so
-  // that a collect right after need not wait for the GPU again. There are none at first.
+  // that a collect right after need not wait for the GPU again. Zero until rooms_for_candidates
+  // sets it.
   struct Rooms {
     explicit Rooms(std::size_t count) : of(count, 0), first(count, 0) {}
 

@@ -28,8 +28,6 @@ constexpr double most_inside = 1.0 / 24.0;
 // A probe also pays where the error is so large that it tells little of itself.
 constexpr double most_reach = 0.5;
 constexpr int most_probes = 3;
-// Between ranks a probe would be two exchanges, and spare candidates and at most a read.
-constexpr int most_shared_probes = 0;
 
 // Layers [begin, end) of which the elements with the least scores are pruned, `wanted` in all.
 // Scores are given by their logarithms.
@@ -64,7 +62,8 @@ class Estimator {
 
   Estimate estimate() {
     draw();
-    const int most = backends_.is_sharded() ? most_shared_probes : most_probes;
+    // Between ranks a probe would cost two exchanges, and save candidates and at most one read.
+    const int most = backends_.is_sharded() ? 0 : most_probes;
     LayerIds unsure;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       if (cdfs_[i].is_known() && !cdfs_[i].is_whole()) unsure.push_back(i);

@@ -130,8 +130,8 @@ class Search {
   const ScoreInterval& scores() const { return scores_; }
   const std::vector<RankRange>& ranges() const { return ranges_; }
 
-  // The scores at which bounds on ranks change, of which step(interval) is one, inside the interval
-  // of scores and in ascending order.
+  // The scores step(interval) at which the bounds on ranks change, for all intervals that are still
+  // open: those inside the interval of scores, in ascending order.
   template <class Step>
   std::vector<double> steps(Step&& step) const {
     std::vector<double> steps;

@@ -32,7 +32,7 @@ struct Evidence {
   std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
   std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
   std::vector<int> misses;              // how often an interval did not hold the threshold
-  std::vector<int> parts;               // how often only a part of what it needed was read
+  std::vector<int> parts;               // how often ranks have read only a part of what it needed
   std::vector<bool> is_sorted;          // whether all keys inside its interval have been sorted
 
   explicit Evidence(std::vector<double> scales);
@@ -51,10 +51,6 @@ struct Reads {
   void add(std::size_t id, const KeyInterval& interval) {
     ids.push_back(id);
     intervals.push_back(interval);
-  }
-  void add(const Reads& others) {
-    ids.insert(ids.end(), others.ids.begin(), others.ids.end());
-    intervals.insert(intervals.end(), others.intervals.begin(), others.intervals.end());
   }
 };
 

@@ -29,10 +29,10 @@ class NextReads {
 
   Reads candidates;
   Reads weights;
-  // Layers of which all keys inside an interval are to be sorted: those with few candidates, for
-  // which there was no memory; and those that are still open in the interval of their last read,
-  // although the smallest and largest keys of its bins are known, so that reading it once more
-  // would tell nothing new.
+  // Layers of which all keys inside an interval are to be sorted: in one process those with few
+  // candidates, for which there was no memory, and those that are still open in the interval of
+  // their last read, although the smallest and largest keys of its bins are known, so that reading
+  // it once more would tell nothing new; between ranks all that are open, once little is left.
   Reads sorted;
 
   // A layer whose interval has missed its threshold keeps the bounds wide for all layers, so such
@@ -54,9 +54,9 @@ class NextReads {
   void plan_shared(const std::vector<OpenLayer>& open) {
     std::int64_t total = 0;
     for (const OpenLayer& layer : open) total += needed_count(layer);
-    const bool are_few = total <= most_gathered * static_cast<std::int64_t>(layers_.size());
+    const bool are_few = total <= most_exchanged_keys * static_cast<std::int64_t>(layers_.size());
     for (const OpenLayer& layer : open) {
-      if (are_few || needed_count(layer) <= most_gathered) continue;
+      if (are_few || needed_count(layer) <= most_exchanged_keys) continue;
       const KeyInterval interval = shared_interval(layer);
       if (!is_known(layer.id, interval)) weights.add(layer.id, interval);
     }
@@ -246,8 +246,8 @@ void track_min_max(const Reads& reads, bool is_sharded, Evidence& evidence) {
 
 // In an interval whose keys have all been sorted there is nothing left to find out: every key of
 // the open range has an interval of its own, whether or not other intervals were merged
-// (RankBounds::drop_irrelevant). Only the first kept element, once no other is open, may still have
-// to be found beyond it.
+// (RankBounds::merge_outside). Where only a part of what a layer needs was sorted, the rest may
+// still be open.
 void check_not_sorted(const std::vector<OpenLayer>& open, const Evidence& evidence) {
   for (const OpenLayer& layer : open) {
     const KeyInterval& read = evidence.sides[layer.id].interval;

@@ -107,7 +107,8 @@ RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Partiti
       read_(partition.sides.interval),
       margin_(partition.bin_bits == 0 ? error_bounds::score_from_counts
                                       : error_bounds::score_from_bins +
-                                            error_bounds::score_margin(partition.counted_error)) {
+                                            error_bounds::score_margin(partition.counted_error)),
+      margin_outside_(margin_) {
   const auto& [low, high] = partition.sides.interval;
   const std::uint64_t width = std::uint64_t{1} << partition.bin_bits;
   Builder builder(*this, partition.bins.size() + 2);
@@ -128,7 +129,8 @@ RankBounds::RankBounds(Dtype dtype, Ranking ranking, double scale, const Sides& 
       ranking_(ranking),
       scale_(scale),
       read_(sides.interval),
-      margin_(error_bounds::score_from_counts) {
+      margin_(error_bounds::score_from_counts),
+      margin_outside_(margin_) {
   Builder builder(*this, counts.size() + 2);
   builder.push_above(sides);
   for (std::size_t i = counts.size(); i-- > 0;) builder.push_key(counts[i].key, counts[i].count);

@@ -2,6 +2,7 @@
 // scores. From these follow bounds on how many elements score at most a given number.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -71,10 +72,11 @@ class RankBounds {
   const std::vector<ScoredInterval>& intervals() const { return intervals_; }
   double square(std::uint64_t key) const;  // scaled, as the sums are
   double magnitude(std::uint64_t key) const;
-  // The relative margin for comparing a score that follows from the sums behind an interval.
+  // The relative margin for comparing a score that follows from the sums behind an interval. What
+  // add_known has cut off just below the last read has its sum from that read.
   double margin(const ScoredInterval& interval) const {
-    const bool is_inside = interval.first >= read_.low && interval.last < read_.high;
-    return is_inside ? margin_ : margin_outside_;
+    if (interval.first >= read_.low && interval.last < read_.high) return margin_;
+    return interval.last + 1 == read_.low ? std::max(margin_, margin_outside_) : margin_outside_;
   }
 
  private:
@@ -91,7 +93,7 @@ class RankBounds {
   double scale_ = 1.0;
   KeyInterval read_{};  // the interval of the last read
   double margin_ = 0.0;
-  double margin_outside_ = 0.0;  // of what was known before
+  double margin_outside_ = 0.0;  // outside it: of earlier reads, if there were any
   std::vector<ScoredInterval> intervals_;
 };
 

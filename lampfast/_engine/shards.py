@@ -30,7 +30,7 @@ def is_sharded(weight: object) -> bool:
 
 
 def are_sharded(weights: Iterable[object]) -> bool:
-    """Whether one of them is; of thousands this is told fast."""
+    """Whether any of the weights is; takes little time for thousands."""
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and any(
         issubclass(kind, tensors.DTensor) for kind in set(map(type, weights))

@@ -272,7 +272,7 @@ class Layers(NamedTuple):
         return found
 
     def spread(self, outputs: Sequence[View]) -> Sequence[View]:
-        """Outputs by parameter as outputs by layer, in the same memory and in the same order."""
+        """Outputs by parameter as outputs by layer: in the same memory and the same order."""
         if not self.stacks:
             return outputs
         parts: list[Sequence[View]] = []

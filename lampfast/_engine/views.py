@@ -303,7 +303,7 @@ def part(name: str, weight: Weight, dtype: Dtype) -> View:
 
 
 def parts(weights: Mapping[str, Weight], dtype: Dtype) -> Views:
-    """The same of several, by name."""
+    """The views of parts of masks or of scores that are known to be good, by name."""
     found = _plain_views(weights, dict.fromkeys(_OUTPUTS, dtype))
     return found or Views.of([_view(name, weight, dtype) for name, weight in weights.items()])
 

@@ -37,7 +37,8 @@ const InstructionSet instruction_sets[] = {
     {"avx512", avx512::table, avx512::score_keys,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
      }},
     {"avx2", avx2::table, avx2::score_keys,
      [] {

@@ -156,7 +156,8 @@ inline void store_bytes(const Vector<Int>* states, std::uint8_t* bytes) {
 #if defined(__AVX2__) && !defined(__AVX512BW__)
   __m256i packed[sizeof(Int)];
   std::memcpy(packed, states, sizeof(packed));
-  const __m256i ones = _mm256_and_si256(Integers<sizeof(Int)>::pack(packed), _mm256_set1_epi8(1));
+  using Ints = Integers<sizeof(Int)>;
+  const __m256i ones = _mm256_and_si256(Ints::in_order(Ints::pack(packed)), _mm256_set1_epi8(1));
   std::memcpy(bytes, &ones, sizeof(ones));
 #else
   Int copy[vector_bytes];
