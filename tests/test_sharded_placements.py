@@ -175,6 +175,18 @@ def test_same_bits_where_some_ranks_have_no_part() -> None:
     assert not differences(case._replace(placed={"b": some["b"], "a": some["a"]}))
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_same_bits_where_one_layer_has_most_of_what_is_open(sparsity: float) -> None:
+    """Ranks then gather more of its keys than a GPU collects of a layer at once."""
+    rng = np.random.default_rng(0)
+    wholes = {f"small{i}": torch.from_numpy(rng.standard_normal((4, 8))).float() for i in range(12)}
+    wholes["large"] = torch.from_numpy(1.0 + rng.random((20, 15)) * 1e-4).float()
+    placed = dict.fromkeys(wholes, Placed(torch.arange(2), (Shard(0),)))
+    for method in ("lamp", "global"):
+        asked = {"sparsity": sparsity, "method": method}
+        assert not differences(Case(wholes, placed, asked, None, {}))
+
+
 def test_strided_shards_are_not_read_as_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "_chunks", lambda held, _: [held])
     assert differences(STRIDED)
