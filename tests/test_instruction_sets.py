@@ -53,6 +53,14 @@ def test_an_unknown_one_is_an_error(name: str) -> None:
     assert "baseline" in answer.stderr
 
 
+@pytest.mark.parametrize("asked", ["0.5", "pattern='2:4'", "0.5, block=(2, 2)"])
+def test_an_unknown_one_ends_a_call(asked: str) -> None:
+    call = f"import lampfast, torch; lampfast.masks([torch.ones(8, 8)], {asked})"
+    found = another_python.run("-c", call, LAMPFAST_ISA="sse9")
+    assert found.returncode == 1
+    assert "RuntimeError: LAMPFAST_ISA is 'sse9', but this processor has: " in found.stderr
+
+
 def test_config_tells_what_is_in_use() -> None:
     torch.set_num_threads(3)
     config = lampfast.config()

@@ -4,6 +4,7 @@
 #include "core/candidate_budget.h"
 #include "core/key_format.h"
 #include "core/test_sizes.h"
+#include "cpu/kernels/kernels.h"
 
 namespace lampfast::cpu {
 namespace {
@@ -25,7 +26,10 @@ HostBackend::HostBackend(const Job& job, ThreadPool& pool)
       pool_(pool),
       budget_(std::make_shared<CandidateBudget>(bytes_for_candidates(job.layers))),
       reads_(job.layers.size()),
-      drawn_(job.layers.size()) {}
+      drawn_(job.layers.size()) {
+  // Throws if LAMPFAST_ISA names none that is there: later it would be where nothing may throw.
+  static_cast<void>(instruction_set());
+}
 
 std::unique_ptr<Backend> host_backend(const Job& job, ThreadPool& pool) {
   return std::make_unique<HostBackend>(job, pool);

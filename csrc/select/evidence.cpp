@@ -45,7 +45,7 @@ Evidence::Evidence(std::vector<double> layer_scales)
       stored(scales.size(), KeyInterval{0, 0}),
       tracks_min_max(scales.size(), false),
       misses(scales.size(), 0),
-      parts(scales.size(), 0),
+      is_read_in_part(scales.size(), false),
       is_sorted(scales.size(), false) {}
 
 void Reader::read(const Reads& reads, StoreLimit limit, const MaskSink& masks) {

@@ -32,7 +32,7 @@ struct Evidence {
   std::vector<KeyInterval> stored;      // the interval whose candidates are all stored, or empty
   std::vector<bool> tracks_min_max;     // whether bins record their smallest and largest keys
   std::vector<int> misses;              // how often an interval did not hold the threshold
-  std::vector<int> parts;               // how often ranks have read only a part of what it needed
+  std::vector<bool> is_read_in_part;    // whether ranks have read only a part of what it needed
   std::vector<bool> is_sorted;          // whether all keys inside its interval have been sorted
 
   explicit Evidence(std::vector<double> scales);

@@ -69,14 +69,13 @@ class NextReads {
     if (bounds_.ranges[layer.id].is_empty()) return layer.needed;
     const ScoredInterval& likely = likely_interval(layer.id);
     if (is_missed(layer, likely)) return retry_interval(layer, likely);
-    // Where parts have told little, all that the layer needs is read.
-    constexpr int most_parts = 4;
-    if (evidence_.parts[layer.id] == most_parts) return layer.needed;
+    // More than one part has told less than all that the layer needs.
+    if (evidence_.is_read_in_part[layer.id]) return layer.needed;
     const KeyInterval part =
         is_crowded(layer, likely)
             ? KeyInterval{std::max<std::uint64_t>(likely.first, 1), likely.last + 1}
             : scoring_part(layer);
-    if (!(part == layer.needed)) ++evidence_.parts[layer.id];
+    evidence_.is_read_in_part[layer.id] = !(part == layer.needed);
     return part;
   }
 
