@@ -473,6 +473,7 @@ std::optional<ElementIndex> Exchange::first_not_finite(
   }
   return first;
 }
+
 std::vector<LayerThreshold> Exchange::of_pieces(
     const std::vector<Layer>& pieces, const std::vector<LayerThreshold>& thresholds,
     FunctionRef<std::vector<std::int64_t>(std::size_t, const TieRequest&)> ask) {

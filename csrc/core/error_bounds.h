@@ -59,8 +59,7 @@ constexpr double compensated_sum = 0x1p-40;
 constexpr double compensation_error =
     static_cast<double>(most_compensated_terms) * unit_roundoff;  // of `low`, squared below
 // - where ranks exchange their sums (exchange_partition.h): exchanged_sum, what each cuts off to
-// send its own,
-//   and at most 32 roundings when what was sent is put together.
+//   send its own, and at most 32 roundings when what was sent is put together.
 constexpr double exchanged_sum = 0x1p-44;
 constexpr double exchange_error = exchanged_sum + 32.0 * unit_roundoff;
 static_assert(covers(compensated_sum,

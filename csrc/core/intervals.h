@@ -10,6 +10,9 @@
 
 namespace lampfast {
 
+// Above all keys.
+constexpr std::uint64_t no_key = ~std::uint64_t{0};
+
 // Magnitude keys (key_format.h) in [low, high).
 struct KeyInterval {
   std::uint64_t low;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/intervals.h"
 #include "core/key_format.h"
 #include "core/layer.h"
 #include "core/layer_threshold.h"
@@ -13,7 +14,7 @@ namespace lampfast {
 
 struct LayerStats {
   std::int64_t zeros = 0;
-  std::uint64_t smallest = ~std::uint64_t{0};  // key above 0, if there is one
+  std::uint64_t smallest = no_key;  // key above 0, if there is one
 
   void merge(const LayerStats& other) {
     zeros += other.zeros;

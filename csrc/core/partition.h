@@ -22,9 +22,6 @@ struct PartitionRequest {
   std::int64_t least_bins = 0;  // more bins than a small layer would have, to be merged with others
 };
 
-// Above all keys.
-constexpr std::uint64_t no_key = ~std::uint64_t{0};
-
 // The interval whose stored keys are wanted, and how many of them a partition has found there.
 struct KeyRequest {
   KeyInterval interval;

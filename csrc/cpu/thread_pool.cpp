@@ -91,6 +91,7 @@ class ThreadPool::Helpers {
 
   // Calls work(worker) on the helpers that wake in time and, as worker 0, on this thread.
   void run(FunctionRef<void(int)> work) {
+    is_resting_ = false;
     announce(&work);
     work(0);
     {
@@ -103,8 +104,8 @@ class ThreadPool::Helpers {
     finished_.wait(lock, idle);
   }
 
-  // Whether work may follow soon, for which helpers stay awake.
-  void expect_work(bool soon) { is_soon_ = soon; }
+  // Lets helpers sleep until the next run(), after which they stay awake for a while.
+  void rest() { is_resting_ = true; }
 
  private:
   void announce(const FunctionRef<void(int)>* work) {
@@ -133,7 +134,7 @@ class ThreadPool::Helpers {
   // already.
   const FunctionRef<void(int)>* enter_next_round(std::int64_t& seen) {
     const auto is_next = [this, &seen] { return round_.load() != seen; };
-    spin([&] { return is_next() || !is_soon_.load(); });
+    spin([&] { return is_next() || is_resting_.load(); });
     std::unique_lock<std::mutex> lock(mutex_);
     started_.wait(lock, is_next);
     seen = round_;
@@ -147,7 +148,7 @@ class ThreadPool::Helpers {
   std::condition_variable finished_;
   std::atomic<std::int64_t> round_{0};
   std::atomic<int> busy_{0};  // helpers in the current round
-  std::atomic<bool> is_soon_{true};
+  std::atomic<bool> is_resting_{false};
   std::atomic<bool> ends_{false};
   const FunctionRef<void(int)>* work_ = nullptr;
   std::vector<std::thread> threads_;
@@ -190,13 +191,12 @@ ThreadPool::ThreadPool(int threads) : size_(std::max(threads, 1)) {
 }
 
 ThreadPool::~ThreadPool() {
-  if (is_started_) helpers_->expect_work(false);
+  if (is_started_) helpers_->rest();
 }
 
 void ThreadPool::start_helpers(std::int64_t tasks, std::int64_t weights) {
   if (is_started_ || !wants_helpers(tasks, weights)) return;
   is_started_ = true;
-  helpers_->expect_work(true);
   helpers_->start();
 }
 
@@ -227,7 +227,6 @@ void ThreadPool::for_each(std::int64_t tasks, std::int64_t weights,
   };
   start_helpers(tasks, weights);
   if (wants_helpers(tasks, weights)) {
-    helpers_->expect_work(true);  // a call inside this one may have ended
     helpers_->run(work);
   } else {
     work(0);

@@ -62,6 +62,14 @@ void Reader::read(const Reads& reads, StoreLimit limit, const MaskSink& masks) {
   learn(reads.ids, found, limit);
 }
 
+void Reader::sort(const Reads& reads, const MaskSink& masks) {
+  if (backends_.is_sharded()) {
+    gather(reads, masks);
+  } else {
+    read(reads, StoreLimit::none, masks);
+  }
+}
+
 void Reader::gather(const Reads& reads, const MaskSink& masks) {
   const std::vector<PartitionRequest> asked = requests(reads, StoreLimit::budget);
   std::vector<std::int64_t> counts;
@@ -168,7 +176,7 @@ Evidence partition(Backends& backends, const SelectionSpec& spec, const Estimate
   Evidence evidence(std::move(scales));
   evidence.tracks_min_max = estimate.tracks_min_max;
   Reader(backends, spec, estimate.scores, evidence)
-      .read(first_reads(backends.layers(), estimate), StoreLimit::budget, masks);
+      .read(first_reads(backends.layers(), estimate), masks);
   return evidence;
 }
 

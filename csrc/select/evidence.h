@@ -61,15 +61,17 @@ class Reader {
          Evidence& evidence)
       : backends_(backends), spec_(spec), scores_(scores), evidence_(evidence) {}
 
-  // Reads stored candidates where they have what is wanted, else the weights, and writes masks on
-  // the way. If storing is not limited, reads the weights and sorts all candidates, whatever memory
-  // that takes. Throws WeightsChanged, and NotFinite, as another thread may have made a candidate
-  // so before it was stored.
-  void read(const Reads& reads, StoreLimit limit, const MaskSink& masks);
-  // Of sharded layers: gathers all keys inside the intervals.
-  void gather(const Reads& reads, const MaskSink& masks);
+  // Both write masks on the way, where they read weights. Both throw WeightsChanged, and NotFinite,
+  // as another thread may have made a candidate so before it was stored.
+  //
+  // Reads stored candidates where they have what is wanted, else the weights.
+  void read(const Reads& reads, const MaskSink& masks) { read(reads, StoreLimit::budget, masks); }
+  // Sorts all keys inside the intervals, whatever memory that takes. Ranks gather them.
+  void sort(const Reads& reads, const MaskSink& masks);
 
  private:
+  void read(const Reads& reads, StoreLimit limit, const MaskSink& masks);
+  void gather(const Reads& reads, const MaskSink& masks);
   std::vector<PartitionRequest> requests(const Reads& reads, StoreLimit limit) const;
   void learn(const LayerIds& ids, const std::vector<const Partition*>& found, StoreLimit limit);
   void learn_from_bins(const LayerIds& ids, const std::vector<const Partition*>& found);

@@ -23,7 +23,6 @@ class NextReads {
       : backends_(backends),
         layers_(backends.layers()),
         spec_(spec),
-        ranking_(spec.ranking),
         bounds_(bounds),
         evidence_(evidence) {}
 
@@ -69,7 +68,7 @@ class NextReads {
     if (bounds_.ranges[layer.id].is_empty()) return layer.needed;
     const ScoredInterval& likely = likely_interval(layer.id);
     if (is_missed(layer, likely)) return retry_interval(layer, likely);
-    // More than one part has told less than all that the layer needs.
+    // A second part would tell less than all that the layer needs.
     if (evidence_.is_read_in_part[layer.id]) return layer.needed;
     const KeyInterval part =
         is_crowded(layer, likely)
@@ -90,7 +89,7 @@ class NextReads {
     const ScoredInterval* to = rank_bounds.at_rank(range.last());
     double low = bounds_.scores.low;
     double high = bounds_.scores.high;
-    if (ranking_ != Ranking::magnitude) {
+    if (spec_.ranking != Ranking::magnitude) {
       const double scale = evidence_.scales[layer.id];
       low = std::sqrt(low * from->after) / scale;
       high = to->before == 0 ? std::numeric_limits<double>::infinity()
@@ -119,7 +118,7 @@ class NextReads {
   void focus(std::vector<OpenLayer>& open) const {
     constexpr double most_ratio = 2.0;
     const ScoreInterval& scores = bounds_.scores;
-    if (ranking_ != Ranking::per_layer && scores.high > most_ratio * scores.low) return;
+    if (spec_.ranking != Ranking::per_layer && scores.high > most_ratio * scores.low) return;
     constexpr std::int64_t few = test_sizes ? 2 : 16;
     const LikelyThreshold likely(evidence_.rank_bounds, spec_, bounds_);
     std::vector<OpenLayer> focused;
@@ -170,7 +169,7 @@ class NextReads {
   // The part of a layer in which its pruned elements probably end.
   const ScoredInterval& likely_interval(std::size_t id) const {
     const RankBounds& rank_bounds = evidence_.rank_bounds[id];
-    if (ranking_ != Ranking::per_layer) return *rank_bounds.reaching(bounds_.likely_score);
+    if (spec_.ranking != Ranking::per_layer) return *rank_bounds.reaching(bounds_.likely_score);
     return *rank_bounds.at_rank(std::min(bounds_.ranges[id].begin, layers_[id].size - 1));
   }
 
@@ -195,7 +194,8 @@ class NextReads {
   // Where to read a layer whose interval has missed: twice where the threshold probably lies, then
   // where it certainly lies.
   KeyInterval retry_interval(const OpenLayer& layer, const ScoredInterval& likely) {
-    const bool is_estimate = evidence_.misses[layer.id]++ < 2 && ranking_ != Ranking::per_layer;
+    const bool is_estimate =
+        evidence_.misses[layer.id]++ < 2 && spec_.ranking != Ranking::per_layer;
     return is_estimate ? likely_part(layer, likely) : layer.needed;
   }
 
@@ -210,7 +210,7 @@ class NextReads {
     const std::uint64_t end = is_above ? sides.interval.high : sides.interval.low;
     const double sum_from = is_above ? sides.above_sum.value() : likely.after;
     const double at = magnitude_of(dtype, end);
-    const bool by_magnitude = ranking_ == Ranking::magnitude;
+    const bool by_magnitude = spec_.ranking == Ranking::magnitude;
     const double score =
         by_magnitude ? at : scaled_square_of(dtype, end, evidence_.scales[layer.id]) / sum_from;
     constexpr double least_ratio = 1.0 + 0x1p-7;
@@ -227,7 +227,6 @@ class NextReads {
   const Backends& backends_;
   const std::vector<Layer>& layers_;
   const SelectionSpec& spec_;
-  Ranking ranking_;
   const ThresholdBounds& bounds_;
   Evidence& evidence_;
 };
@@ -312,12 +311,10 @@ Evidence narrow(Backends& backends, const SelectionSpec& spec, const ThresholdBo
   const Reads& reads = next.candidates.empty() ? next.weights : next.candidates;
   if (!reads.empty()) {
     track_min_max(reads, backends.is_sharded(), evidence);
-    reader.read(reads, StoreLimit::budget, masks);
-  } else if (backends.is_sharded()) {
-    reader.gather(next.sorted, masks);
+    reader.read(reads, masks);
   } else {
     // They are few, or their scores too close or too small for the bounds to tell apart.
-    reader.read(next.sorted, StoreLimit::none, masks);
+    reader.sort(next.sorted, masks);
   }
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
@@ -328,12 +325,7 @@ Evidence sort_open(Backends& backends, const SelectionSpec& spec, const Threshol
   check_not_sorted(open, evidence);
   Reads reads;
   for (const OpenLayer& layer : open) reads.add(layer.id, layer.needed);
-  Reader reader(backends, spec, bounds.scores, evidence);
-  if (backends.is_sharded()) {
-    reader.gather(reads, masks);
-  } else {
-    reader.read(reads, StoreLimit::none, masks);
-  }
+  Reader(backends, spec, bounds.scores, evidence).sort(reads, masks);
   check_ranges(backends.layers(), open, bounds.ranges, evidence);
   return evidence;
 }
